@@ -1,0 +1,42 @@
+# Needs Python 3.11, 3.12 or 3.13, git and make; everything else is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help setup demo test lint format tensorboard
+
+help:
+	@echo "make setup        install the pinned versions into .venv (the others do it when needed)"
+	@echo "make demo         draw the shapes data set and train a small SPP-net on it: about 4 minutes on 2 cores"
+	@echo "make test         run all tests"
+	@echo "make lint         check formatting, lint and types"
+	@echo "make format       format the code"
+	@echo "make tensorboard  look at the runs in a browser"
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit("error: Python %d.%d at %s: sppnet needs 3.11, 3.12 or 3.13; choose one with make PYTHON=..." % (*v, sys.executable))'
+	@echo "installing into .venv (once, until pyproject.toml or constraints.txt changes)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $(INSTALLED)
+
+demo: setup
+	@$(BIN)/python scripts/train.py experiment=demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tensorboard: setup
+	$(BIN)/tensorboard --logdir runs

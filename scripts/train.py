@@ -1,0 +1,103 @@
+"""Trains an SPP-net classifier: python scripts/train.py --help."""
+
+from functools import partial
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from command_line import bound, bound_choice, claim_run_directory, clear_errors, run_directory
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(config: DictConfig) -> None:
+    with clear_errors():
+        OmegaConf.resolve(config)
+        bound(config, settings)
+        train(config)
+
+
+def settings(
+    *,
+    name: str | None,
+    seed: int,
+    hidden: int,
+    runs: str,
+    run: str | None,
+    paper_epochs: int,
+    backbone: dict[str, Any],
+    pooling: dict[str, Any],
+    sizes: dict[str, Any],
+    data: dict[str, Any],
+    recipe: dict[str, Any],
+    trainer: dict[str, Any],
+) -> None:
+    """The schema of configs/train.yaml; `train` checks the sections against what they are given to."""
+
+
+def pooling(*, levels: list[int] | None) -> list[int] | None:
+    return levels
+
+
+def train(config: DictConfig) -> None:
+    # Imported here because Lightning takes seconds, and --help should not.
+    import torch
+    from sppnet.datasets import DATA_SOURCES, open_data
+
+    from sppnet.backbones import BACKBONES, build_backbone
+    from sppnet.classify.recipe import Recipe
+    from sppnet.classify.schedules import check_sizes, size_of_epoch
+    from sppnet.classify.training import Machine, check_sizes_fit, train_classifier
+    from sppnet.network import SPPNet
+    from sppnet.records import read_result, result_text
+
+    recipe = Recipe(**bound(config.recipe, Recipe, "recipe."))
+    machine = Machine(**bound(config.trainer, Machine, "trainer."))
+    levels = pooling(**bound(config.pooling, pooling, "pooling."))
+    sizes = bound(config.sizes, size_of_epoch, "sizes.")
+    smallest, largest = check_sizes(sizes.get("cycle"), sizes.get("uniform"))
+    architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
+    source, data_options = bound_choice(config.data, "source", DATA_SOURCES, "data.")
+
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(architecture, **backbone_options)
+    check_sizes_fit(backbone, levels, smallest, largest)
+    run, outcome = run_directory(config)
+    claim_run_directory(run, outcome)
+    result = read_result(run)
+    if result is None:
+        data = open_data(source, **data_options)
+        network = SPPNet(
+            backbone,
+            levels,
+            len(data.classes),
+            hidden=config.hidden,
+            dropout=recipe.dropout,
+            initialization=recipe.initialization,
+            input_mean=recipe.input_mean,
+            input_std=recipe.input_std,
+            classes=data.classes,
+        )
+        print(
+            f"{network.summary()} on {source}: {len(data.train):,} + {len(data.val):,} images of "
+            f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
+            flush=True,
+        )
+        result = train_classifier(
+            network,
+            data,
+            recipe=recipe,
+            machine=machine,
+            crop_side=largest,
+            size_of_epoch=partial(size_of_epoch, **{"seed": config.seed, **sizes}),
+            seed=config.seed,
+            data_name=source,
+            run=run,
+        )
+    else:
+        print("already finished")
+    print(result_text(result, run))
+
+
+if __name__ == "__main__":
+    main()

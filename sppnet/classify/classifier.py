@@ -1,0 +1,145 @@
+"""One training step, one validation pass, and what they report."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from sppnet.classify.recipe import Recipe
+from sppnet.classify.schedules import cosine_factor, plateau_factor
+from sppnet.metrics import count_wrong
+from sppnet.network import SPPNet
+
+LOG_EVERY = 50  # steps between the numbers that cost a wait for the device
+
+
+class Classifier(LightningModule):
+    """Trains an SPPNet on batches (images, labels) as a recipe says.
+
+    `history` holds a dict per finished epoch: epoch from 1, size in pixels, train_loss, top1_wrong and top5_wrong of n
+    validation images, learning_rate, images_per_second and seconds. It travels in the checkpoint, and the learning
+    rate of a step is a function of it and of the step: a resumed run has no schedule to restore.
+    """
+
+    def __init__(self, network: SPPNet, recipe: Recipe, seed: int) -> None:
+        super().__init__()
+        self.network, self.recipe, self.seed = network, recipe, seed
+        self.history: list[dict[str, Any]] = []
+        self.wrong = torch.zeros(3, dtype=torch.int64)
+        self.loss_sum = torch.zeros(())
+        self.images_seen = 0
+        self.epoch_started = 0.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
+        biases = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
+        return torch.optim.SGD(
+            [
+                {"params": weights, "weight_decay": self.recipe.weight_decay},
+                {"params": biases, "weight_decay": 0.0},
+            ],
+            lr=self.recipe.learning_rate,
+            momentum=self.recipe.momentum,
+            fused=True,
+        )
+
+    def learning_rate(self) -> float:
+        """The rate of the coming step."""
+        if self.recipe.plateau_patience is not None:
+            errors = [epoch["top1_wrong"] / epoch["n"] for epoch in self.history]
+            factor = plateau_factor(errors, self.recipe.plateau_patience, self.recipe.plateau_drops)
+        else:
+            assert self.recipe.warmup_epochs is not None
+            total = int(self.trainer.estimated_stepping_batches)
+            warmup = round(self.recipe.warmup_epochs * total / self.recipe.epochs)
+            factor = cosine_factor(self.global_step, warmup, total)
+        return factor * self.recipe.learning_rate
+
+    def on_train_epoch_start(self) -> None:
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.images_seen, self.epoch_started = 0, time.perf_counter()
+
+    def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        # Dropout is a function of (seed, step, process), so that a resumed run draws what the uninterrupted one did.
+        sequence = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.learning_rate()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.recipe.label_smoothing)
+        self.loss_sum += loss.detach() * len(labels)
+        self.images_seen += len(labels)
+        if self.global_step % LOG_EVERY == 0:
+            self._log_step(loss, images.shape[-1])
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if self.recipe.clip_gradient_norm is not None:
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_gradient_norm)
+        elif self.global_step % LOG_EVERY == 0:
+            norm = torch.nn.utils.get_total_norm(gradients)
+        if self.global_step % LOG_EVERY == 0:
+            self._write("train/gradient_norm", float(norm))
+
+    def on_validation_epoch_start(self) -> None:
+        self.wrong = torch.zeros(3, dtype=torch.int64, device=self.device)
+        self.training_seconds = time.perf_counter() - self.epoch_started
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        # forward, not the call: the compiled network is for training's shapes alone.
+        self.wrong += count_wrong(self.network.forward(images).float(), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        counts = self.trainer.strategy.reduce(self.wrong, reduce_op="sum")
+        top1_wrong, top5_wrong, n = (int(count) for count in counts)
+        expected = len(self.trainer.datamodule.data.val)  # type: ignore[attr-defined]
+        if n != expected:
+            raise RuntimeError(f"validation counted {n} images, but there are {expected}")
+        images_seen = self.images_seen * self.trainer.world_size
+        self.history.append(
+            {
+                "epoch": self.current_epoch + 1,
+                "size": self.trainer.datamodule.size_of_epoch(self.current_epoch),  # type: ignore[attr-defined]
+                "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / max(1, self.images_seen))),
+                "top1_wrong": top1_wrong,
+                "top5_wrong": top5_wrong,
+                "n": n,
+                "learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+                "images_per_second": images_seen / self.training_seconds,
+                "seconds": time.perf_counter() - self.epoch_started,
+            }
+        )
+        self._log_epoch(self.history[-1])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What load_network needs, in plain values, so that the file loads with weights_only=True.
+        checkpoint["network"] = self.network.description()
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = checkpoint["history"]
+
+    def _log_step(self, loss: Tensor, size: int) -> None:
+        self._write("train/loss", float(loss.detach()))
+        self._write("train/learning_rate", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
+        self._write("train/size", float(size))
+
+    def _log_epoch(self, epoch: dict[str, Any]) -> None:
+        self._write("val/top1_error_percent", 100 * epoch["top1_wrong"] / epoch["n"])
+        self._write("val/top5_error_percent", 100 * epoch["top5_wrong"] / epoch["n"])
+        self._write("train/epoch_loss", epoch["train_loss"])
+        self._write("train/images_per_second", epoch["images_per_second"])
+
+    def _write(self, name: str, value: float) -> None:
+        if self.logger is not None:
+            self.logger.log_metrics({name: value}, step=self.global_step)

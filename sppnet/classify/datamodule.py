@@ -1,0 +1,233 @@
+"""From (bytes, label, name) to batches of network input, at the size of the epoch.
+
+Workers decode, resize and crop: always the same 224 x 224 region, so they never know which size the epoch trains at.
+The device mirrors, changes colours and resizes whole batches. The paper's 180 x 180 image is the same 224 x 224 region
+resized (arXiv:1406.4729v4, §2.3), so switching sizes is one call on the device and no loader is built anew.
+
+Everything random about an image is a function of (seed, epoch, index), whatever the number of workers.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sppnet.datasets import ImageData
+from sppnet.images import (
+    COLOR_STANDARD_DEVIATION,
+    CROP_POSITIONS,
+    UnreadableImage,
+    alter_color,
+    crop,
+    decode_image,
+    mirror,
+    resize_batch,
+    resize_shorter_side,
+    to_network_input,
+)
+
+# A training image that cannot be read is replaced by another; after this many in a row the data set is at fault.
+MOST_REPLACEMENTS = 20
+
+
+def shorter_side_for(crop_side: int) -> int:
+    """The shorter side that images are resized to before cropping: 256 for the paper's crops of 224, 8/7 in general."""
+    return round(crop_side * 8 / 7)
+
+
+class TrainingCrops(Dataset[dict[str, Any]]):
+    """A training image at one of the paper's five crop positions, with the random numbers for the device.
+
+    Indexed by (epoch, index). Gives `image` uint8 (3, side, side), `label`, `mirrored` bool, `color` float32 (3,) and
+    `unreadable`, the names of files that had to be replaced, joined by a tab ("" nearly always). The replacement is the
+    image at an index that is itself drawn from (seed, epoch, index).
+    """
+
+    def __init__(self, images: Any, *, side: int, seed: int) -> None:
+        self.images, self.side, self.seed = images, side, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        random = np.random.default_rng([self.seed, epoch, index])
+        position = CROP_POSITIONS[random.integers(len(CROP_POSITIONS))]
+        mirrored = bool(random.integers(2))
+        color = random.normal(0.0, COLOR_STANDARD_DEVIATION, 3).astype(np.float32)
+        unreadable: list[str] = []
+        while True:
+            data, label, name = self.images[index]
+            try:
+                image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
+                break
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+                if len(unreadable) == MOST_REPLACEMENTS:
+                    raise UnreadableImage(f"{MOST_REPLACEMENTS} unreadable images in a row, last {error}") from error
+                index = int(random.integers(len(self.images)))
+        return {
+            "image": crop(image, self.side, position),
+            "label": label,
+            "mirrored": mirrored,
+            "color": torch.from_numpy(color),
+            "unreadable": "\t".join(unreadable),
+        }
+
+
+class CenterCrops(Dataset[dict[str, Any]]):
+    """The centre crop of every image: `image` uint8 (3, side, side) and `label`. An unreadable file raises."""
+
+    def __init__(self, images: Any, *, side: int) -> None:
+        self.images, self.side = images, side
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        data, label, name = self.images[index]
+        image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
+        return {"image": crop(image, self.side, "center"), "label": label}
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """(epoch, index) of this process's share of an epoch, in an order that is a function of (seed, epoch).
+
+    Every image stands once in the shares of all processes together, up to the last few that would make the shares
+    unequal. Lightning calls `set_epoch`.
+    """
+
+    def __init__(self, images: int, *, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.images, self.seed, self.rank, self.processes = images, seed, rank, processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.images // self.processes
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
+        share = order[self.rank :: self.processes][: len(self)]
+        return ((self.epoch, int(index)) for index in share)
+
+
+class ShareSampler(Sampler[int]):
+    """Indices of this process's share of a validation set: all shares together hold every image exactly once."""
+
+    def __init__(self, images: int, *, rank: int = 0, processes: int = 1) -> None:
+        self.share = range(rank, images, processes)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)
+
+
+class ClassificationData(LightningDataModule):
+    """Training batches at the size of the epoch, validation batches at the centre crop.
+
+    A batch on the device is (images, labels): float32 (N, 3, s, s) in channels_last on the network's scale, s the size of
+    the epoch in training and `crop_side` in validation; int64 (N,).
+
+    Args:
+        data: what `sppnet.datasets.open_data` gives.
+        batch_size: images per device and step.
+        crop_side: pixels of the crops, 224 in the paper, taken from images with a shorter side 8/7 of that.
+        size_of_epoch: from the epoch, counted from 0, to its size.
+        input_mean, input_std: of the network.
+        color: whether training changes colours (AlexNet's PCA lighting).
+        seed: of order, crops, mirroring and colours.
+        workers: loader processes, 0 to load in the training process.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        batch_size: int,
+        crop_side: int,
+        size_of_epoch: Callable[[int], int],
+        input_mean: Sequence[float],
+        input_std: Sequence[float],
+        color: bool,
+        seed: int,
+        workers: int,
+    ) -> None:
+        super().__init__()
+        self.data, self.batch_size, self.crop_side, self.size_of_epoch = (
+            data,
+            batch_size,
+            crop_side,
+            size_of_epoch,
+        )
+        self.input_mean, self.input_std, self.color = tuple(input_mean), tuple(input_std), color
+        self.seed, self.workers = seed, workers
+        self.unreadable: set[str] = set()
+
+    def train_dataloader(self) -> DataLoader:
+        rank, processes = self._place()
+        sampler = EpochSampler(len(self.data.train), seed=self.seed, rank=rank, processes=processes)
+        return self._loader(
+            TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed),
+            sampler,
+            # A last batch of another size would cost a compiled graph; but never drop the only one.
+            drop_last=len(sampler) >= self.batch_size,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        rank, processes = self._place()
+        sampler = ShareSampler(len(self.data.val), rank=rank, processes=processes)
+        return self._loader(CenterCrops(self.data.val, side=self.crop_side), sampler)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        assert self.trainer is not None
+        if not self.trainer.training:
+            return self.to_input(batch["image"].float()), batch["label"]
+        self._warn_of_unreadable(batch["unreadable"])
+        images = mirror(batch["image"].float(), batch["mirrored"])
+        if self.color:
+            images = alter_color(images, batch["color"])
+        size = self.size_of_epoch(self.trainer.current_epoch)
+        return self.to_input(resize_batch(images, size)), batch["label"]
+
+    def to_input(self, images: Tensor) -> Tensor:
+        """Float images (N, 3, h, w) in 0..255 -> the network's scale, in the memory format that convolutions like."""
+        images = to_network_input(images, self.input_mean, self.input_std)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any], drop_last: bool = False) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _warn_of_unreadable(self, messages: list[str]) -> None:
+        """Names each unreadable training image once, in the process that a person reads."""
+        for message in "\t".join(filter(None, messages)).split("\t"):
+            if message and message not in self.unreadable:
+                self.unreadable.add(message)
+                warnings.warn(f"skipping an unreadable training image: {message}", stacklevel=2)
+
+
+def worker_count(requested: int | None) -> int:
+    """`requested`, or one per core that this process may use and share among its devices, at most 16."""
+    if requested is not None:
+        if requested < 0:
+            raise ValueError(f"trainer.workers={requested}: must be at least 0")
+        return requested
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, cores // max(1, torch.cuda.device_count()))

@@ -1,0 +1,66 @@
+"""Which image size an epoch trains at, and which learning rate a step uses: pure functions.
+
+Nothing is remembered between calls, so a resumed run and any loader worker agree on both.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def size_of_epoch(
+    epoch: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
+) -> int:
+    """The side in pixels at which an epoch, counted from 0, trains.
+
+    Args:
+        epoch: from 0.
+        cycle: sizes taken in turn, a full epoch each: [224] is single-size training, [224, 180] the paper's multi-size
+            training with the even epochs at 224 (arXiv:1406.4729v4, §2.3; which size comes first is not stated).
+        uniform: [smallest, largest]: one size per epoch, uniform over the integers between, both included (§3.1.3).
+        seed: of the sizes drawn from `uniform`.
+
+    Exactly one of `cycle` and `uniform` must be given; ValueError otherwise, and for sizes below 1.
+    """
+    check_sizes(cycle, uniform)
+    if cycle is not None:
+        return cycle[epoch % len(cycle)]
+    assert uniform is not None
+    return int(np.random.default_rng([seed, epoch]).integers(uniform[0], uniform[1], endpoint=True))
+
+
+def check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> tuple[int, int]:
+    """The (smallest, largest) size of a schedule; ValueError for one that makes no sense."""
+    if (cycle is None) == (uniform is None):
+        raise ValueError("sizes: give either cycle, such as [224, 180], or uniform, such as [180, 224]")
+    sizes = cycle if cycle is not None else uniform
+    assert sizes is not None
+    if len(sizes) < 1 or min(sizes) < 1:
+        raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1")
+    if uniform is not None and (len(uniform) != 2 or uniform[0] > uniform[1]):
+        raise ValueError(f"sizes.uniform={list(uniform)}: must be [smallest, largest]")
+    return min(sizes), max(sizes)
+
+
+def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The factor on the learning rate at a step from 0: a linear rise over `warmup_steps`, then half a cosine to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def plateau_factor(errors: Sequence[float], patience: int, drops: int, divisor: float = 10.0) -> float:
+    """The factor on the learning rate after epochs with these validation errors: 1 / divisor ** (drops so far).
+
+    The rate drops when `patience` epochs in a row did not bring a new lowest error, at most `drops` times; counting
+    begins anew after each drop. The paper divides by 10 twice "when the error plateaus" (arXiv:1406.4729v4, §3.1).
+    """
+    done, lowest, waited = 0, math.inf, 0
+    for error in errors:
+        waited = 0 if error < lowest else waited + 1
+        lowest = min(lowest, error)
+        if waited == patience and done < drops:
+            done, waited = done + 1, 0
+    return divisor**-done

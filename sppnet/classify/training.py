@@ -1,0 +1,170 @@
+"""Training a classifier: the objects put together in sight, resumed where they stood, and a result at the end."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from sppnet.backbones import Backbone, TimmBackbone
+from sppnet.classify.classifier import Classifier
+from sppnet.classify.datamodule import ClassificationData, shorter_side_for, worker_count
+from sppnet.classify.recipe import Recipe
+from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
+from sppnet.datasets import ImageData
+from sppnet.network import NO_PYRAMID_INPUT, SPPNet
+from sppnet.records import RESULT_FILE, environment, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run is trained on. Nothing here is meant to change its outcome, beyond the rounding of the precision."""
+
+    accelerator: str = "auto"  # "auto", "cpu", "gpu": Lightning's
+    devices: int | str = "auto"  # how many, or which: "0,2"
+    num_nodes: int = 1
+    strategy: str = "auto"  # "auto", "ddp", ...: Lightning's
+    precision: str | None = None  # None: bf16-mixed where the hardware is made for it, else 32-true
+    compile: bool | None = None  # torch.compile of the network; None: on a GPU
+    workers: int | None = None  # loader processes; None: one per core, at most 16
+    deterministic: bool = False
+
+
+def check_sizes_fit(backbone: Backbone | TimmBackbone, levels: list[int] | None, smallest: int, largest: int) -> None:
+    """ValueError if a network with this backbone and pyramid cannot train at these sizes (in pixels)."""
+    if smallest < backbone.smallest_input:
+        raise ValueError(
+            f"sizes: {smallest} pixels are too few for this backbone, which needs at least {backbone.smallest_input}"
+        )
+    if levels is None and (smallest, largest) != (NO_PYRAMID_INPUT, NO_PYRAMID_INPUT):
+        raise ValueError(
+            f"sizes: {smallest} to {largest} pixels; a network without a pyramid (pooling=none) trains at "
+            f"{NO_PYRAMID_INPUT} only: use sizes=single"
+        )
+
+
+def train_classifier(
+    network: SPPNet,
+    data: ImageData,
+    *,
+    recipe: Recipe,
+    machine: Machine,
+    crop_side: int,
+    size_of_epoch: Callable[[int], int],
+    seed: int,
+    data_name: str,
+    run: Path,
+) -> dict[str, Any]:
+    """Trains until `recipe.epochs` are done, from the last checkpoint in `run` if there is one.
+
+    Writes `checkpoints/last.ckpt` after every epoch, `tensorboard/` along the way and `result.json` at the end.
+
+    Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
+    versions, commit and hardware.
+    """
+    _quieten_lightning()
+    trainer = _build_trainer(recipe, machine, run, network)
+    processes = trainer.num_devices * trainer.num_nodes
+    if recipe.batch_size % processes:
+        raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
+    module = ClassificationData(
+        data,
+        batch_size=recipe.batch_size // processes,
+        crop_side=crop_side,
+        size_of_epoch=size_of_epoch,
+        input_mean=network.input_mean,
+        input_std=network.input_std,
+        color=recipe.color,
+        seed=seed,
+        workers=worker_count(machine.workers),
+    )
+    network.to(memory_format=torch.channels_last)
+    if machine.compile or (machine.compile is None and _on_gpu(trainer)):
+        # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
+        network.compile(dynamic=False)
+    classifier = Classifier(network, recipe, seed)
+    last = run / "checkpoints" / "last.ckpt"
+    trainer.fit(classifier, datamodule=module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    result = {"data": data_name} | _result(classifier, data, crop_side)
+    if trainer.is_global_zero:
+        write_json(run / RESULT_FILE, result)
+    return result
+
+
+def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet) -> Trainer:
+    # Two names would leave a moment without a checkpoint; one name is written anew and renamed over the old.
+    checkpoint = ModelCheckpoint(
+        run / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    terminal = sys.stderr.isatty()
+    callbacks: list[Callback] = [checkpoint, EpochLines(), Pictures(network.input_mean, network.input_std)]
+    return Trainer(
+        accelerator=machine.accelerator,
+        devices=machine.devices,
+        num_nodes=machine.num_nodes,
+        strategy=machine.strategy,
+        precision=machine.precision or _best_precision(machine.accelerator),  # type: ignore[arg-type]
+        deterministic=machine.deterministic,
+        max_epochs=recipe.epochs,
+        logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
+        callbacks=[*callbacks, ProgressBar(refresh_rate=10)] if terminal else callbacks,
+        enable_progress_bar=terminal,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _best_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
+    """bf16 where the hardware multiplies it faster than float32."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    # Releases of torch that cannot tell stay at float32.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
+
+
+def _on_gpu(trainer: Trainer) -> bool:
+    return trainer.strategy.root_device.type == "cuda"
+
+
+def _quieten_lightning() -> None:
+    """Leaves of Lightning's messages what a person can act on."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*LeafSpec.*deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _result(classifier: Classifier, data: ImageData, crop_side: int) -> dict[str, Any]:
+    last, network = classifier.history[-1], classifier.network
+    n = last["n"]
+    return {
+        "network": network.summary(),
+        "protocol": f"centre crop {crop_side} of images at shorter side {shorter_side_for(crop_side)}, one view",
+        "top1_error": last["top1_wrong"] / n,
+        "top5_error": last["top5_wrong"] / n,
+        "top1_wrong": last["top1_wrong"],
+        "top5_wrong": last["top5_wrong"],
+        "n": n,
+        "num_classes": network.num_classes,
+        "training_images": len(data.train),
+        "epochs": len(classifier.history),
+        "seconds": sum(epoch["seconds"] for epoch in classifier.history),
+        "seed": classifier.seed,
+        **environment(),
+        "history": classifier.history,
+    }

@@ -1,0 +1,232 @@
+"""Where pictures come from: drawn shapes, folders, ImageNet, Caltech101, the Hugging Face Hub.
+
+A data set is an `EncodedImages`. It keeps no Python object per image, because their reference counts would copy the
+memory of a forked worker page by page: 1.28 million paths are one NumPy array.
+
+What is wrong with a data set is said by a FileNotFoundError or ValueError of one line: where, what was found, what
+is expected.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from sppnet.shapes import generate_shapes
+
+
+class EncodedImages(Protocol):
+    """Image files by index, from 0. `labels` is int64 (len(d),) and counts `classes` from 0."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+        """The bytes of the file, its label, and its name, which no other image of train and val has."""
+
+
+class ImageData(NamedTuple):
+    """Both parts label by `classes`."""
+
+    train: EncodedImages
+    val: EncodedImages
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles:
+    """Images in files; a name is the path from `root`, with slashes."""
+
+    root: str
+    paths: np.ndarray  # bytes (len(d),), each the path from `root`
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+        name = os.fsdecode(self.paths[index])
+        return Path(self.root, name).read_bytes(), int(self.labels[index]), name
+
+
+@dataclass(frozen=True, eq=False)
+class HubImages:
+    """Images in the memory-mapped files of a `datasets.Dataset`; a name is the split and the position in it."""
+
+    dataset: Any  # its column `image` is undecoded: bytes, or the path of a file
+    split: str
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+        index = range(len(self))[index]
+        image = self.dataset[index]["image"]
+        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+        return data, int(self.labels[index]), f"{self.split}/{index}"
+
+
+# The sources.
+
+_VAL_FOLDERS = ("val", "validation", "test")
+
+
+def shapes(*, root: str, train: int = 2000, val: int = 500, seed: int = 0) -> ImageData:
+    """The pictures of `sppnet.shapes`, drawn into `root` on first use; `train` and `val` count them."""
+    return _train_and_val(generate_shapes(Path(root), train=train, val=val, seed=seed), "val")
+
+
+def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0) -> ImageData:
+    """One folder per class in `root`/train and `root`/val (or validation, or test), or all in `root` itself.
+
+    Without a val folder, `val_fraction` of every class becomes val, chosen by `split_seed` and the names of the
+    files alone: where there is no train/ either, 0.2 of it unless told. Class folders may hold folders; hidden
+    files and folders are left out.
+    """
+    top = _existing_folder(Path(root))
+    has_train = (top / "train").is_dir()
+    val_folder = next((name for name in _VAL_FOLDERS if (top / name).is_dir()), None)
+    if val_folder and not has_train:
+        raise ValueError(f"{top}: found {val_folder}/, expected train/ beside it")
+    if val_folder and val_fraction is not None:
+        raise ValueError(f"{top}: found {val_folder}/, val_fraction={val_fraction} is for folders without it")
+    if val_folder:
+        return _train_and_val(top, val_folder)
+    if has_train and val_fraction is None:
+        raise ValueError(f"{top}: found train/, expected val/ beside it, or val_fraction=0.2 to split train/")
+    images = _read_classes(top, "train" if has_train else "")
+    return _split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
+
+
+def imagenet(*, root: str) -> ImageData:
+    """ILSVRC 2012: `root`/train and `root`/val, each with 1000 folders named by WordNet id, such as n01440764."""
+    top = _existing_folder(Path(root))
+    for split in ("train", "val"):
+        _check_wordnet_folders(_existing_folder(top / split))
+    return _train_and_val(top, "val")
+
+
+def caltech101(
+    *, root: str, split_seed: int = 0, train_per_class: int = 30, test_per_class: int = 50
+) -> ImageData:
+    """102 categories with the background: 30 random images of each to train, up to 50 others to test.
+
+    The protocol of arXiv:1406.4729v4, 3.3, which averages 10 splits. `root` is 101_ObjectCategories or the folder
+    that holds it; names are paths from 101_ObjectCategories.
+    """
+    top = _existing_folder(Path(root))
+    nested = top / "101_ObjectCategories"
+    images = _read_classes(nested if nested.is_dir() else top, "")
+    if len(images.classes) != 102:
+        raise ValueError(f"{images.root}: found {len(images.classes)} class folders, expected Caltech101's 102")
+    train, test = [], []
+    for name, members in _shuffled_classes(images, split_seed):
+        if not 0 < train_per_class < len(members) or test_per_class < 1:
+            raise ValueError(
+                f"{images.root}: {name} has {len(members)} images, "
+                f"train_per_class={train_per_class} and test_per_class={test_per_class} need one each at least"
+            )
+        train.append(members[:train_per_class])
+        test.append(members[train_per_class : train_per_class + test_per_class])
+    return ImageData(_select(images, train), _select(images, test), images.classes)
+
+
+def hub(
+    *,
+    name: str,
+    config: str | None = None,
+    train_split: str = "train",
+    val_split: str = "validation",
+    image_column: str = "image",
+    label_column: str = "label",
+    cache: str | None = None,
+) -> ImageData:
+    """A data set of the Hugging Face Hub, or a local folder that `load_dataset` reads or `save_to_disk` wrote.
+
+    Splits of what `load_dataset` reads may be slices, such as train[:90%] and train[90%:].
+    """
+    train, val = (
+        _hub_images(_load_split(name, config, split, cache), f"{name} {split}", split, image_column, label_column)
+        for split in (train_split, val_split)
+    )
+    _check_same_classes(name, (train_split, train.classes), (val_split, val.classes))
+    return ImageData(train, val, train.classes)
+
+
+DATA_SOURCES: dict[str, Callable[..., ImageData]] = {
+    "shapes": shapes,
+    "folder": folder,
+    "imagenet": imagenet,
+    "hub": hub,
+    "caltech101": caltech101,
+}
+
+
+def open_data(source: str, /, **options: Any) -> ImageData:
+    """The data set of a source in DATA_SOURCES; `options` are the arguments of that function."""
+    if source not in DATA_SOURCES:
+        raise ValueError(f"source={source!r}: must be one of {', '.join(DATA_SOURCES)}")
+    return DATA_SOURCES[source](**options)
+
+
+# Reading trees of files.
+
+_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .avif .ppm .pgm .pbm".split())
+
+
+def _train_and_val(top: Path, val_folder: str) -> ImageData:
+    train, val = _read_classes(top, "train"), _read_classes(top, val_folder)
+    _check_same_classes(top, ("train", train.classes), (val_folder, val.classes))
+    return ImageData(train, val, train.classes)
+
+
+def _read_classes(top: Path, split: str) -> ImageFiles:
+    """The images in the class folders of `top`/`split`, sorted by class, then by path."""
+    base = top / split
+    classes = _class_folders(base)
+    if len(classes) < 2:
+        raise ValueError(f"{base}: found {_contents(base)}, expected a folder for each of two or more classes")
+    paths, counts = [], []
+    for name in classes:
+        found = sorted(_image_paths(base / name, f"{split}/{name}" if split else name))
+        if not found:
+            raise ValueError(f"{base / name}: found no images, expected files such as *.jpg")
+        paths += [os.fsencode(path) for path in found]
+        counts.append(len(found))
+    return ImageFiles(str(top), np.array(paths), np.repeat(np.arange(len(classes)), counts), tuple(classes))
+
+
+def _class_folders(base: Path) -> list[str]:
+    with os.scandir(base) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+
+
+def _image_paths(place: Path | str, prefix: str) -> Iterator[str]:
+    """`prefix`/path of each image in `place` and the folders in it, but not in links to folders: they may be rings."""
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = f"{prefix}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _image_paths(entry.path, path)
+            elif entry.name.lower().endswith(_SUFFIXES):
+                yield path
+
+
+def _contents(base: Path) -> str:
+    folders, images = _class_folders(base), _flat_images(base)
+    return f"{len(folders)} folders ({_first(folders)}) and {len(images)} images lying flat"

@@ -1,0 +1,131 @@
+"""Integer geometry of networks and pyramids: side lengths, pyramid bins, image windows on feature maps.
+
+Everything here is exact integer arithmetic on one side of an image at a time, so that pooling, views and
+detection share one rule. Cells of a feature map are counted from 0; boxes are half-open.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The window that a convolution or pooling layer slides along one side: kernel, stride, padding in cells."""
+
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+
+
+def side_lengths(side: int, footprints: Iterable[Footprint]) -> list[int]:
+    """The side of the feature map after every layer, for an input of `side` pixels.
+
+    floor((side + 2 * padding - kernel) / stride) + 1 for convolution and pooling alike (arXiv:1406.4729v4,
+    Table 1 holds in floor mode with the paddings of `sppnet.backbones`). A side below 1 means that the input
+    is too small; it is reported as 0 from that layer on.
+    """
+    sides = []
+    for layer in footprints:
+        span = side + 2 * layer.padding - layer.kernel
+        side = span // layer.stride + 1 if span >= 0 and side > 0 else 0
+        sides.append(side)
+    return sides
+
+
+def smallest_input(footprints: Sequence[Footprint]) -> int:
+    """The smallest side in pixels whose feature map has at least one cell."""
+    side = 1
+    for layer in reversed(footprints):
+        side = max(1, (side - 1) * layer.stride + layer.kernel - 2 * layer.padding)
+    return side
+
+
+def total_stride(footprints: Iterable[Footprint]) -> int:
+    """Pixels from the centre of one cell to the centre of the next."""
+    stride = 1
+    for layer in footprints:
+        stride *= layer.stride
+    return stride
+
+
+def first_center(footprints: Iterable[Footprint]) -> int | Fraction:
+    """The pixel, counted from 0, on which the first cell's receptive field is centred.
+
+    0 when every padding is floor(kernel / 2) and every kernel odd (arXiv:1406.4729v4, Appendix A). Exact: an int,
+    or a Fraction where an even kernel centres cells between pixels.
+    """
+    center, stride = Fraction(0), 1
+    for layer in footprints:
+        center += (Fraction(layer.kernel - 1, 2) - layer.padding) * stride
+        stride *= layer.stride
+    return int(center) if center.denominator == 1 else center
+
+
+def check_levels(levels: Iterable[int]) -> tuple[int, ...]:
+    """`levels` as a tuple, or ValueError naming what is wrong: a level is the n of an n x n grid of bins."""
+    if isinstance(levels, (str, bytes)) or not isinstance(levels, Iterable):
+        raise ValueError(f"levels={levels!r}: must be a list of integers from 1, such as [6, 3, 2, 1]")
+    checked = tuple(levels)
+    if not checked:
+        raise ValueError("levels=[]: a pyramid needs at least one level, such as [6, 3, 2, 1]")
+    for level in checked:
+        if isinstance(level, bool) or not isinstance(level, int) or level < 1:
+            raise ValueError(f"levels={list(checked)}: level {level!r} must be an integer from 1")
+    return checked
+
+
+def pyramid_bins(side: int, n: int) -> list[tuple[int, int]]:
+    """The `n` bins along a side of `side` cells: (start, end), half-open.
+
+    Bin i is [floor(i * side / n), ceil((i + 1) * side / n)): arXiv:1406.4729v4, Appendix A, "Implementation of
+    Pooling Bins". Bins overlap where n does not divide side, and share cells where n > side; none is empty.
+
+    Raises ValueError for a side or n below 1.
+    """
+    if side < 1 or n < 1:
+        raise ValueError(f"pyramid_bins(side={side}, n={n}): both must be at least 1")
+    return [(i * side // n, -((i + 1) * -side // n)) for i in range(n)]
+
+
+def window_to_cells(
+    window: tuple[float, float, float, float],
+    stride: int,
+    offset: float | Fraction,
+    map_size: tuple[int, int],
+) -> tuple[int, int, int, int]:
+    """The cells of a feature map that an image window covers.
+
+    Args:
+        window: (x0, y0, x1, y1) in pixels of the image that the map was computed from, x0 <= x1 and y0 <= y1.
+        stride: pixels between the centres of neighbouring cells.
+        offset: pixel on which the first cell is centred (`first_center`).
+        map_size: (height, width) of the map in cells.
+
+    Returns:
+        (x0, y0, x1, y1): half-open cells, at least one in each direction, all inside the map. They are the cells
+        whose centres lie strictly inside the window (arXiv:1406.4729v4, Appendix A: floor(x / S) + 1 to
+        ceil(x / S) - 1). A window that holds no centre takes the cell nearest to its middle, the left or upper
+        of two equally near ones; what lies outside the map is moved to its border.
+
+    Raises ValueError for an inside-out or endless window, a stride below 1 or a map without cells.
+    """
+    x0, y0, x1, y1 = window
+    height, width = map_size
+    if not (-math.inf < x0 <= x1 < math.inf and -math.inf < y0 <= y1 < math.inf):
+        raise ValueError(f"window={tuple(window)}: must be finite (x0, y0, x1, y1), x0 <= x1 and y0 <= y1")
+    if stride < 1 or height < 1 or width < 1:
+        raise ValueError(f"stride={stride}, map_size={tuple(map_size)}: all must be at least 1")
+    left, right = _cells_inside(x0, x1, stride, offset, width)
+    top, bottom = _cells_inside(y0, y1, stride, offset, height)
+    return left, top, right, bottom
+
+
+def _cells_inside(start: float, end: float, stride: int, offset: float | Fraction, cells: int) -> tuple[int, int]:
+    first = (start - offset) // stride + 1
+    last = -((offset - end) // stride) - 1
+    if first > last:
+        first = last = -((stride + 2 * offset - start - end) // (2 * stride))
+    first, last = (min(max(int(cell), 0), cells - 1) for cell in (first, last))
+    return first, last + 1

@@ -1,0 +1,214 @@
+"""One picture on the CPU: decode, resize, crop. Batches on any device: mirror, colour, input size, network input.
+
+Letters: N images, h and w pixels of height and width. Channels are R, G, B; values run from 0 to 255 until
+`to_network_input`. The functions on batches are pure, take their random numbers from the caller and never make
+the host wait for the device.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+_torchcodec: ModuleType | None
+try:
+    import torchcodec.decoders as _torchcodec
+except (ImportError, OSError, RuntimeError):  # not installed, or its libraries do not load on this machine
+    _torchcodec = None
+
+# Where Pillow itself refuses a file: 0.5 GB as uint8 RGB. Real cameras make pictures of 150 megapixels.
+MAX_PIXELS = 178_956_970
+
+# What sets of pictures hold. Pillow knows forty more formats; for one (EPS) it starts another program.
+_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
+
+# EXIF tag 0x0112, "Orientation": what turns the stored picture upright; 1 is upright already.
+_ORIENTATION_TAG = 0x0112
+_TURN_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableImage(ValueError):  # noqa: N818 (said of the file, and all that the reader needs)
+    """A file that gives no picture; the message names the file and the reason in one line."""
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """The picture in the bytes of a file, as a person would see it: uint8 RGB (3, h, w), upright.
+
+    Reads JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and PPM by content, whatever the file is called, and the first
+    frame of animations. Grey and CMYK become RGB, transparency is laid over white, EXIF orientation is applied,
+    16 bits are scaled to 8. In memory the tensor is channels-last: a view of (h, w, 3).
+
+    Raises UnreadableImage, naming `name` and the reason, for all else: other files, damaged or truncated ones, and
+    those whose header states more than `max_pixels` pixels, which are not decoded. Pillow never goes beyond
+    MAX_PIXELS.
+    """
+    try:
+        # Pillow warns about harmless things such as a damaged EXIF block; the picture counts here.
+        with warnings.catch_warnings(action="ignore"):
+            return _decode(data, max_pixels)
+    except Exception as error:  # damaged files raise nearly everything, from SyntaxError to zlib.error
+        raise UnreadableImage(f"{name}: {_reason(data, error)}") from error
+
+
+def _decode(data: bytes, max_pixels: int) -> Tensor:
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)  # reads the header alone
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"{width}x{height} pixels, more than max_pixels={max_pixels}")
+    # TorchCodec gives the same pixels as Pillow, CMYK and orientation included, more than twice as fast.
+    if image.format in ("JPEG", "MPO") and _torchcodec is not None:
+        return _torchcodec.decode_jpeg(data)
+    image.load()
+    return torch.from_numpy(np.array(_to_rgb(_upright(image)))).permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The loaded `image`, turned as its EXIF block says; as it is stored where that block cannot be read."""
+    try:
+        turn = _TURN_UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # not `ImageOps.exif_transpose`: it gives up the picture for a damaged block
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    if image.mode.startswith("I"):
+        return _from_16_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    """8-bit grey. Pillow's own conversion clips at 255, so that most 16-bit pictures turn white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"integer pixels from {values.min()} to {values.max()}, outside of 16 bits")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _reason(data: bytes, error: Exception) -> str:
+    if not data:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"not an image that can be read ({', '.join(_FORMATS)})"
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].rpartition(".cpp:")[2]  # TorchCodec puts the place in its C++ source before the reason
+
+
+# Sizes and crops of one picture.
+
+# Longer pictures are cut to this. A file of 3 x 2000 pixels would grow to 256 x 170,667: 131 MB here, and more than
+# any network can hold where whole images are tested.
+LONGEST_ASPECT = 16
+
+
+def resize_shorter_side(image: Tensor, side: int) -> Tensor:
+    """uint8 (3, h, w) -> uint8 (3, h', w') with min(h', w') = `side`: bilinear, antialiased, aspect kept.
+
+    The longer side is rounded to the nearest pixel, half up. A picture longer than LONGEST_ASPECT times its
+    shorter side is first cut to that, around its middle. Where nothing is left to do, it is the same memory.
+    """
+    height, width = image.shape[-2:]
+    shorter = min(height, width)
+    height, width = min(height, LONGEST_ASPECT * shorter), min(width, LONGEST_ASPECT * shorter)
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    image = image[:, top : top + height, left : left + width]
+    if shorter == side:
+        return image
+    size = [(2 * length * side + shorter) // (2 * shorter) for length in (height, width)]
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+# "The center or the four corners from the entire image" (arXiv:1406.4729v4, 3.1), not of its central square.
+CROP_POSITIONS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
+
+
+def crop(image: Tensor, size: int, position: str | int) -> Tensor:
+    """(..., h, w) -> (..., size, size): a view of `image` at `position`, a name or an index of CROP_POSITIONS.
+
+    Raises ValueError as `crop_box` does.
+    """
+    top, left = crop_box(image.shape[-2], image.shape[-1], size, position)
+    return image[..., top : top + size, left : left + size]
+
+
+def crop_box(height: int, width: int, size: int, position: str | int) -> tuple[int, int]:
+    """(top, left) of the square crop in pixels; halves of the centre crop are rounded down.
+
+    Raises ValueError where the picture is smaller than the crop, and for what is not a position.
+    """
+    bottom, right = height - size, width - size
+    if min(bottom, right) < 0:
+        raise ValueError(f"a picture of {height}x{width} pixels is smaller than the crop of {size}x{size}")
+    boxes = ((bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right))
+    if position in CROP_POSITIONS:
+        return boxes[CROP_POSITIONS.index(position)]
+    if isinstance(position, int) and 0 <= position < len(boxes):
+        return boxes[position]
+    raise ValueError(f"position={position!r}: must be one of {', '.join(CROP_POSITIONS)} or its index")
+
+
+# Batches on the device.
+
+
+def mirror(images: Tensor, flags: Tensor) -> Tensor:
+    """(N, 3, h, w) with the images whose flag is set (bool (N,)) mirrored left to right."""
+    return torch.where(flags[:, None, None, None], images.flip(-1), images)
+
+
+# The colour altering of Krizhevsky et al. 2012, section 4.1: eigenvalues and eigenvectors of the covariance of the
+# RGB values of ImageNet in [0, 1], constants in common use. Rows are R, G, B; columns belong to the eigenvalues.
+COLOR_STANDARD_DEVIATION = 0.1
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+
+
+def alter_color(images: Tensor, amounts: Tensor) -> Tensor:
+    """float (N, 3, h, w) in 0..255 with one colour added to all pixels of an image; amounts: float (N, 3).
+
+    The colour is 255 * sum over i of amount_i * eigenvalue_i * eigenvector_i. Draw the amounts anew for every
+    image and epoch, normal with mean 0 and standard deviation COLOR_STANDARD_DEVIATION. Nothing is clipped.
+    """
+    basis = [[255 * value * entry for value, entry in zip(_EIGENVALUES, row, strict=True)] for row in _EIGENVECTORS]
+    shifts = torch.stack([(amounts * _on_device(row, amounts)).sum(1) for row in basis], dim=1)  # (N, 3)
+    return images + shifts[:, :, None, None].to(images.dtype)
+
+
+def resize_batch(images: Tensor, size: int) -> Tensor:
+    """float (N, 3, h, w) -> (N, 3, size, size): bilinear, antialiased; the same tensor where nothing is to do."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def to_network_input(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 or float (N, 3, h, w) -> float32 (images - mean) / std; all in 0..255, mean and std per channel."""
+    images = images.float()
+    return (images - _on_device(mean, images)[:, None, None]) / _on_device(std, images)[:, None, None]
+
+
+def _on_device(values: Sequence[float], like: Tensor) -> Tensor:
+    """(len(values),) like `like`, filled in on its device: the host would wait for the copy of a host tensor."""
+    return torch.stack([like.new_full((), value) for value in values])

@@ -1,0 +1,276 @@
+"""SPPNet: backbone -> spatial pyramid pooling -> fc6, fc7, fc8; named features; save and load.
+
+Shape letters: N images, C channels of the last convolution, B bins of the pyramid.
+"""
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sppnet.backbones import Backbone, Convolution, TimmBackbone, build_backbone
+from sppnet.pyramid import SpatialPyramidPool
+
+# Mean of ImageNet's RGB values in 0..255, and their standard deviation.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+NO_PYRAMID_GRID = 6  # the paper's baseline pools its last maps to 6 x 6 (arXiv:1406.4729v4, §3.1.1)
+NO_PYRAMID_INPUT = 224  # ... and so can read images of this side alone
+
+
+class SPPNet(nn.Module):
+    """A classifier for images of any size: (N, 3, H, W) -> logits (N, num_classes).
+
+    Images come as floats on the network's own scale, (x - input_mean) / input_std for RGB x in 0..255:
+    `sppnet.images.to_network_input` does it.
+
+    Args:
+        backbone: a name of `sppnet.backbones.BACKBONES`, or a backbone.
+        levels: the pyramid; None is the paper's baseline without one: a fixed 6 x 6 grid, for 224 x 224 images only.
+        num_classes: length of the logits.
+        hidden: outputs of fc6 and of fc7; 4096 in the paper.
+        dropout: ratio after fc6 and fc7 while training.
+        initialization: a name of INITIALIZATIONS: "paper" wants inputs of 0..255 minus the mean, "fan_in" inputs of
+            unit variance.
+        input_mean, input_std: three numbers each, red, green, blue, for x in 0..255.
+        classes: names of the classes in the order of the logits, where known.
+
+    Raises ValueError for levels that are not integers from 1, and for values out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone | TimmBackbone = "zf5",
+        levels: Sequence[int] | None = (6, 3, 2, 1),
+        num_classes: int = 1000,
+        *,
+        hidden: int = 4096,
+        dropout: float = 0.5,
+        initialization: str = "paper",
+        input_mean: Sequence[float] = IMAGENET_MEAN,
+        input_std: Sequence[float] = (1.0, 1.0, 1.0),
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        _check_arguments(num_classes, hidden, dropout, initialization, input_mean, input_std, classes)
+        self.backbone = build_backbone(backbone) if isinstance(backbone, str) else backbone
+        self.num_classes, self.hidden = num_classes, hidden
+        # Numbers and names from numpy would make a checkpoint that weights_only=True refuses.
+        self.input_mean, self.input_std = tuple(map(float, input_mean)), tuple(map(float, input_std))
+        self.classes = None if classes is None else tuple(map(str, classes))
+        self.pyramid = SpatialPyramidPool((NO_PYRAMID_GRID,) if levels is None else levels)
+        self.levels = None if levels is None else self.pyramid.levels
+        self.fc6 = nn.Linear(self.backbone.channels * self.pyramid.bins, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.fc8 = nn.Linear(hidden, num_classes)
+        self.dropout = nn.Dropout(dropout)
+        INITIALIZATIONS[initialization](self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classify(self.pool(self.maps(images)))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Feature maps (N, C, h, w) of the last convolution.
+
+        Raises ValueError for images too small for the backbone; without a pyramid, for all but 224 x 224 images.
+        """
+        smallest, sides = self.backbone.smallest_input, tuple(images.shape[-2:])
+        if min(sides) < smallest:
+            raise ValueError(f"images of {sides[0]} x {sides[1]} pixels: the backbone needs at least {smallest}")
+        if self.levels is None and sides != (NO_PYRAMID_INPUT, NO_PYRAMID_INPUT):
+            raise ValueError(
+                f"images of {sides[0]} x {sides[1]} pixels: a network without a pyramid takes "
+                f"{NO_PYRAMID_INPUT} x {NO_PYRAMID_INPUT} images only"
+            )
+        return self.backbone(images)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Feature maps (N, C, h, w) -> vectors (N, C * B) for `classify`."""
+        if self.levels is None:
+            side = self.backbone.map_side(NO_PYRAMID_INPUT)
+            if tuple(maps.shape[-2:]) != (side, side):
+                raise ValueError(
+                    f"feature maps of {maps.shape[-2]} x {maps.shape[-1]} cells: a network without a pyramid takes "
+                    f"{NO_PYRAMID_INPUT} x {NO_PYRAMID_INPUT} images ({side} x {side} cells) only"
+                )
+        return self.pyramid(maps)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Pooled vectors (N, C * B), of whole maps or of windows, -> logits (N, num_classes)."""
+        fc6 = self.dropout(torch.relu(self.fc6(pooled)))
+        fc7 = self.dropout(torch.relu(self.fc7(fc6)))
+        return self.fc8(fc7)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names for `features`: the backbone's layers, then pool5 and its levels, fc6, fc7, fc8."""
+        levels = (f"pool5_{n}x{n}" for n in self.pyramid.levels)
+        return (*self.backbone.layers, "pool5", *levels, "fc6", "fc7", "fc8")
+
+    def features(self, images: Tensor, layer: str) -> Tensor:
+        """The output of a named layer, after its ReLU where it has one.
+
+        Convolutions, normalizations and poolings of the backbone give maps (N, filters, h, w); "pool5" gives the whole
+        pyramid (N, C * B), "pool5_6x6" one level of it (N, C * 36); "fc6" and "fc7" (N, hidden); "fc8" the logits.
+        Layers behind the last convolution have these names in every network; the paper counts on in Overfeat-7
+        (pool7, fc8, fc9). Call `eval()` first to have no dropout.
+
+        Raises ValueError for a layer that is not in `layers`.
+        """
+        if layer not in self.layers:
+            raise ValueError(f"layer={layer!r}: must be one of {', '.join(self.layers)}")
+        if layer in self.backbone.layers:
+            return self.backbone.features(images, layer)
+        pooled = self.pool(self.maps(images))
+        if layer.startswith("pool5"):
+            return self._level(pooled, layer)
+        fc6 = torch.relu(self.fc6(pooled))
+        if layer == "fc6":
+            return fc6
+        fc7 = torch.relu(self.fc7(self.dropout(fc6)))
+        return fc7 if layer == "fc7" else self.fc8(self.dropout(fc7))
+
+    def _level(self, pooled: Tensor, layer: str) -> Tensor:
+        start = 0
+        for n in self.pyramid.levels:
+            end = start + n * n * self.backbone.channels
+            if layer == f"pool5_{n}x{n}":
+                return pooled[:, start:end]
+            start = end
+        return pooled
+
+    def aligned(self) -> "SPPNet":
+        """The same parameters, with the paddings for whole images and windows: see `Backbone.aligned`."""
+        shared = {id(parameter): parameter for parameter in self.parameters()}
+        network = copy.deepcopy(self, shared)
+        network.backbone = self.backbone.aligned()
+        return network
+
+    def description(self) -> dict[str, Any]:
+        """Plain values from which `SPPNet.from_description` builds the same network, weights aside."""
+        return {
+            "backbone": dict(self.backbone.options),
+            "levels": None if self.levels is None else list(self.levels),
+            "num_classes": self.num_classes,
+            "hidden": self.hidden,
+            "dropout": self.dropout.p,
+            "input_mean": list(self.input_mean),
+            "input_std": list(self.input_std),
+            "classes": None if self.classes is None else list(self.classes),
+        }
+
+    def summary(self) -> str:
+        """The network in a few words."""
+        options = {k: v for k, v in self.backbone.options.items() if k not in {"architecture", "pretrained"}}
+        details = ", ".join(f"{key} {value}" for key, value in options.items())
+        pyramid = "no pyramid" if self.levels is None else f"pyramid {', '.join(map(str, self.levels))}"
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        return f"{self.backbone.options['architecture']} ({details}), {pyramid}, {parameters:,} parameters"
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any]) -> "SPPNet":
+        options = dict(description)
+        backbone = dict(options.pop("backbone"))
+        return cls(build_backbone(backbone.pop("architecture"), **backbone), initialization="none", **options)
+
+
+def _check_arguments(
+    num_classes: int,
+    hidden: int,
+    dropout: float,
+    initialization: str,
+    input_mean: Sequence[float],
+    input_std: Sequence[float],
+    classes: Sequence[str] | None,
+) -> None:
+    if num_classes < 1 or hidden < 1:
+        raise ValueError(f"num_classes={num_classes}, hidden={hidden}: both must be at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
+    if initialization not in INITIALIZATIONS:
+        raise ValueError(f"initialization={initialization!r}: must be one of {', '.join(INITIALIZATIONS)}")
+    if len(input_mean) != 3 or len(input_std) != 3 or not min(input_std) > 0:
+        raise ValueError(f"input_mean={input_mean}, input_std={input_std}: three numbers each, input_std above 0")
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f"classes: {len(classes)} names for num_classes={num_classes}")
+
+
+@torch.no_grad()
+def _initialize_as_paper(network: SPPNet) -> None:
+    """Gaussian weights of standard deviation 0.01, for inputs of 0..255 minus the mean.
+
+    Biases are 0.1 in conv2, conv4, conv5, fc6 and fc7, and 0 elsewhere. AlexNet and the authors' release say 1 there;
+    with 1 the loss stays flat for long (Caffe's AlexNet notes the same and takes 0.1).
+    A timm backbone keeps timm's own initialization.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, (Convolution, nn.Linear)) and not name.startswith("backbone.body"):
+            nn.init.normal_(module.weight, std=0.01)
+            raised = name.split(".")[-1] in {"conv2", "conv4", "conv5", "fc6", "fc7"}
+            assert module.bias is not None
+            nn.init.constant_(module.bias, 0.1 if raised else 0.0)
+
+
+@torch.no_grad()
+def _initialize_by_fan_in(network: SPPNet) -> None:
+    """Gaussian weights of variance 2 / fan-in, zero biases, for inputs of unit variance.
+
+    The last layer starts at standard deviation 0.01, so that the loss starts at ln(num_classes).
+    A timm backbone keeps timm's own initialization.
+    """
+    for name, module in network.named_modules():
+        if isinstance(module, (Convolution, nn.Linear)) and not name.startswith("backbone.body"):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+    nn.init.normal_(network.fc8.weight, std=0.01)
+
+
+def _keep_as_built(network: SPPNet) -> None:
+    """Nothing: the weights come from a checkpoint."""
+
+
+INITIALIZATIONS = {"paper": _initialize_as_paper, "fan_in": _initialize_by_fan_in, "none": _keep_as_built}
+
+
+def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
+    """Writes what `load_network` reads: {"network": description, "state_dict": weights}, plain values only.
+
+    The file appears whole or not at all.
+    """
+    path = Path(path)
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()}
+    partial = path.with_name(path.name + f".partial{os.getpid()}")
+    try:
+        torch.save({"network": network.description(), "state_dict": weights}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_network(path: str | os.PathLike[str]) -> SPPNet:
+    """The trained network of a run directory (its last checkpoint) or of a checkpoint file, on the CPU, in eval mode.
+
+    Reads plain values and tensors alone (`weights_only=True`), so a file from a stranger cannot run code.
+
+    Raises FileNotFoundError if there is no such file, ValueError if it holds no network.
+    """
+    path = Path(path)
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such checkpoint")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        network = SPPNet.from_description(checkpoint["network"])
+        prefix = "network."
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        network.load_state_dict(state)
+    except Exception as error:  # torch.load fails on cut-off and foreign files in a dozen ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{file}: not a checkpoint of sppnet ({reason})") from error
+    return network.eval()

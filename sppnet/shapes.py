@@ -1,0 +1,311 @@
+"""The data set `shapes`: pictures of simple objects whose class is their layout, drawn as JPEG files on first use.
+
+Ten classes in three families. The classes of a family are made of the same parts and differ only in where the parts
+are: three dots, two bars, a ring with a dot. Colour, texture, scale, place and deformation are drawn from the same
+distributions for every class, so that small patches tell the family at best. Rotation is small enough to keep "above"
+above, and every class is closed under mirroring left to right, because training mirrors.
+
+Points and centres are (x, y), y downwards. Objects are laid out around (0, 0), reaching to about 1 in each direction.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+
+class _Part(NamedTuple):
+    """A rounded box around (x, y); a hole is cut out of the parts before it."""
+
+    x: float
+    y: float
+    half_width: float
+    half_height: float
+    hole: bool = False
+
+
+def _dots(*centers: tuple[float, float]) -> list[_Part]:
+    return [_Part(x, y, 0.28, 0.28) for x, y in centers]
+
+
+def _bars(crossing: float) -> list[_Part]:
+    """An upright bar, and one that lies across it at the height `crossing`."""
+    return [_Part(0, 0, 0.17, 0.9), _Part(0, crossing, 0.85, 0.17)]
+
+
+def _ring(dot: float) -> list[_Part]:
+    """A ring, and a dot at the height `dot` from its centre."""
+    return [_Part(0, 0, 0.66, 0.66), _Part(0, 0, 0.43, 0.43, hole=True), _Part(0, dot, 0.21, 0.21)]
+
+
+_LAYOUTS = {
+    "bars_across_bottom": _bars(0.73),
+    "bars_across_middle": _bars(0),
+    "bars_across_top": _bars(-0.73),
+    "dots_column": _dots((0, -0.72), (0, 0), (0, 0.72)),
+    "dots_one_over_two": _dots((0, -0.45), (-0.5, 0.4), (0.5, 0.4)),
+    "dots_row": _dots((-0.72, 0), (0, 0), (0.72, 0)),
+    "dots_two_over_one": _dots((0, 0.45), (-0.5, -0.4), (0.5, -0.4)),
+    "ring_dot_above": _ring(-1),
+    "ring_dot_below": _ring(1),
+    "ring_dot_inside": _ring(0),
+}
+CLASSES = tuple(sorted(_LAYOUTS))
+
+_VERSION = 1  # raise it with every change to the pictures: a tree of another version is refused
+_SHORTER_SIDE = (100, 220, 400)  # pixels: least, most frequent, greatest
+_LONGEST_ASPECT = 2.0
+_EXTENT = (0.3, 0.9)  # the longer side of the object's bounding box, in shorter sides of the picture
+_ROTATION = math.radians(15)  # at most, either way
+_LEAST_CONTRAST = 70  # of 255, between the mean brightness of object and background
+_OVERSIZE = 2  # masks are drawn larger by this factor, then averaged down: smooth edges
+_QUALITY = 88  # of the JPEG files
+
+
+def generate_shapes(root: Path, *, train: int = 2000, val: int = 500, seed: int = 0) -> Path:
+    """Draws the data set as `root`/train/CLASS/*.jpg and `root`/val/CLASS/*.jpg, unless it is there; returns `root`.
+
+    `train` and `val` count the pictures of a split; its classes share them evenly. A picture is a function of (seed,
+    split, index) alone. The folder gets its name when it is complete, so that several processes may ask for it at once.
+
+    Raises ValueError where `root` holds anything else, or where a split has fewer pictures than there are classes.
+    """
+    if min(train, val) < len(CLASSES):
+        raise ValueError(f"train={train}, val={val}: each must be at least {len(CLASSES)}, one picture per class")
+    root = Path(root)
+    settings = {"version": _VERSION, "train": train, "val": val, "seed": seed}
+    if _is_drawn(root, settings):
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as folder:
+        tree = Path(folder, root.name)
+        _draw_tree(tree, {"train": train, "val": val}, seed)
+        (tree / "shapes.json").write_text(json.dumps(settings) + "\n")
+        try:
+            tree.rename(root)
+        except OSError:  # another process was faster: its folder will do if it holds the same
+            if not _is_drawn(root, settings):
+                raise
+    return root
+
+
+def draw_example(label: int, generator: np.random.Generator) -> np.ndarray:
+    """One picture of class `CLASSES[label]`: (H, W, 3) uint8 RGB, its shorter side 100 to 400 pixels."""
+    size = _picture_size(generator)
+    back_color, front_color = _contrasting_colors(generator)
+    outlines = _place(_deform(_LAYOUTS[CLASSES[label]], generator), size, generator)
+
+    picture = _blend(_textured(back_color, 50, size, generator), _random_color(generator), _clutter(size, generator))
+    if generator.random() < 0.5:
+        thickness = generator.uniform(0.01, 0.03) * min(size)
+        picture = _blend(picture, _random_color(generator), _borders(outlines, thickness, size))
+    picture = _blend(picture, _textured(front_color, 40, size, generator), _fillings(outlines, size))
+    picture += generator.uniform(0, 4) * generator.standard_normal((*size, 1), dtype=np.float32)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+# The folder of files.
+
+
+def _is_drawn(root: Path, settings: dict[str, int]) -> bool:
+    """Whether `root` holds the data set of these settings; False where nothing is there; ValueError for all else."""
+    if not os.path.lexists(root):
+        return False
+    wanted = json.dumps(settings)
+    try:
+        found = (root / "shapes.json").read_text().strip()
+    except OSError:
+        found = "no readable shapes.json"
+    if found == wanted:
+        return True
+    raise ValueError(f"{root} holds {found}, not shapes of {wanted}: choose another folder or delete this one")
+
+
+def _draw_tree(tree: Path, counts: dict[str, int], seed: int) -> None:
+    """`counts` gives the number of pictures of every split, in the order that numbers the splits."""
+    for split in counts:
+        for name in CLASSES:
+            (tree / split / name).mkdir(parents=True)
+
+    def draw(split: str, split_number: int, index: int) -> None:
+        label = index % len(CLASSES)
+        picture = draw_example(label, np.random.default_rng([seed, split_number, index]))
+        path = tree / split / CLASSES[label] / f"{index:05d}.jpg"
+        Image.fromarray(picture).save(path, quality=_QUALITY)
+
+    jobs = [(split, n, index) for n, split in enumerate(counts) for index in range(counts[split])]
+    # Threads: NumPy and Pillow compute side by side in them. Worker processes would have to be forked under PyTorch's
+    # threads, or to import the calling script once more.
+    with ThreadPoolExecutor(_core_count()) as pool:
+        drawn = pool.map(draw, *zip(*jobs, strict=True))
+        for _ in tqdm(drawn, "drawing shapes", total=len(jobs), unit="picture", disable=None):
+            pass
+
+
+def _core_count() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# The object: outlines of its parts, first in the units of the layout, then in pixels.
+
+
+class _Outline(NamedTuple):
+    points: np.ndarray  # (64, 2)
+    hole: bool
+
+
+def _deform(parts: Sequence[_Part], generator: np.random.Generator) -> list[_Outline]:
+    """The parts moved a little each, then bent, stretched, sheared and rotated as one."""
+    exponent = generator.uniform(2.2, 6)
+    waves = generator.uniform(-1, 1, (3, 5)) * [2.5, 2.5, math.pi, 0.06, 0.06]
+    linear = _linear_map(generator)
+    outlines = []
+    for part in parts:
+        points = _superellipse(part, exponent) + generator.uniform(-0.04, 0.04, 2)
+        outlines.append(_Outline(_bend(points, waves) @ linear.T, part.hole))
+    return outlines
+
+
+def _superellipse(part: _Part, exponent: float) -> np.ndarray:
+    """(64, 2) points around the part: an ellipse at exponent 2, nearer to a box above."""
+    angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    rounded = np.sign(circle) * np.abs(circle) ** (2 / exponent)
+    return rounded * [part.half_width, part.half_height] + [part.x, part.y]
+
+
+def _bend(points: np.ndarray, waves: np.ndarray) -> np.ndarray:
+    """(P, 2) points moved by plane waves, each (frequency in x, in y, phase, amplitude in x, in y)."""
+    phases = points @ waves[:, :2].T + waves[:, 2]
+    return points + np.sin(phases) @ waves[:, 3:]
+
+
+def _linear_map(generator: np.random.Generator) -> np.ndarray:
+    """(2, 2): a stretch, then a shear, then a rotation."""
+    stretch = math.exp(generator.uniform(-0.2, 0.2))
+    shear = generator.uniform(-0.15, 0.15)
+    angle = generator.uniform(-_ROTATION, _ROTATION)
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    return rotation @ [[1, shear], [0, 1]] @ [[stretch, 0], [0, 1 / stretch]]
+
+
+def _place(outlines: Sequence[_Outline], size: tuple[int, int], generator: np.random.Generator) -> list[_Outline]:
+    """The outlines in pixels: scaled to a random extent, near the middle of the picture, wholly inside it."""
+    points = np.concatenate([outline.points for outline in outlines])
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = generator.uniform(*_EXTENT) * min(size) / (high - low).max()
+    middle = np.array(size[::-1]) / 2
+    # In a long picture, only the middle: views cut out a square, which would often miss an object at the far end.
+    room = np.minimum(2 * middle, 1.1 * min(size)) - scale * (high - low)
+    offset = middle - scale * (low + high) / 2 + generator.uniform(-0.4, 0.4, 2) * room
+    return [_Outline(scale * outline.points + offset, outline.hole) for outline in outlines]
+
+
+# The picture: `size` is (H, W) in pixels, a mask (H, W, 1) float32 in 0..1, a colour (3,) in 0..255.
+
+
+def _picture_size(generator: np.random.Generator) -> tuple[int, int]:
+    """Lying or standing, more often nearly square than long."""
+    shorter = math.exp(generator.triangular(*np.log(_SHORTER_SIDE)))
+    longer = shorter * _LONGEST_ASPECT ** generator.triangular(0, 0, 1)
+    height, width = (shorter, longer) if generator.random() < 0.5 else (longer, shorter)
+    return round(height), round(width)
+
+
+def _random_color(generator: np.random.Generator) -> np.ndarray:
+    return generator.uniform(20, 235, 3)
+
+
+def _contrasting_colors(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    while True:
+        back, front = _random_color(generator), _random_color(generator)
+        if abs((back - front).mean()) >= _LEAST_CONTRAST:
+            return back, front
+
+
+def _textured(color: np.ndarray, strength: float, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) float32: the colour, varied along one random direction of colour by about `strength` at most."""
+    change = generator.uniform(-strength, strength, 3) * generator.uniform(0.2, 1)
+    pattern = _pattern(size, generator)[..., None]
+    return color.astype(np.float32) + change.astype(np.float32) * pattern
+
+
+def _pattern(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """(H, W) float32 in about -1..1: a gradient or clouds, blotches, stripes or checks."""
+    kind = generator.choice(["clouds", "blotches", "stripes", "checks"])
+    if kind in ("clouds", "blotches"):
+        clouds = _clouds(size, generator)
+        return clouds if kind == "clouds" else np.tanh(6 * clouds)
+    angle = generator.uniform(0, math.pi)
+    stripes = _stripes(angle, size, generator)
+    return stripes if kind == "stripes" else stripes * _stripes(angle + math.pi / 2, size, generator)
+
+
+def _clouds(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """Value noise, smooth between the points of a random grid; the coarsest grid gives a gradient."""
+    cells = generator.integers(2, 14)
+    grid = generator.uniform(-1, 1, (cells, cells)).astype(np.float32)
+    return np.asarray(Image.fromarray(grid).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+def _stripes(angle: float, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """Waves across `angle` in radians, soft to hard, with 3 to 20 of them on the shorter side."""
+    frequency = 2 * math.pi * math.exp(generator.uniform(math.log(3), math.log(20))) / min(size)
+    rows = np.arange(size[0], dtype=np.float32)[:, None] * np.float32(frequency * math.sin(angle))
+    columns = np.arange(size[1], dtype=np.float32) * np.float32(frequency * math.cos(angle))
+    return np.tanh(np.float32(generator.uniform(1, 5)) * np.sin(rows + columns))
+
+
+def _blend(picture: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return picture + mask * (paint.astype(np.float32) - picture)
+
+
+def _fillings(outlines: Sequence[_Outline], size: tuple[int, int]) -> np.ndarray:
+    def draw(canvas: ImageDraw.ImageDraw) -> None:
+        for outline in outlines:
+            canvas.polygon((outline.points * _OVERSIZE).ravel().tolist(), fill=0 if outline.hole else 255)
+
+    return _mask(draw, size)
+
+
+def _borders(outlines: Sequence[_Outline], thickness: float, size: tuple[int, int]) -> np.ndarray:
+    """Lines along the outlines, `thickness` pixels to either side."""
+
+    def draw(canvas: ImageDraw.ImageDraw) -> None:
+        for outline in outlines:
+            closed = np.concatenate([outline.points, outline.points[:2]]) * _OVERSIZE
+            canvas.line(closed.ravel().tolist(), fill=255, width=round(2 * thickness * _OVERSIZE), joint="curve")
+
+    return _mask(draw, size)
+
+
+def _clutter(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """Up to 12 specks and strokes, smaller and fainter than the parts of an object."""
+    unit = min(size) * _OVERSIZE
+
+    def draw(canvas: ImageDraw.ImageDraw) -> None:
+        for _ in range(generator.integers(13)):
+            x, y = generator.uniform(0, 1, 2) * size[::-1] * _OVERSIZE
+            across, down = generator.uniform(-0.1, 0.1, 2) * unit
+            fill = int(generator.integers(60, 220))
+            if generator.random() < 0.5:
+                canvas.ellipse((x, y, x + abs(across) / 2, y + abs(down) / 2), fill=fill)
+            else:
+                canvas.line((x, y, x + across, y + down), fill=fill, width=round(0.012 * unit))
+
+    return _mask(draw, size)
+
+
+def _mask(draw: Callable[[ImageDraw.ImageDraw], None], size: tuple[int, int]) -> np.ndarray:
+    image = Image.new("L", (size[1] * _OVERSIZE, size[0] * _OVERSIZE))
+    draw(ImageDraw.Draw(image))
+    return np.asarray(image.reduce(_OVERSIZE), dtype=np.float32)[..., None] / 255

@@ -1,0 +1,57 @@
+"""Slow and obvious versions of what the package computes fast."""
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from sppnet.geometry import pyramid_bins
+
+
+def center_by_enumeration(cell: int, footprints) -> Fraction:
+    """The middle of all pixels that a cell behind `footprints` sees, the padding counted as pixels too."""
+    seen = {cell}
+    for layer in reversed(footprints):
+        seen = {i * layer.stride - layer.padding + tap for i in seen for tap in range(layer.kernel)}
+    return Fraction(min(seen) + max(seen), 2)
+
+
+def cells_by_enumeration(start, end, stride, offset, cells: int) -> tuple[int, int]:
+    """One axis of `window_to_cells`: look at every cell far around the map, then move what is found into it."""
+    start, end, offset = Fraction(start), Fraction(end), Fraction(offset)
+    centers = {cell: offset + stride * cell for cell in range(-2000, 2000)}
+    inside = [cell for cell, center in centers.items() if start < center < end]
+    if not inside:
+        middle = (start + end) / 2
+        nearest = min(abs(center - middle) for center in centers.values())
+        inside = [min(cell for cell, center in centers.items() if abs(center - middle) == nearest)]
+    clipped = [min(max(cell, 0), cells - 1) for cell in inside]
+    return min(clipped), max(clipped) + 1
+
+
+def pyramid_pool_by_loops(maps: Tensor, levels) -> Tensor:
+    """The maximum of every bin of every level, bin by bin."""
+    height, width = maps.shape[2:]
+    return torch.cat(
+        [
+            torch.stack(
+                [
+                    maps[:, :, top:bottom, left:right].amax((2, 3))
+                    for top, bottom in pyramid_bins(height, n)
+                    for left, right in pyramid_bins(width, n)
+                ],
+                dim=2,
+            ).flatten(1)
+            for n in levels
+        ],
+        dim=1,
+    )
+
+
+def pool_windows_by_cutting(features: Tensor, windows: Tensor, levels) -> Tensor:
+    """Cut every window out and pool it."""
+    pooled = [
+        pyramid_pool_by_loops(features[image : image + 1, :, y0:y1, x0:x1], levels)
+        for image, x0, y0, x1, y1 in windows.tolist()
+    ]
+    return torch.cat(pooled)

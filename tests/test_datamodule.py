@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+import torch
+from conftest import jpeg
+
+from sppnet.classify.datamodule import (
+    MOST_REPLACEMENTS,
+    CenterCrops,
+    ClassificationData,
+    EpochSampler,
+    ShareSampler,
+    TrainingCrops,
+    shorter_side_for,
+    worker_count,
+)
+from sppnet.datasets import ImageData
+from sppnet.images import UnreadableImage
+
+
+class Files:
+    """A data set held in memory: `(bytes, label, name)` as those of sppnet.datasets."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, index):
+        return self.files[index], index % 3, f"{index}.jpg"
+
+
+def noise(count, height=64, width=80, seed=0):
+    random = np.random.default_rng(seed)
+    return Files([jpeg(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(count)])
+
+
+def ramp():
+    """One picture whose red grows with the column and whose green grows with the row."""
+    row, column = np.mgrid[0:64, 0:96]
+    return Files([jpeg(np.stack([2 * column, 3 * row, 0 * row], axis=-1).astype(np.uint8))])
+
+
+def data_module(images, workers=0, **options):
+    defaults = {"batch_size": 4, "crop_side": 32, "size_of_epoch": lambda epoch: (32, 24)[epoch % 2], "color": True}
+    scale = {"input_mean": (100.0, 110.0, 120.0), "input_std": (1.0, 1.0, 1.0)}
+    data = ImageData(images, images, ("a", "b", "c"))
+    return ClassificationData(data, seed=5, workers=workers, **(defaults | scale | options))
+
+
+def test_the_papers_shorter_side_for_its_crop():
+    assert shorter_side_for(224) == 256
+
+
+def test_a_training_crop_is_a_function_of_seed_epoch_and_index():
+    def one(seed, epoch, index):
+        item = TrainingCrops(images, side=32, seed=seed)[epoch, index]
+        return torch.cat([item["image"].flatten().float(), item["color"], torch.tensor([float(item["mirrored"])])])
+
+    images = noise(4)
+    assert torch.equal(one(0, 7, 2), one(0, 7, 2))
+    for other in ((1, 7, 2), (0, 8, 2), (0, 7, 3)):
+        assert not torch.equal(one(0, 7, 2), one(*other))
+
+
+def test_training_uses_all_five_positions_mirrors_half_and_draws_colours():
+    crops = TrainingCrops(ramp(), side=32, seed=0)
+    items = [crops[epoch, 0] for epoch in range(300)]
+    corners = {tuple((item["image"][:2, 0, 0] / 8).round().int().tolist()) for item in items}
+    assert len(corners) == 5
+    assert 0.4 < np.mean([item["mirrored"] for item in items]) < 0.6
+    colors = torch.stack([item["color"] for item in items])
+    assert colors.std(dim=0) == pytest.approx(torch.full((3,), 0.1), abs=0.02)
+
+
+def test_the_centre_crop_is_the_middle_of_the_image_at_shorter_side_8_7ths():
+    image = CenterCrops(ramp(), side=56)[0]["image"]  # 64 x 96 already has the shorter side 64
+    assert image.shape == (3, 56, 56)
+    assert image[0, 0, 0] == pytest.approx(2 * 20, abs=2)
+    assert image[1, 0, 0] == pytest.approx(3 * 4, abs=2)
+
+
+def test_an_unreadable_training_image_is_named_and_replaced_reproducibly():
+    images = noise(5)
+    images.files[2] = b"no image"
+    crops = TrainingCrops(images, side=32, seed=0)
+    item, again = crops[3, 2], crops[3, 2]
+    assert "2.jpg" in item["unreadable"]
+    assert item["unreadable"] == again["unreadable"]
+    assert item["label"] == again["label"]
+    assert torch.equal(item["image"], again["image"])
+    assert {crops[epoch, 2]["label"] for epoch in range(30)} == {0, 1}  # 0, 1, 3, 4: not 2 alone, not always the next
+
+
+def test_a_data_set_without_readable_images_stops():
+    crops = TrainingCrops(Files([b"no image"] * 3), side=32, seed=0)
+    with pytest.raises(UnreadableImage, match=f"{MOST_REPLACEMENTS} unreadable images in a row.*jpg"):
+        crops[0, 0]
+
+
+def test_an_unreadable_validation_image_stops_with_its_name():
+    images = noise(2)
+    images.files[1] = images.files[1][:300]
+    with pytest.raises(UnreadableImage, match=r"1\.jpg"):
+        CenterCrops(images, side=32)[1]
+
+
+@pytest.mark.parametrize(("images", "processes"), [(10, 1), (10, 3), (7, 2), (2, 4)])
+def test_training_shares_are_equal_disjoint_and_reshuffled_every_epoch(images, processes):
+    samplers = [EpochSampler(images, seed=1, rank=rank, processes=processes) for rank in range(processes)]
+    seen = [[index for _, index in sampler] for sampler in samplers]
+    assert {len(share) for share in seen} == {images // processes}
+    flat = sum(seen, [])
+    assert len(set(flat)) == len(flat)
+    assert set(flat) <= set(range(images))
+    samplers[0].set_epoch(1)
+    assert all(epoch == 1 for epoch, _ in samplers[0])
+
+
+def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        sampler = EpochSampler(50, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1)
+    assert [i for _, i in order(0, 1)] != [i for _, i in order(0, 2)]
+    assert [i for _, i in order(0, 1)] != [i for _, i in order(1, 1)]
+
+
+@pytest.mark.parametrize(("images", "processes"), [(10, 1), (10, 3), (2, 4)])
+def test_validation_shares_hold_every_image_exactly_once(images, processes):
+    shares = [list(ShareSampler(images, rank=rank, processes=processes)) for rank in range(processes)]
+    assert sorted(sum(shares, [])) == list(range(images))
+
+
+def test_batches_are_the_same_for_any_number_of_workers():
+    images = noise(8)
+    batches = [list(data_module(images, workers=workers).train_dataloader()) for workers in (0, 2)]
+    for one, two in zip(*batches, strict=True):
+        assert one.keys() == two.keys()
+        for key in ("image", "label", "mirrored", "color"):
+            assert torch.equal(one[key], two[key])
+
+
+def test_an_epoch_smaller_than_a_batch_is_one_batch():
+    assert [len(batch["label"]) for batch in data_module(noise(3)).train_dataloader()] == [3]
+    assert [len(batch["label"]) for batch in data_module(noise(9)).train_dataloader()] == [4, 4]
+    assert [len(batch["label"]) for batch in data_module(noise(9)).val_dataloader()] == [4, 4, 1]
+
+
+def test_input_is_the_pixels_minus_the_mean_over_the_deviation_in_channels_last():
+    module = data_module(noise(1), input_std=(2.0, 4.0, 8.0))
+    pixels = torch.full((2, 3, 5, 7), 128.0)
+    result = module.to_input(pixels)
+    assert result[1, :, 2, 3].tolist() == [14.0, 4.5, 1.0]
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_number_of_workers():
+    assert worker_count(0) == 0
+    assert worker_count(7) == 7
+    assert 1 <= worker_count(None) <= 16
+    with pytest.raises(ValueError, match="trainer.workers=-1"):
+        worker_count(-1)

@@ -13,6 +13,7 @@ A backbone maps images (N, 3, H, W) to feature maps (N, channels, h, w) and know
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fractions import Fraction
 from typing import Any
 
@@ -125,9 +126,7 @@ class Backbone(nn.Sequential):
         """Kernel, stride and padding of every convolution and pooling, in order."""
         footprints = []
         for layer in self:
-            if isinstance(layer, Convolution):
-                footprints.append(Footprint(_side(layer.kernel_size), _side(layer.stride), _side(layer.padding)))
-            elif isinstance(layer, nn.MaxPool2d):
+            if isinstance(layer, (Convolution, nn.MaxPool2d)):
                 footprints.append(Footprint(_side(layer.kernel_size), _side(layer.stride), _side(layer.padding)))
         return footprints
 
@@ -203,7 +202,7 @@ class TimmBackbone(nn.Module):
 
         super().__init__()
         if not timm.is_model(name):
-            close = ", ".join(timm.list_models(f"*{name.split('_')[0][:6]}*")[:6]) or "timm.list_models() shows all"
+            close = ", ".join(get_close_matches(name, timm.list_models(), 6)) or "timm.list_models() shows all"
             raise ValueError(f"backbone.name={name!r}: timm has no such model (close: {close})")
         try:
             self.body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,))
@@ -265,8 +264,11 @@ BACKBONES: dict[str, Callable[..., Backbone | TimmBackbone]] = {
 }
 
 
-def build_backbone(architecture: str, /, **options: Any) -> Backbone | TimmBackbone:
-    """The backbone of that name in BACKBONES. Raises ValueError for an unknown name, TypeError for an unknown option."""
+def build_backbone(architecture: str, **options: Any) -> Backbone | TimmBackbone:
+    """The backbone of that name in BACKBONES.
+
+    Raises ValueError for an unknown name, TypeError for an unknown option.
+    """
     if architecture not in BACKBONES:
         raise ValueError(f"backbone={architecture!r}: must be one of {', '.join(BACKBONES)}")
     return BACKBONES[architecture](**options)

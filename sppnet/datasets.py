@@ -64,7 +64,8 @@ class ImageFiles:
 class HubImages:
     """Images in the memory-mapped files of a `datasets.Dataset`; a name is the split and the position in it."""
 
-    dataset: Any  # its column `image` is undecoded: bytes, or the path of a file
+    dataset: Any
+    image_column: str  # undecoded: the bytes of a file, or its path
     split: str
     labels: np.ndarray
     classes: tuple[str, ...]
@@ -74,7 +75,7 @@ class HubImages:
 
     def __getitem__(self, index: int) -> tuple[bytes, int, str]:
         index = range(len(self))[index]
-        image = self.dataset[index]["image"]
+        image = self.dataset[index][self.image_column]
         data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
         return data, int(self.labels[index]), f"{self.split}/{index}"
 
@@ -119,9 +120,7 @@ def imagenet(*, root: str) -> ImageData:
     return _train_and_val(top, "val")
 
 
-def caltech101(
-    *, root: str, split_seed: int = 0, train_per_class: int = 30, test_per_class: int = 50
-) -> ImageData:
+def caltech101(*, root: str, split_seed: int = 0, train_per_class: int = 30, test_per_class: int = 50) -> ImageData:
     """102 categories with the background: 30 random images of each to train, up to 50 others to test.
 
     The protocol of arXiv:1406.4729v4, 3.3, which averages 10 splits. `root` is 101_ObjectCategories or the folder
@@ -162,8 +161,7 @@ def hub(
         _hub_images(_load_split(name, config, split, cache), f"{name} {split}", split, image_column, label_column)
         for split in (train_split, val_split)
     )
-    _check_same_classes(name, (train_split, train.classes), (val_split, val.classes))
-    return ImageData(train, val, train.classes)
+    return _image_data(name, train, val)
 
 
 DATA_SOURCES: dict[str, Callable[..., ImageData]] = {
@@ -184,13 +182,14 @@ def open_data(source: str, /, **options: Any) -> ImageData:
 
 # Reading trees of files.
 
-_SUFFIXES = tuple(".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .avif .ppm .pgm .pbm".split())
+_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
+    *(".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"),
+)
 
 
 def _train_and_val(top: Path, val_folder: str) -> ImageData:
-    train, val = _read_classes(top, "train"), _read_classes(top, val_folder)
-    _check_same_classes(top, ("train", train.classes), (val_folder, val.classes))
-    return ImageData(train, val, train.classes)
+    return _image_data(top, _read_classes(top, "train"), _read_classes(top, val_folder))
 
 
 def _read_classes(top: Path, split: str) -> ImageFiles:
@@ -228,5 +227,117 @@ def _image_paths(place: Path | str, prefix: str) -> Iterator[str]:
 
 
 def _contents(base: Path) -> str:
-    folders, images = _class_folders(base), _flat_images(base)
-    return f"{len(folders)} folders ({_first(folders)}) and {len(images)} images lying flat"
+    """What lies in a folder that should hold class folders, in words."""
+    with os.scandir(base) as entries:
+        images = sum(entry.name.lower().endswith(_SUFFIXES) and not entry.is_dir() for entry in entries)
+    return f"{images} images lying flat and the folders: {_listing(_class_folders(base)) or 'none'}"
+
+
+def _existing_folder(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such folder")
+    if not path.is_dir():
+        raise ValueError(f"{path}: found a file, expected a folder")
+    return path
+
+
+def _check_wordnet_folders(base: Path) -> None:
+    names = _class_folders(base)
+    if not names and any(base.glob("ILSVRC2012_*")):
+        raise ValueError(
+            f"{base}: found {_contents(base)}, expected 1000 folders such as n01440764: move each image into the "
+            "folder of its class, as the ground truth file says (valprep.sh does it for the validation images)"
+        )
+    if len(names) != 1000:
+        raise ValueError(f"{base}: found {len(names)} class folders, expected 1000")
+    others = [name for name in names if not re.fullmatch(r"n\d{8}", name)]
+    if others:
+        raise ValueError(f"{base}: found the folders {_listing(others)}, expected WordNet ids such as n01440764")
+
+
+def _image_data(place: Path | str, train: EncodedImages, val: EncodedImages) -> ImageData:
+    if train.classes != val.classes:
+        only_train = _listing(sorted(set(train.classes) - set(val.classes)))
+        only_val = _listing(sorted(set(val.classes) - set(train.classes)))
+        raise ValueError(
+            f"{place}: found classes only in train ({only_train or 'none'}) and only in val ({only_val or 'none'}), "
+            "expected the same in both, in the same order"
+        )
+    return ImageData(train, val, train.classes)
+
+
+def _listing(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+# Splitting.
+
+
+def _split_by_fraction(images: ImageFiles, fraction: float, seed: int) -> ImageData:
+    """Every class gives the nearest number of images to val, at least one, and keeps at least one."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"val_fraction={fraction}: must be between 0 and 1")
+    train, val = [], []
+    for name, members in _shuffled_classes(images, seed):
+        if len(members) < 2:
+            raise ValueError(f"{images.root}: found one image of {name}, expected two or more to split")
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        train.append(members[count:])
+        val.append(members[:count])
+    return ImageData(_select(images, train), _select(images, val), images.classes)
+
+
+def _shuffled_classes(images: ImageFiles, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Every class with the indices of its images, in an order that hangs on the seed and each image's name alone.
+
+    Hashes, not a random generator: an added file moves no other, and no library can change the split.
+    """
+    ends = np.cumsum(np.bincount(images.labels))
+    for name, members in zip(images.classes, np.split(np.arange(len(images)), ends[:-1]), strict=True):
+        ranks = [hashlib.sha256(b"%d/%b" % (seed, path)).digest() for path in images.paths[members]]
+        yield name, members[sorted(range(len(members)), key=ranks.__getitem__)]
+
+
+def _select(images: ImageFiles, indices: Sequence[np.ndarray]) -> ImageFiles:
+    chosen = np.sort(np.concatenate(indices))
+    return ImageFiles(images.root, images.paths[chosen], images.labels[chosen], images.classes)
+
+
+# Reading the Hub.
+
+
+def _load_split(name: str, config: str | None, split: str, cache: str | None) -> Any:
+    """A `datasets.Dataset`, as it is stored."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError("the source hub needs the package datasets: pip install sppnet[hub]") from error
+    if Path(name, "state.json").is_file():
+        raise ValueError(f"{name}: found one data set without splits, expected a saved DatasetDict")
+    if not Path(name, "dataset_dict.json").is_file():
+        try:
+            return datasets.load_dataset(name, config, split=split, cache_dir=cache)
+        except (ValueError, OSError) as error:  # no such name, config or split, or no network
+            raise ValueError(f"{name}: {str(error).splitlines()[0]}") from error
+    splits = datasets.load_from_disk(name)
+    if split not in splits:
+        raise ValueError(f"{name}: found the splits {_listing(list(splits))}, expected {split}")
+    return splits[split]
+
+
+def _hub_images(dataset: Any, place: str, split: str, image_column: str, label_column: str) -> HubImages:
+    import datasets
+
+    columns = dataset.features
+    for column, kind in ((image_column, datasets.Image), (label_column, datasets.ClassLabel)):
+        if column not in columns:
+            raise ValueError(f"{place}: found the columns {_listing(list(columns))}, expected {column}")
+        if not isinstance(columns[column], kind):
+            raise ValueError(f"{place}: {column} is {columns[column]}, expected {kind.__name__}")
+    labels = dataset.select_columns([label_column]).with_format("numpy")[:][label_column].astype(np.int64)
+    if not len(labels) or labels.min() < 0:  # test splits without labels say -1
+        raise ValueError(f"{place}: found {(labels < 0).sum()} of {len(labels)} images without a label")
+    images = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    return HubImages(images, image_column, split, labels, tuple(columns[label_column].names))

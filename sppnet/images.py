@@ -6,6 +6,7 @@ the host wait for the device.
 """
 
 import io
+import re
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
@@ -69,7 +70,7 @@ def _decode(data: bytes, max_pixels: int) -> Tensor:
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(f"{width}x{height} pixels, more than max_pixels={max_pixels}")
-    # TorchCodec gives the same pixels as Pillow, CMYK and orientation included, more than twice as fast.
+    # TorchCodec gives the same pixels as Pillow, CMYK and orientation included, 1.3 to 1.5 times as fast.
     if image.format in ("JPEG", "MPO") and _torchcodec is not None:
         return _torchcodec.decode_jpeg(data)
     image.load()
@@ -98,7 +99,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """8-bit grey. Pillow's own conversion clips at 255, so that most 16-bit pictures turn white."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"integer pixels from {values.min()} to {values.max()}, outside of 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
@@ -109,8 +110,8 @@ def _reason(data: bytes, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image that can be read ({', '.join(_FORMATS)})"
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].rpartition(".cpp:")[2]  # TorchCodec puts the place in its C++ source before the reason
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^.*\.cpp:\d+, ", "", line)  # TorchCodec starts with the place in its source
 
 
 # Sizes and crops of one picture.

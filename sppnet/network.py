@@ -59,8 +59,8 @@ class SPPNet(nn.Module):
         super().__init__()
         _check_arguments(num_classes, hidden, dropout, initialization, input_mean, input_std, classes)
         self.backbone = build_backbone(backbone) if isinstance(backbone, str) else backbone
-        self.num_classes, self.hidden = num_classes, hidden
         # Numbers and names from numpy would make a checkpoint that weights_only=True refuses.
+        self.num_classes, self.hidden = int(num_classes), int(hidden)
         self.input_mean, self.input_std = tuple(map(float, input_mean)), tuple(map(float, input_std))
         self.classes = None if classes is None else tuple(map(str, classes))
         self.pyramid = SpatialPyramidPool((NO_PYRAMID_GRID,) if levels is None else levels)
@@ -68,7 +68,7 @@ class SPPNet(nn.Module):
         self.fc6 = nn.Linear(self.backbone.channels * self.pyramid.bins, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.fc8 = nn.Linear(hidden, num_classes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(float(dropout))
         INITIALIZATIONS[initialization](self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -175,8 +175,7 @@ class SPPNet(nn.Module):
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "SPPNet":
         options = dict(description)
-        backbone = dict(options.pop("backbone"))
-        return cls(build_backbone(backbone.pop("architecture"), **backbone), initialization="none", **options)
+        return cls(build_backbone(**options.pop("backbone")), initialization="none", **options)
 
 
 def _check_arguments(

@@ -9,11 +9,10 @@ Both kinds are one formula with another window. W sums the window around every c
 
 where W' is the mirrored window: the cells whose windows hold this cell.
 
-Left to autograd, each of the dozen steps walks through the whole tensor in main memory, forward and again backward,
-and each keeps its result: the two normalizations then take longer than all convolutions of ZF-5. Here the gradient
-is written down, keeps nothing but x, and forms s again. `torch.compile` fuses it into a few loops; without a
-compiler it runs over blocks of images small enough for the steps to meet in the cache. Either way it is 5 to 10
-times as fast as `torch.nn.LocalResponseNorm` on a CPU.
+Left to autograd, each of the dozen steps makes a new tensor of the size of the maps, forward and again backward, and
+keeps most of them: `torch.nn.LocalResponseNorm` takes longer than all convolutions of ZF-5. Here the gradient is
+written down, keeps nothing but x and forms s again. `torch.compile` fuses it into a few loops; without a compiler it
+works in place, on blocks of images.
 """
 
 import math
@@ -23,9 +22,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-BLOCK_VALUES = 2**19
-"""Values per block of images (2 MB in float32). Between 2**17 and 2**21 the time hardly changes."""
+# Values per block of images, 16 MB in float32: scratch of that size is reused, while glibc's malloc maps fresh pages for
+# every tensor above 32 MB. One image per block is up to twice as fast on idle cores, but there the threads meet so often
+# that on cores shared with data workers it was slower than torch's own layer; blocks of this size were not.
+BLOCK_VALUES = 2**22
 
 # How far the window reaches, as `F.pad` counts: cells to the left, right, top, bottom, channels before, after.
 Reach = tuple[int, int, int, int, int, int]
@@ -102,7 +104,7 @@ def _normalize(maps: Tensor, reach: Reach, scale: float, beta: float, k: float) 
 
 
 class _ResponseNorm(torch.autograd.Function):
-    """The formula at the top of this file, and its gradient. Can be differentiated again."""
+    """The formula at the top of this file, and its gradient, which cannot be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, *constants: Any) -> Tensor:
@@ -111,24 +113,19 @@ class _ResponseNorm(torch.autograd.Function):
         return _by_blocks(lambda x: _response(x, *constants), maps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (maps,) = ctx.saved_tensors
-        return (
-            _by_blocks(lambda x, dy: _response_gradient(x, dy, *ctx.constants), maps, grad),
-            None,
-            None,
-            None,
-            None,
-        )
+        gradient = _by_blocks(lambda x, dy: _response_gradient(x, dy, *ctx.constants), maps, grad)
+        return gradient, None, None, None, None
 
 
 def _by_blocks(function: Callable[..., Tensor], maps: Tensor, *more: Tensor) -> Tensor:
-    """`function(maps, *more)`, computed for a few images at a time where that is faster: eagerly on a CPU.
+    """`function(maps, *more)` in the dtype and memory format of `maps`, for a few images at a time on a CPU.
 
-    While compiling, the loop would be unrolled image by image. In a backward pass, gradients are only enabled to
-    differentiate once more, which cannot pass through results written into place.
+    Not while compiling: the loop would be unrolled, one kernel per block.
     """
-    if maps.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if maps.device.type != "cpu" or torch.compiler.is_compiling():
         return function(maps, *more).to(maps.dtype)
     images = max(1, BLOCK_VALUES // max(1, maps[:1].numel()))
     result = torch.empty_like(maps)
@@ -140,41 +137,48 @@ def _by_blocks(function: Callable[..., Tensor], maps: Tensor, *more: Tensor) -> 
 def _response(x: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
     """y of the formula, in float32 or float64."""
     x = _at_least_float32(x)
-    return x * _inverse_power(k + scale * _window_sum(x * x, reach), beta)
+    return _inverse_power(_divisor(x, reach, scale, k), beta).mul_(x)
 
 
 def _response_gradient(x: Tensor, dy: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
     """dx of the formula, in float32 or float64."""
     x, dy = _at_least_float32(x), _at_least_float32(dy)
     left, right, top, bottom, before, after = reach
-    s = k + scale * _window_sum(x * x, reach)
-    direct = dy * _inverse_power(s, beta)
-    shared = _window_sum(direct * x / s, (right, left, bottom, top, after, before))
-    return torch.addcmul(direct, x, shared, value=-2 * beta * scale)
+    s = _divisor(x, reach, scale, k)
+    direct = _inverse_power(s, beta).mul_(dy)
+    shared = _window_sum((direct * x).div_(s), (right, left, bottom, top, after, before))
+    return direct.addcmul_(shared, x, value=-2 * beta * scale)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _divisor(x: Tensor, reach: Reach, scale: float, k: float) -> Tensor:
+    """s of the formula."""
+    return _window_sum(x * x, reach).mul_(scale).add_(k)
+
+
 def _inverse_power(s: Tensor, beta: float) -> Tensor:
-    """s ** -beta for positive s. Two square roots are several times cheaper than a power."""
+    """s ** -beta for positive s. Two square roots are a third of the work of a power."""
     if beta == 0.75:
         root = s.rsqrt()
-        return root * root.sqrt()
+        return root.sqrt().mul_(root)
     return s.pow(-beta)
 
 
 def _window_sum(values: Tensor, reach: Reach) -> Tensor:
-    """(N, C, H, W) -> the same shape: the sum of the window around every cell, with zeros beyond the borders.
+    """(N, C, H, W) -> a new tensor of that shape: the sum of the window around every cell, zeros beyond the borders.
 
-    Slices of the padded tensor are added, one axis after the other. The obvious alternatives are worse: average
-    pooling over channels copies, and a product with a band matrix is only exact in full float32 precision.
+    Slices of the padded tensor are added, one axis after the other. `F.avg_pool2d` takes seven times as long on
+    contiguous maps, and a product with a band matrix over channels loses digits where float32 products may be rounded
+    (`torch.set_float32_matmul_precision`, autocast).
     """
     total = F.pad(values, reach)
     for axis, margin in ((3, reach[0:2]), (2, reach[2:4]), (1, reach[4:6])):
-        length, padded = values.shape[axis], total
-        total = padded.narrow(axis, 0, length)
-        for start in range(1, sum(margin) + 1):
-            total = total + padded.narrow(axis, start, length)
+        if any(margin):
+            length, padded = values.shape[axis], total
+            total = padded.narrow(axis, 0, length) + padded.narrow(axis, 1, length)
+            for start in range(2, sum(margin) + 1):
+                total += padded.narrow(axis, start, length)
     return total

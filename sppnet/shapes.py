@@ -108,8 +108,8 @@ def draw_example(label: int, generator: np.random.Generator) -> np.ndarray:
         thickness = generator.uniform(0.01, 0.03) * min(size)
         picture = _blend(picture, _random_color(generator), _borders(outlines, thickness, size))
     picture = _blend(picture, _textured(front_color, 40, size, generator), _fillings(outlines, size))
-    picture += generator.uniform(0, 4) * generator.standard_normal((*size, 1), dtype=np.float32)
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    picture += np.float32(generator.uniform(0, 4)) * generator.standard_normal(size, dtype=np.float32)
+    return np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 # The folder of files.
@@ -121,7 +121,7 @@ def _is_drawn(root: Path, settings: dict[str, int]) -> bool:
         return False
     wanted = json.dumps(settings)
     try:
-        found = (root / "shapes.json").read_text().strip()
+        found = " ".join((root / "shapes.json").read_text(errors="replace").split())[:200]
     except OSError:
         found = "no readable shapes.json"
     if found == wanted:
@@ -210,7 +210,8 @@ def _place(outlines: Sequence[_Outline], size: tuple[int, int], generator: np.ra
     return [_Outline(scale * outline.points + offset, outline.hole) for outline in outlines]
 
 
-# The picture: `size` is (H, W) in pixels, a mask (H, W, 1) float32 in 0..1, a colour (3,) in 0..255.
+# The picture: `size` is (H, W) in pixels, a mask (H, W) float32 in 0..1, a colour (3, 1, 1) float32 in 0..255. Pictures
+# are (3, H, W) float32 until they are done: NumPy is several times faster with the long side last.
 
 
 def _picture_size(generator: np.random.Generator) -> tuple[int, int]:
@@ -222,21 +223,26 @@ def _picture_size(generator: np.random.Generator) -> tuple[int, int]:
 
 
 def _random_color(generator: np.random.Generator) -> np.ndarray:
-    return generator.uniform(20, 235, 3)
+    return generator.uniform(20, 235, (3, 1, 1)).astype(np.float32)
 
 
 def _contrasting_colors(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Background and object. The object is the lighter one four times out of five.
+
+    At half the time, a small network has twice the error after 20 epochs: 16 instead of 8 % (one seed each).
+    """
+    lighter = generator.random() < 0.8
     while True:
         back, front = _random_color(generator), _random_color(generator)
-        if abs((back - front).mean()) >= _LEAST_CONTRAST:
+        contrast = (front - back).mean()
+        if abs(contrast) >= _LEAST_CONTRAST and (contrast > 0) == lighter:
             return back, front
 
 
 def _textured(color: np.ndarray, strength: float, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float32: the colour, varied along one random direction of colour by about `strength` at most."""
-    change = generator.uniform(-strength, strength, 3) * generator.uniform(0.2, 1)
-    pattern = _pattern(size, generator)[..., None]
-    return color.astype(np.float32) + change.astype(np.float32) * pattern
+    """(3, H, W): the colour, varied along one random direction of colour by about `strength` at most."""
+    change = generator.uniform(-strength, strength, (3, 1, 1)) * generator.uniform(0.2, 1)
+    return color + change.astype(np.float32) * _pattern(size, generator)
 
 
 def _pattern(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
@@ -266,7 +272,7 @@ def _stripes(angle: float, size: tuple[int, int], generator: np.random.Generator
 
 
 def _blend(picture: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return picture + mask * (paint.astype(np.float32) - picture)
+    return picture + mask * (paint - picture)
 
 
 def _fillings(outlines: Sequence[_Outline], size: tuple[int, int]) -> np.ndarray:
@@ -283,7 +289,7 @@ def _borders(outlines: Sequence[_Outline], thickness: float, size: tuple[int, in
     def draw(canvas: ImageDraw.ImageDraw) -> None:
         for outline in outlines:
             closed = np.concatenate([outline.points, outline.points[:2]]) * _OVERSIZE
-            canvas.line(closed.ravel().tolist(), fill=255, width=round(2 * thickness * _OVERSIZE), joint="curve")
+            canvas.line(closed.ravel().tolist(), fill=255, width=round(2 * thickness * _OVERSIZE))
 
     return _mask(draw, size)
 
@@ -308,4 +314,4 @@ def _clutter(size: tuple[int, int], generator: np.random.Generator) -> np.ndarra
 def _mask(draw: Callable[[ImageDraw.ImageDraw], None], size: tuple[int, int]) -> np.ndarray:
     image = Image.new("L", (size[1] * _OVERSIZE, size[0] * _OVERSIZE))
     draw(ImageDraw.Draw(image))
-    return np.asarray(image.reduce(_OVERSIZE), dtype=np.float32)[..., None] / 255
+    return np.asarray(image.reduce(_OVERSIZE), dtype=np.float32) / 255

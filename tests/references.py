@@ -19,7 +19,7 @@ def center_by_enumeration(cell: int, footprints) -> Fraction:
 def cells_by_enumeration(start, end, stride, offset, cells: int) -> tuple[int, int]:
     """One axis of `window_to_cells`: look at every cell far around the map, then move what is found into it."""
     start, end, offset = Fraction(start), Fraction(end), Fraction(offset)
-    centers = {cell: offset + stride * cell for cell in range(-2000, 2000)}
+    centers = {cell: offset + stride * cell for cell in range(-500, 500)}
     inside = [cell for cell, center in centers.items() if start < center < end]
     if not inside:
         middle = (start + end) / 2

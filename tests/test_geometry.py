@@ -2,14 +2,15 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from references import cells_by_enumeration, center_by_enumeration
 
+from references import cells_by_enumeration, center_by_enumeration
 from sppnet.geometry import (
     Footprint,
     check_levels,
@@ -154,7 +155,7 @@ def test_pyramid_bins_cover_the_side_and_are_never_empty(side, n):
     assert bins[0][0] == 0
     assert bins[-1][1] == side
     assert all(start < end for start, end in bins)
-    assert all(start <= left_end for (_, left_end), (start, _) in zip(bins, bins[1:], strict=False))
+    assert all(start <= left_end for (_, left_end), (start, _) in pairwise(bins))
     assert bins == [(math.floor(Fraction(i * side, n)), math.ceil(Fraction((i + 1) * side, n))) for i in range(n)]
     assert bins == [(side - end, side - start) for start, end in reversed(bins)]
 
@@ -165,7 +166,7 @@ def test_bins_of_a_level_are_unions_of_bins_of_every_level_it_divides(side, n, f
     groups = [finer[i * factor : (i + 1) * factor] for i in range(n)]
     assert pyramid_bins(side, n) == [(group[0][0], group[-1][1]) for group in groups]
     for group in groups:  # without a gap
-        assert all(start <= end for (_, end), (start, _) in zip(group, group[1:], strict=False))
+        assert all(start <= end for (_, end), (start, _) in pairwise(group))
 
 
 @given(st.integers(1, 200), st.integers(1, 40))

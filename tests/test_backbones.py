@@ -1,0 +1,361 @@
+"""The convolutional parts: Table 1's map sides, and aligned networks against a forward pass written out by hand."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sppnet.backbones import BACKBONES, CONVNET5, NORMALIZATIONS, OVERFEAT5, ZF5, build_backbone
+from sppnet.normalization import LocalResponseNorm, WithinChannelResponseNorm
+
+TABLE_1 = ("zf5", "convnet5", "overfeat5", "overfeat7")
+
+
+def small(name, **options):
+    torch.manual_seed(0)
+    return build_backbone(name, **{"width": 0.03, **options}).eval()
+
+
+def heights(backbone, side):
+    """The heights of the maps behind every convolution and pooling, of a wide image of height `side`."""
+    images = torch.zeros(1, 3, side, 50)
+    layers = [layer for layer in backbone.layers if not layer.startswith("norm")]
+    with torch.no_grad():
+        return [backbone.features(images, layer).shape[2] for layer in layers]
+
+
+@pytest.mark.parametrize(
+    ("name", "at_224", "at_180"),
+    [
+        (
+            "zf5",  # conv1 pool1 conv2 pool2 conv3 conv4 conv5
+            [111, 55, 27, 13, 13, 13, 13],
+            [89, 44, 21, 10, 10, 10, 10],
+        ),
+        (
+            "convnet5",  # conv1 conv2 pool2 conv3 pool3 conv4 conv5
+            [55, 55, 27, 27, 13, 13, 13],
+            [44, 44, 21, 21, 10, 10, 10],
+        ),
+        (
+            "overfeat5",  # conv1 pool1 conv2 pool2 conv3 conv4 conv5
+            [109, 36, 36, 18, 18, 18, 18],
+            [87, 29, 29, 14, 14, 14, 14],
+        ),
+        (
+            "overfeat7",
+            [109, 36, 36, 18, 18, 18, 18, 18, 18],
+            [87, 29, 29, 14, 14, 14, 14, 14, 14],
+        ),
+    ],
+)
+def test_map_sides_of_table_1(name, at_224, at_180):
+    backbone = small(name, normalization="none")
+    for side, expected in ((224, at_224), (180, at_180)):
+        assert heights(backbone, side) == expected
+        assert backbone.map_side(side) == expected[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("zf5", "conv1 norm1 pool1 conv2 norm2 pool2 conv3 conv4 conv5"),
+        ("convnet5", "conv1 norm1 conv2 norm2 pool2 conv3 pool3 conv4 conv5"),
+        ("overfeat5", "conv1 pool1 norm1 conv2 pool2 conv3 conv4 conv5"),
+        ("overfeat7", "conv1 pool1 norm1 conv2 pool2 conv3 conv4 conv5 conv6 conv7"),
+    ],
+)
+def test_layers_stand_in_the_papers_order(name, layers):
+    assert small(name).layers == tuple(layers.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "offset", "channels", "parameters"),
+    [
+        ("zf5", 16, 15, 256, 3_726_464),
+        ("convnet5", 16, 15, 256, 3_747_200),
+        ("overfeat5", 12, 8, 512, 6_528_640),
+        ("overfeat7", 12, 8, 512, 11_248_256),
+    ],
+)
+def test_facts_about_each_backbone(name, stride, offset, channels, parameters):
+    with torch.device("meta"):
+        backbone = build_backbone(name)
+    assert (backbone.stride, backbone.offset, backbone.channels) == (stride, offset, channels)
+    assert sum(p.numel() for p in backbone.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_smallest_input_gives_one_cell(name):
+    backbone = small(name)
+    smallest = backbone.smallest_input
+    assert backbone(torch.zeros(1, 3, smallest, smallest)).shape[2:] == (1, 1)
+    assert backbone.map_side(smallest - 1) == 0
+    with pytest.raises(RuntimeError):
+        backbone(torch.zeros(1, 3, smallest - 1, smallest))
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_every_named_layer_is_a_step_of_the_forward_pass(name):
+    backbone = small(name)
+    x = images = torch.randn(2, 3, 97, 120)
+    for layer, module in zip(backbone.layers, backbone, strict=True):
+        x = module(x)
+        assert torch.equal(backbone.features(images, layer), x)
+        if layer.startswith("conv"):
+            assert x.min() == 0  # after its ReLU
+    assert torch.equal(backbone(images), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "map_sides"),
+    [
+        ("zf5", 0, {224: 14, 256: 16, 392: 25, 480: 30, 576: 36, 688: 43, 864: 54, 1200: 75}),
+        ("convnet5", 0, {224: 14, 256: 16}),
+        ("overfeat5", -3, {224: 20, 256: 22, 300: 26, 360: 31, 364: 31, 448: 38, 560: 48}),
+        ("overfeat7", -3, {224: 20, 256: 22, 300: 26, 360: 31, 364: 31, 448: 38, 560: 48}),
+    ],
+)
+def test_aligned_pads_half_of_every_kernel(name, offset, map_sides):
+    backbone = small(name)
+    aligned = backbone.aligned()
+    assert all(layer.padding == layer.kernel // 2 for layer in aligned.footprints)
+    assert (aligned.stride, aligned.offset, aligned.channels) == (backbone.stride, offset, backbone.channels)
+    assert {side: aligned.map_side(side) for side in map_sides} == map_sides
+    side = min(map_sides)
+    assert aligned(torch.zeros(1, 3, side, side)).shape[2:] == (map_sides[side],) * 2
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_aligned_shares_the_parameters_and_leaves_the_original_as_it_was(name):
+    backbone = small(name)
+    images = torch.randn(1, 3, 90, 75)
+    before, footprints = backbone(images), backbone.footprints
+    aligned = backbone.aligned()
+    assert list(aligned.state_dict()) == list(backbone.state_dict())
+    assert all(a is b for a, b in zip(aligned.parameters(), backbone.parameters(), strict=True))
+    assert backbone.footprints == footprints
+    assert torch.equal(backbone(images), before)
+    assert [f.kernel for f in aligned.aligned().footprints] == [f.kernel for f in footprints]
+    aligned.train()
+    assert not backbone.training
+    with torch.no_grad():  # training one trains the other
+        backbone.conv1.weight.mul_(2)
+    assert torch.equal(aligned.conv1.weight, backbone.conv1.weight)
+
+
+def aligned_zf5_by_hand(net, x):
+    x = F.relu(F.conv2d(x, net.conv1.weight, net.conv1.bias, stride=2, padding=3))
+    x = F.max_pool2d(x / (1 + 5e-5 * F.avg_pool2d(x * x, 3, 1, 1)) ** 0.75, 3, 2, padding=1)
+    x = F.relu(F.conv2d(x, net.conv2.weight, net.conv2.bias, stride=2, padding=2))
+    x = F.max_pool2d(x / (1 + 5e-5 * F.avg_pool2d(x * x, 3, 1, 1)) ** 0.75, 3, 2, padding=1)
+    x = F.relu(F.conv2d(x, net.conv3.weight, net.conv3.bias, padding=1))
+    x = F.relu(F.conv2d(x, net.conv4.weight, net.conv4.bias, padding=1))
+    return F.relu(F.conv2d(x, net.conv5.weight, net.conv5.bias, padding=1))
+
+
+def aligned_convnet5_by_hand(net, x):
+    x = F.relu(F.conv2d(x, net.conv1.weight, net.conv1.bias, stride=4, padding=5))
+    x = F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2)
+    x = F.relu(F.conv2d(x, net.conv2.weight, net.conv2.bias, padding=2))
+    x = F.max_pool2d(F.local_response_norm(x, 5, alpha=5e-4, beta=0.75, k=2), 3, 2, padding=1)
+    x = F.relu(F.conv2d(x, net.conv3.weight, net.conv3.bias, padding=1))
+    x = F.max_pool2d(x, 3, 2, padding=1)
+    x = F.relu(F.conv2d(x, net.conv4.weight, net.conv4.bias, padding=1))
+    return F.relu(F.conv2d(x, net.conv5.weight, net.conv5.bias, padding=1))
+
+
+def aligned_overfeat5_by_hand(net, x):
+    x = F.relu(F.conv2d(x, net.conv1.weight, net.conv1.bias, stride=2, padding=3))
+    x = F.local_response_norm(F.max_pool2d(x, 3, 3, padding=1), 5, alpha=5e-4, beta=0.75, k=2)
+    x = F.relu(F.conv2d(x, net.conv2.weight, net.conv2.bias, padding=2))
+    x = F.max_pool2d(x, 2, 2, padding=1)
+    x = F.relu(F.conv2d(x, net.conv3.weight, net.conv3.bias, padding=1))
+    x = F.relu(F.conv2d(x, net.conv4.weight, net.conv4.bias, padding=1))
+    return F.relu(F.conv2d(x, net.conv5.weight, net.conv5.bias, padding=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        ("zf5", aligned_zf5_by_hand),
+        ("convnet5", aligned_convnet5_by_hand),
+        ("overfeat5", aligned_overfeat5_by_hand),
+    ],
+)
+@pytest.mark.parametrize("size", [(101, 130), (7, 12), (1, 1)])
+def test_aligned_equals_the_forward_pass_by_hand(name, by_hand, size):
+    backbone = small(name).double()
+    images = 50 * torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = by_hand(backbone, images)
+    assert expected.shape[2:] == tuple(backbone.aligned().map_side(side) for side in size)
+    torch.testing.assert_close(backbone.aligned()(images), expected)
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_a_shift_by_one_stride_shifts_the_aligned_maps_by_one_cell(name):
+    aligned = small(name).double().aligned()
+    stride = aligned.stride
+    images = torch.randn(1, 3, 22 * stride, 23 * stride, dtype=torch.float64)
+    maps, shifted = aligned(images[..., :-stride]), aligned(images[..., stride:])
+    # 9 cells from the border no receptive field reaches the padding.
+    inner = maps[..., 9:-9, 10:-8]
+    assert inner.shape[2] > 3
+    assert inner.std() > 0
+    torch.testing.assert_close(shifted[..., 9:-9, 9:-9], inner)
+
+
+@pytest.mark.parametrize(
+    ("name", "paddings", "offset"),
+    [
+        *[("zf5", "table", 15), ("convnet5", "table", 15), ("overfeat5", "table", 8), ("overfeat7", "table", 8)],
+        *[
+            ("zf5", "aligned", 0),
+            ("convnet5", "aligned", 0),
+            ("overfeat5", "aligned", -3),
+            ("overfeat7", "aligned", -3),
+        ],
+    ],
+)
+def test_cells_are_centred_where_stride_and_offset_say(name, paddings, offset):
+    """Which pixels can change a cell: their middle is stride * cell + offset.
+
+    Average pooling sees all cells of its window, max pooling only one of them, so it stands in here.
+    """
+    backbone = small(name, normalization="none").double()
+    if paddings == "aligned":
+        backbone = backbone.aligned()
+    assert backbone.offset == offset
+    stride = backbone.stride
+    for layer_name, layer in list(backbone.named_children()):
+        if isinstance(layer, nn.MaxPool2d):
+            setattr(backbone, layer_name, nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding))
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 1.0)
+    images = torch.ones(1, 3, 12 * stride, 30 * stride, dtype=torch.float64, requires_grad=True)
+    backbone(images)[0, 0, 6, 14].backward()
+    seen = images.grad[0, 0].abs().sum(0).nonzero().flatten()
+    assert Fraction(int(seen[0] + seen[-1]), 2) == stride * 14 + offset
+
+
+def test_width_scales_the_filters_of_every_layer():
+    filters = [layer.out_channels for layer in small("zf5", width=0.25) if isinstance(layer, nn.Conv2d)]
+    assert filters == [24, 64, 96, 96, 64]
+    filters = [layer.out_channels for layer in small("zf5", width=1e-6) if isinstance(layer, nn.Conv2d)]
+    assert filters == [1, 1, 1, 1, 1]
+    assert small("overfeat5", width=0.5).channels == 256
+    with torch.device("meta"):
+        assert build_backbone("zf5", width=2).channels == 512
+
+
+def test_the_tables_hold_the_papers_filters():
+    def filters(table):
+        return [row.filters for row in table if hasattr(row, "filters")]
+
+    assert filters(ZF5) == filters(CONVNET5) == [96, 256, 384, 384, 256]
+    assert filters(OVERFEAT5) == [96, 256, 512, 512, 512]
+
+
+@pytest.mark.parametrize(
+    ("normalization", "kind"),
+    [
+        ("within_channel", WithinChannelResponseNorm),
+        ("across_channels", LocalResponseNorm),
+        ("none", nn.Identity),
+    ],
+)
+@pytest.mark.parametrize("name", TABLE_1)
+def test_normalization_can_be_chosen(name, normalization, kind):
+    backbone = small(name, normalization=normalization)
+    assert isinstance(backbone.norm1, kind)
+    assert backbone.map_side(224) == small(name).map_side(224)
+
+
+def test_normalization_by_default_is_that_of_the_release_or_of_alexnet():
+    assert isinstance(small("zf5").norm1, WithinChannelResponseNorm)
+    for name in TABLE_1[1:]:
+        assert isinstance(small(name).norm1, LocalResponseNorm)
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_options_build_the_same_backbone_again(name):
+    backbone = small(name, width=0.05, normalization="none")
+    again = build_backbone(**backbone.options)
+    again.load_state_dict(backbone.state_dict())
+    images = torch.randn(1, 3, 80, 70)
+    assert torch.equal(again(images), backbone(images))
+
+
+@pytest.mark.parametrize("width", [0, -1, float("nan")])
+def test_a_wrong_width_is_named(width):
+    with pytest.raises(ValueError, match=f"width={width}"):
+        build_backbone("zf5", width=width)
+
+
+def test_wrong_names_are_named_with_the_right_ones():
+    with pytest.raises(ValueError, match=r"'zf6'.*zf5, convnet5, overfeat5, overfeat7, timm"):
+        build_backbone("zf6")
+    with pytest.raises(ValueError, match=r"normalization='batch'.*within_channel, across_channels, none"):
+        build_backbone("zf5", normalization="batch")
+    with pytest.raises(ValueError, match=r"layer='conv6'.*conv1, norm1, .*conv5"):
+        small("zf5").features(torch.zeros(1, 3, 64, 64), "conv6")
+    with pytest.raises(TypeError, match="depth"):
+        build_backbone("zf5", depth=3)
+    assert set(BACKBONES) == {*TABLE_1, "timm"}
+    assert set(NORMALIZATIONS) == {"within_channel", "across_channels", "none"}
+
+
+def test_gradients_reach_every_parameter():
+    backbone = small("zf5", width=0.1)
+    backbone(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in backbone.parameters())
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    return build_backbone("timm", name="resnet18").eval()
+
+
+def test_timm_model_as_a_backbone(resnet18):
+    assert (resnet18.channels, resnet18.stride, resnet18.offset) == (512, 32, 0)
+    assert resnet18.layers == ("conv5",)
+    images = torch.randn(1, 3, 100, 65)
+    with torch.no_grad():
+        maps = resnet18(images)
+    assert maps.shape == (1, 512, resnet18.map_side(100), resnet18.map_side(65)) == (1, 512, 4, 3)
+    assert torch.equal(resnet18.features(images, "conv5"), maps)
+    with pytest.raises(ValueError, match=r"layer='conv4'.*conv5"):
+        resnet18.features(images, "conv4")
+
+
+def test_aligned_timm_model_shares_weights_but_not_its_mode(resnet18):
+    aligned = resnet18.aligned()
+    pairs = zip(aligned.state_dict(keep_vars=True).items(), resnet18.state_dict(keep_vars=True).items(), strict=True)
+    assert all(a_name == b_name and a is b for (a_name, a), (b_name, b) in pairs)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(aligned(images), resnet18(images))
+    aligned.train()
+    assert not resnet18.body.training
+    assert not any(module.training for module in resnet18.modules())
+
+
+def test_options_build_the_same_timm_model_again_without_a_download(resnet18):
+    assert resnet18.options == {"architecture": "timm", "name": "resnet18", "pretrained": False}
+
+
+def test_an_unknown_timm_model_is_named_with_similar_ones():
+    with pytest.raises(ValueError, match=r"'resnet19'.*resnet18"):
+        build_backbone("timm", name="resnet19")
+    with pytest.raises(ValueError, match="'no such model'"):
+        build_backbone("timm", name="no such model")
+
+
+@pytest.mark.slow
+def test_timm_model_whose_maps_have_channels_last():
+    backbone = build_backbone("timm", name="swin_tiny_patch4_window7_224").eval()
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 224, 224))
+    assert maps.shape == (1, backbone.channels, 7, 7) == (1, 768, 7, 7)

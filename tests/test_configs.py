@@ -1,0 +1,126 @@
+"""Every shipped config composes and fits the signatures it is given to; wrong ones stop with a line that helps."""
+
+from pathlib import Path
+
+import pytest
+import train as train_script
+from command_line import bound, bound_choice, claim_run_directory, run_directory
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from sppnet.backbones import BACKBONES
+from sppnet.classify.recipe import Recipe
+from sppnet.classify.schedules import size_of_epoch
+from sppnet.classify.training import Machine
+from sppnet.datasets import DATA_SOURCES
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")
+ROOT = "data.root=/some/where"
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", list(overrides))
+    OmegaConf.resolve(config)
+    return config
+
+
+def check(config):
+    bound(config, train_script.settings)
+    bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
+    bound(config.pooling, train_script.pooling, "pooling.")
+    bound(config.sizes, size_of_epoch, "sizes.")
+    bound_choice(config.data, "source", DATA_SOURCES, "data.")
+    Recipe(**bound(config.recipe, Recipe, "recipe."))
+    Machine(**bound(config.trainer, Machine, "trainer."))
+
+
+def choices():
+    return [(group, file.stem) for group in GROUPS for file in sorted((CONFIGS / group).glob("*.yaml"))]
+
+
+def test_there_is_a_choice_in_every_group():
+    assert {group for group, _ in choices()} == set(GROUPS) == {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+
+
+@pytest.mark.parametrize(("group", "choice"), choices())
+def test_every_shipped_choice_fits_the_code(group, choice):
+    needs_root = group == "data" and choice in {"folder", "imagenet", "caltech101"}
+    check(composed(f"{group}={choice}", *([ROOT] if needs_root else [])))
+
+
+def test_every_backbone_and_data_source_has_a_config():
+    assert {choice for group, choice in choices() if group == "backbone"} == set(BACKBONES)
+    assert {choice for group, choice in choices() if group == "data"} == set(DATA_SOURCES)
+
+
+@pytest.mark.parametrize(("backbone", "epochs"), [("zf5", 70), ("convnet5", 90), ("overfeat5", 90), ("overfeat7", 90)])
+def test_the_papers_recipe_takes_the_papers_epochs(backbone, epochs):
+    assert composed(f"backbone={backbone}", "recipe=paper").recipe.epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+recipe.epochz=3"], r"recipe\.epochz: no such key; did you mean epochs\?"),
+        (["+recpie.epochs=3"], r"recpie: no such key; did you mean recipe\?"),
+        (["recipe.epochs=many"], r"recipe\.epochs: Value 'many' of type 'str' could not be converted to Integer"),
+        (["recipe.epochs=0"], r"recipe\.epochs=0: must be at least 1"),
+        (["recipe.learning_rate=-1"], r"recipe\.learning_rate=-1\.0: must be above 0"),
+        (["recipe.momentum=1"], r"recipe\.momentum=1\.0: must be below 1"),
+        (["recipe.plateau_patience=null"], r"recipe\.plateau_patience=None.*make the other null"),
+        (["recipe=fast", "recipe.warmup_epochs=60"], r"recipe\.warmup_epochs=60.*below 60"),
+        (["recipe.input_mean=128"], r"recipe\.input_mean"),
+        (["pooling.levels=63"], r"pooling\.levels"),
+        (["pooling.levels=[6,three]"], r"pooling\.levels.*three"),
+        (["sizes.cycle=[big]"], r"sizes\.cycle.*big"),
+        (["+sizes.step=3"], r"sizes\.step: no such key"),
+        (["backbone.architecture=vgg"], r"backbone\.architecture=vgg: must be one of zf5"),
+        (["backbone.width=wide"], r"backbone\.width.*'wide'"),
+        (["+backbone.depth=3"], r"backbone\.depth: no such key; allowed: width, normalization"),
+        (["data.source=disk"], r"data\.source=disk: must be one of shapes"),
+        (["data=folder"], r"data\.root: missing; give it as data\.root=VALUE"),
+        (["trainer.workers=some"], r"trainer\.workers.*'some'"),
+        (["seed=x"], r"seed: Value 'x'"),
+        (["hidden=4.5"], r"hidden: Value '4.5'"),
+        (["backbone=null"], r"backbone"),
+    ],
+)
+def test_a_wrong_value_stops_with_its_key(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        check(composed(*overrides))
+
+
+def test_the_run_directory_is_a_function_of_what_changes_the_outcome():
+    def directory(*overrides):
+        return run_directory(composed(*overrides))[0]
+
+    base = directory("data=folder", "data.root=/disk1/flowers")
+    assert base == directory("data=folder", "data.root=/disk2/flowers", "trainer=cpu", "trainer.workers=3")
+    for other in ("data.root=/disk1/birds", "seed=1", "recipe.epochs=3", "pooling=none", "hidden=64", "sizes=single"):
+        assert directory("data=folder", "data.root=/disk1/flowers", other) != base
+    assert base.parent == Path("runs")
+    assert base.name.startswith("zf5-spp50-224-180-folder-seed0-")
+    assert directory("run=/tmp/mine") == Path("/tmp/mine")
+
+
+def test_names_say_what_is_trained():
+    names = {
+        "sizes=random": "zf5-spp50-random-180-224-shapes",
+        "pooling=none": "zf5-none-224-180-shapes",
+        "backbone=timm": "resnet18-spp50-224-180-shapes",
+        "pooling=spp30": "zf5-spp30-224-180-shapes",
+        "experiment=demo": "demo",
+    }
+    for override, name in names.items():
+        assert run_directory(composed(override))[0].name.startswith(f"{name}-seed0-")
+
+
+def test_a_run_directory_of_another_network_is_refused(tmp_path):
+    claim_run_directory(tmp_path / "run", run_directory(composed())[1])
+    claim_run_directory(tmp_path / "run", run_directory(composed())[1])
+    other = run_directory(composed("backbone.width=0.5"))[1]
+    with pytest.raises(ValueError, match=r"backbone\.width is 1\.0 there and 0\.5 here"):
+        claim_run_directory(tmp_path / "run", other)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]

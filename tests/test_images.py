@@ -1,0 +1,370 @@
+"""Decoding of files made here, crops of a picture whose pixels say where they are, and the functions on batches."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as reference
+
+from sppnet import images
+from sppnet.images import (
+    COLOR_STANDARD_DEVIATION,
+    CROP_POSITIONS,
+    LONGEST_ASPECT,
+    UnreadableImage,
+    alter_color,
+    crop,
+    crop_box,
+    decode_image,
+    mirror,
+    resize_batch,
+    resize_shorter_side,
+    to_network_input,
+)
+
+
+def encode(picture, file_format, **options):
+    """The bytes of a file; `picture` is an array or a Pillow image."""
+    file = io.BytesIO()
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def corners(height=48, width=64):
+    """(height, width, 3) uint8: red top left, green top right, blue bottom left, white bottom right."""
+    picture = np.full((height, width, 3), 255, np.uint8)
+    picture[: height // 2, : width // 2] = 255, 0, 0
+    picture[: height // 2, width // 2 :] = 0, 255, 0
+    picture[height // 2 :, : width // 2] = 0, 0, 255
+    return picture
+
+
+def noise(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def assert_shows(decoded, picture, tolerance=0):
+    """`decoded`, uint8 (3, h, w), is `picture`, (h, w, 3), up to `tolerance` on average over the pixels."""
+    assert decoded.dtype == torch.uint8
+    assert decoded.shape == (3, *picture.shape[:2])
+    difference = decoded.permute(1, 2, 0).numpy().astype(int) - picture.astype(int)
+    assert np.abs(difference).mean() <= tolerance
+
+
+@pytest.fixture(params=["torchcodec", "pillow alone"])
+def _decoder(request, monkeypatch):
+    if request.param == "pillow alone":
+        monkeypatch.setattr(images, "_torchcodec", None)
+    elif images._torchcodec is None:
+        pytest.skip("TorchCodec does not load on this machine")
+
+
+on_both_decoders = pytest.mark.usefixtures("_decoder")
+
+# A file shows `corners()` before it is turned; Pillow's operation undoes what EXIF asks for.
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@on_both_decoders
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "PNG", "TIFF"])
+def test_orientation_is_applied(file_format, orientation):
+    image = Image.fromarray(corners())
+    if STORED[orientation] is not None:
+        image = image.transpose(STORED[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(image, file_format, exif=exif)
+    assert_shows(decode_image(data, "turned"), corners(), tolerance=6)
+
+
+@on_both_decoders
+@pytest.mark.parametrize("options", [{"quality": 95}, {"quality": 95, "progressive": True}])
+def test_jpeg(options):
+    assert_shows(decode_image(encode(corners(), "JPEG", **options), "a.jpg"), corners(), tolerance=6)
+
+
+@on_both_decoders
+def test_gray_jpeg_has_three_equal_channels():
+    gray = np.tile(np.arange(0, 200, 4, dtype=np.uint8), (30, 1))
+    decoded = decode_image(encode(gray, "JPEG", quality=95), "gray.jpg")
+    assert_shows(decoded, np.repeat(gray[:, :, None], 3, axis=2), tolerance=2)
+
+
+@on_both_decoders
+def test_cmyk_jpeg_keeps_its_colors():
+    # Pillow writes the Adobe marker and inverted inks, as Photoshop does.
+    data = encode(Image.fromarray(corners()).convert("CMYK"), "JPEG", quality=95)
+    assert b"Adobe" in data
+    assert_shows(decode_image(data, "cmyk.jpg"), corners(), tolerance=6)
+
+
+@pytest.mark.skipif(images._torchcodec is None, reason="TorchCodec does not load on this machine")
+def test_torchcodec_reads_jpeg_as_pillow_does(monkeypatch):
+    data = encode(noise(37, 53), "JPEG", quality=80)
+    fast = decode_image(data, "noise.jpg")
+    monkeypatch.setattr(images, "_torchcodec", None)
+    assert (fast.int() - decode_image(data, "noise.jpg").int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_other_formats(file_format):
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    assert_shows(decode_image(encode(noise(9, 14), file_format, **options), "named.jpg"), noise(9, 14))
+
+
+def test_transparency_is_laid_over_white():
+    picture = np.zeros((2, 3, 4), np.uint8)
+    picture[:, 1] = 100, 0, 200, 255
+    picture[:, 2] = 100, 0, 200, 51  # one fifth opaque
+    decoded = decode_image(encode(picture, "PNG"), "rgba.png")
+    assert decoded[:, 0].T.tolist() == [[255, 255, 255], [100, 0, 200], [224, 204, 244]]
+
+
+def test_palette_with_transparency():
+    image = Image.new("P", (3, 1))
+    image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.putdata([0, 1, 2])
+    decoded = decode_image(encode(image, "PNG", transparency=b"\xff\x00\xff"), "palette.png")
+    assert decoded[:, 0].T.tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255]]
+
+
+def test_gray_with_alpha():
+    decoded = decode_image(encode(Image.new("LA", (2, 2), (40, 0)), "PNG"), "la.png")
+    assert decoded.unique().tolist() == [255]
+
+
+def png(width, height, bit_depth, color_type, rows):
+    """A PNG file by hand, because Pillow writes no 16-bit RGB."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_sixteen_bit_gray_is_scaled(file_format):
+    pixels = np.array([[0, 128, 129, 100 * 257, 65535]], np.uint16)
+    decoded = decode_image(encode(pixels, file_format), "gray16")
+    assert decoded[:, 0].tolist() == [[0, 0, 1, 100, 255]] * 3
+
+
+def test_sixteen_bit_rgb_is_scaled():
+    row = np.array([0, 0, 65535, 100 * 257, 200 * 257, 0], ">u2").tobytes()
+    assert decode_image(png(2, 1, 16, 2, [row]), "rgb16.png")[:, 0].T.tolist() == [[0, 0, 255], [100, 200, 0]]
+
+
+@pytest.mark.parametrize("pixels", [np.array([[0, 70000]], np.int32), np.array([[0.5, 1]], np.float32)])
+def test_pixels_of_unknown_range_are_refused(pixels):
+    with pytest.raises(UnreadableImage, match=r"^deep\.tif: "):
+        decode_image(encode(pixels, "TIFF"), "deep.tif")
+
+
+def test_first_frame_of_an_animation_under_another_name():
+    frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert_shows(decode_image(data, "animation.jpg"), np.full((4, 5, 3), (255, 0, 0)))
+
+
+@on_both_decoders
+def test_one_pixel():
+    assert decode_image(encode(np.full((1, 1, 3), 7, np.uint8), "JPEG"), "tiny.jpg").flatten().tolist() == [7] * 3
+
+
+@on_both_decoders
+def test_damaged_exif_gives_the_picture_and_no_warning():
+    # An EXIF block that promises 12 bytes of entries and ends: Pillow warns, and warnings are errors here.
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01"
+    assert_shows(decode_image(encode(corners(), "JPEG", quality=95, exif=exif), "a.jpg"), corners(), tolerance=6)
+
+
+# A PNG that says 100,000 x 100,000 pixels and holds none; refused before any is looked for.
+BOMB = png(100_000, 100_000, 1, 0, [])
+JPEG = encode(noise(60, 80), "JPEG")
+
+UNREADABLE = {
+    "empty": (b"", "the file is empty"),
+    "text": (b"not a picture\n", "not an image"),
+    "html": (b"<html><body>404</body></html>", "not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "header": (JPEG[:20], "not an image"),
+    "half_jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
+    "jpeg_without_end": (JPEG[:-2], "truncated"),
+    "half_png": (encode(noise(60, 80), "PNG")[:5000], ""),
+    "half_gif": (encode(noise(60, 80), "GIF")[:2000], ""),
+    "half_tiff": (encode(noise(60, 80), "TIFF")[:5000], ""),
+    "half_webp": (encode(noise(60, 80), "WEBP")[:2000], ""),
+    "broken_png": (b"\x89PNG\r\n\x1a\n" + bytes(30), ""),
+    "bomb": (BOMB, "pixels"),
+}
+
+
+@on_both_decoders
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_unreadable(case):
+    data, reason = UNREADABLE[case]
+    with pytest.raises(UnreadableImage) as caught:
+        decode_image(data, f"folder/{case}")
+    message = str(caught.value)
+    assert message.startswith(f"folder/{case}: ")
+    assert reason in message
+    assert "\n" not in message
+    assert ".cpp" not in message
+    assert len(message) > len(f"folder/{case}: ")
+
+
+@on_both_decoders
+def test_size_limit_counts_pixels_before_decoding():
+    assert decode_image(JPEG, "a.jpg", max_pixels=80 * 60).shape == (3, 60, 80)
+    with pytest.raises(UnreadableImage, match=r"a\.jpg: 80x60 pixels, more than max_pixels=4799"):
+        decode_image(JPEG[:-200], "a.jpg", max_pixels=80 * 60 - 1)  # truncated: decoding it would say so
+
+
+# Sizes and crops.
+
+
+@pytest.mark.parametrize("size", [(50, 71), (71, 50), (33, 33), (64, 64), (19, 200), (20, 21)])
+@pytest.mark.parametrize("side", [20, 64, 101])
+def test_shorter_side_is_exact_and_pixels_are_torchvisions(size, side):
+    image = torch.from_numpy(noise(*size)).permute(2, 0, 1)
+    resized = resize_shorter_side(image, side)
+    expected = [round(length * side / min(size) + 1e-9) for length in size]
+    assert min(resized.shape[1:]) == side
+    assert list(resized.shape[1:]) == expected
+    assert torch.equal(resized, reference.resize(image, expected, antialias=True))
+
+
+def test_resize_keeps_what_fits():
+    image = torch.zeros(3, 30, 41, dtype=torch.uint8)
+    assert resize_shorter_side(image, 30).data_ptr() == image.data_ptr()
+
+
+def test_longer_side_is_rounded_half_up():
+    assert resize_shorter_side(torch.zeros(3, 4, 6, dtype=torch.uint8), 3).shape == (3, 3, 5)  # 4.5
+
+
+@pytest.mark.parametrize("size", [(2000, 1), (3, 2000)])
+def test_thin_pictures_stay_small_and_keep_their_middle(size):
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    middle = image.movedim(1 + size.index(2000), 1)[:, 998:1002]
+    middle[:] = 200
+    resized = resize_shorter_side(image, 64)
+    assert min(resized.shape[1:]) == 64
+    assert max(resized.shape[1:]) == 64 * LONGEST_ASPECT
+    assert resized[:, resized.shape[1] // 2, resized.shape[2] // 2].tolist() == [200] * 3
+
+
+def coordinates(height, width):
+    """int64 (2, height, width): every pixel says its row and column."""
+    return torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+
+
+@pytest.mark.parametrize(
+    ("position", "top", "left"),
+    [("center", 1, 3), ("top_left", 0, 0), ("top_right", 0, 7), ("bottom_left", 3, 0), ("bottom_right", 3, 7)],
+)
+def test_crops_are_of_the_entire_image(position, top, left):
+    image = coordinates(8, 12)
+    view = crop(image, 5, position)
+    assert view.shape == (2, 5, 5)
+    assert view[:, 0, 0].tolist() == [top, left]
+    assert view[:, -1, -1].tolist() == [top + 4, left + 4]
+    assert view.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
+    assert torch.equal(view, crop(image, 5, CROP_POSITIONS.index(position)))
+    assert crop_box(8, 12, 5, position) == (top, left)
+
+
+def test_crop_of_its_own_size_is_the_image():
+    for position in CROP_POSITIONS:
+        assert torch.equal(crop(coordinates(7, 7), 7, position), coordinates(7, 7))
+
+
+@pytest.mark.parametrize("size", [(4, 9), (9, 4)])
+def test_too_small_for_the_crop(size):
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels is smaller than the crop of 5x5"):
+        crop_box(*size, 5, "center")
+
+
+@pytest.mark.parametrize("position", ["middle", 5, -1])
+def test_unknown_position(position):
+    with pytest.raises(ValueError, match="must be one of center, top_left"):
+        crop_box(9, 9, 5, position)
+
+
+# Batches.
+
+
+def test_mirror_turns_left_and_right_of_flagged_images_only():
+    images_ = torch.arange(2 * 3 * 2 * 3).reshape(2, 3, 2, 3)
+    mirrored = mirror(images_, torch.tensor([False, True]))
+    assert torch.equal(mirrored[0], images_[0])
+    assert mirrored[1, 0].tolist() == [row[::-1] for row in images_[1, 0].tolist()]
+    assert mirror(images_.to(torch.uint8), torch.tensor([True, True])).dtype == torch.uint8
+
+
+def test_color_shift_is_constant_per_image_and_zero_changes_nothing():
+    batch = torch.rand(2, 3, 4, 5) * 255
+    altered = alter_color(batch, torch.tensor([[0.0, 0, 0], [0.1, -0.2, 0.3]]))
+    assert torch.equal(altered[0], batch[0])
+    # rows of the eigenvectors times amounts * eigenvalues, by hand
+    red = 255 * (-0.5675 * 0.1 * 0.2175 + 0.7192 * -0.2 * 0.0188 + 0.4009 * 0.3 * 0.0045)
+    blue = 255 * (-0.5836 * 0.1 * 0.2175 - 0.6948 * -0.2 * 0.0188 + 0.4203 * 0.3 * 0.0045)
+    shift = altered[1] - batch[1]
+    torch.testing.assert_close(shift[0], torch.full((4, 5), red), atol=1e-4, rtol=0)
+    torch.testing.assert_close(shift[2], torch.full((4, 5), blue), atol=1e-4, rtol=0)
+
+
+def test_color_shifts_have_the_covariance_of_the_constants():
+    generator = torch.Generator().manual_seed(0)
+    amounts = torch.randn(200_000, 3, generator=generator) * COLOR_STANDARD_DEVIATION
+    shifts = alter_color(torch.zeros(200_000, 3, 1, 1), amounts).flatten(1) / 255
+    values = torch.tensor([0.2175, 0.0188, 0.0045])
+    vectors = torch.tensor(images._EIGENVECTORS)
+    expected = vectors @ torch.diag((COLOR_STANDARD_DEVIATION * values) ** 2) @ vectors.T
+    torch.testing.assert_close(torch.cov(shifts.T), expected, rtol=0.02, atol=2e-6)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [180, 224, 300])
+def test_batch_resize_is_torchvisions(size):
+    batch = torch.rand(2, 3, 224, 224) * 255
+    expected = reference.resize(batch, [size, size], antialias=True)
+    torch.testing.assert_close(resize_batch(batch, size), expected)
+    assert (resize_batch(batch, size) is batch) == (size == 224)
+
+
+def test_network_input():
+    batch = torch.tensor([0, 100, 200], dtype=torch.uint8).reshape(1, 3, 1, 1)
+    result = to_network_input(batch, mean=(128, 100, 50), std=[1, 2, 3])
+    assert result.dtype == torch.float32
+    assert result.flatten().tolist() == [-128, 0, 50]
+    assert to_network_input(batch.bfloat16(), [0, 0, 0], [1, 1, 1]).dtype == torch.float32
+
+
+def test_gradients_reach_the_pixels():
+    batch = (torch.rand(2, 3, 8, 8, dtype=torch.float64) * 255).requires_grad_()
+
+    def network_input(batch):
+        altered = alter_color(mirror(batch, torch.tensor([True, False])), torch.full((2, 3), 0.1))
+        return to_network_input(resize_batch(altered, 5), [120, 118, 110], [58, 57, 59])
+
+    network_input(batch).sum().backward()
+    assert batch.grad is not None
+    assert (batch.grad > 0).all()

@@ -1,0 +1,123 @@
+"""Imports run one way, and heavy libraries are loaded by those alone who need them."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE, SCRIPTS = ROOT / "sppnet", ROOT / "scripts"
+
+# Every module and folder of the package imports only from rows above its own. A new one needs its place here.
+ORDER = (
+    {"geometry"},
+    {"pyramid", "normalization"},
+    {"backbones"},
+    {"network"},
+    {"images", "metrics", "shapes"},
+    {"datasets", "records"},
+    {"classify", "detect", "transfer"},
+)
+ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
+
+
+def python_files(folder):
+    return sorted(folder.rglob("*.py"))
+
+
+def imports(file):
+    """Dotted names of all modules that a file imports anywhere, inside functions and type checks too."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import in line {node.lineno}"
+            # In `from sppnet import network` the module is the name, in `from sppnet.network import SPPNet` it is not.
+            names |= {f"{node.module}.{a.name}" for a in node.names} if node.module == "sppnet" else {node.module}
+    return names
+
+
+def own_imports(file):
+    return {name for name in imports(file) if name.split(".")[0] == "sppnet" and name != "sppnet"}
+
+
+def part(file):
+    """The module or folder directly in the package to which a file belongs."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def loaded_by(statement):
+    """Top-level names of all modules that a fresh interpreter has loaded after a statement."""
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+def importers(library):
+    """All files of the package and the scripts that import a library."""
+    files = python_files(PACKAGE) + python_files(SCRIPTS)
+    return [file for file in files if library in {name.split(".")[0] for name in imports(file)}]
+
+
+def test_every_module_has_its_place():
+    assert {part(file) for file in python_files(PACKAGE)} - {"__init__"} <= set(ROW)
+
+
+@pytest.mark.parametrize("file", python_files(PACKAGE), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_run_one_way(file):
+    if file == PACKAGE / "__init__.py":
+        assert not own_imports(file)
+        return
+    for name in own_imports(file):
+        imported = name.split(".")[1]
+        assert imported == part(file) or ROW[imported] < ROW[part(file)], f"{part(file)} must not import {name}"
+
+
+def test_no_imports_in_circles():
+    graph = {}
+    for file in python_files(PACKAGE):
+        name = ".".join(("sppnet", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        graph[name] = own_imports(file) - {name}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_the_package_imports_no_script():
+    scripts = {file.stem for file in python_files(SCRIPTS)} | {"scripts"}
+    for file in python_files(PACKAGE):
+        assert not scripts & {name.split(".")[0] for name in imports(file)}, file
+
+
+@pytest.mark.parametrize("library", ["pytorch_lightning", "lightning", "lightning_fabric"])
+def test_lightning_lives_in_classify_alone(library):
+    assert all(PACKAGE / "classify" in file.parents for file in importers(library))
+
+
+@pytest.mark.parametrize("library", ["hydra", "omegaconf"])
+def test_hydra_lives_in_scripts_alone(library):
+    assert all(SCRIPTS in file.parents for file in importers(library))
+
+
+def test_the_package_alone_loads_nothing_heavy():
+    heavy = {
+        "torch",
+        "torchvision",
+        "numpy",
+        "pytorch_lightning",
+        "hydra",
+        "omegaconf",
+        "timm",
+        "torchcodec",
+        "datasets",
+    }
+    assert not heavy & loaded_by("import sppnet")
+
+
+def test_the_network_loads_no_training_configuration_or_data_libraries():
+    heavy = {"pytorch_lightning", "hydra", "omegaconf", "timm", "datasets", "torchcodec", "matplotlib", "tensorboard"}
+    loaded = loaded_by("import sppnet.network")
+    assert "torch" in loaded
+    assert not heavy & loaded

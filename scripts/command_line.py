@@ -132,8 +132,15 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not _can_be_mended(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _can_be_mended(error: Exception) -> bool:
+    """Whether an error speaks of what the user gave, rather than of the code."""
+    # Lightning's, for a GPU where there is none, say; by name, because importing Lightning takes seconds.
+    misconfigured = type(error).__name__ == "MisconfigurationException"
+    return misconfigured or isinstance(error, (ValueError, OSError, OmegaConfBaseException))

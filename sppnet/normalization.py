@@ -12,7 +12,7 @@ where W' is the mirrored window: the cells whose windows hold this cell.
 Left to autograd, each of the dozen steps makes a new tensor of the size of the maps, forward and again backward, and
 keeps most of them: `torch.nn.LocalResponseNorm` takes longer than all convolutions of ZF-5. Here the gradient is
 written down, keeps nothing but x and forms s again. `torch.compile` fuses it into a few loops; without a compiler it
-works in place, on blocks of images.
+runs over blocks of images, whose scratch memory is small and used again.
 """
 
 import math
@@ -22,11 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-# Values per block of images, 16 MB in float32: scratch of that size is reused, while glibc's malloc maps fresh pages for
-# every tensor above 32 MB. One image per block is up to twice as fast on idle cores, but there the threads meet so often
-# that on cores shared with data workers it was slower than torch's own layer; blocks of this size were not.
+# Values per block of images: scratch tensors of 16 MB in float32, which are used again, while glibc's malloc maps fresh
+# pages for everything above 32 MB. One image per block is a tenth faster on idle cores, but there the threads meet
+# so often that on cores shared with data workers it was slower than torch's own layer.
 BLOCK_VALUES = 2**22
 
 # How far the window reaches, as `F.pad` counts: cells to the left, right, top, bottom, channels before, after.
@@ -104,7 +103,7 @@ def _normalize(maps: Tensor, reach: Reach, scale: float, beta: float, k: float) 
 
 
 class _ResponseNorm(torch.autograd.Function):
-    """The formula at the top of this file, and its gradient, which cannot be differentiated again."""
+    """The formula at the top of this file, and its gradient, which can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, *constants: Any) -> Tensor:
@@ -113,7 +112,6 @@ class _ResponseNorm(torch.autograd.Function):
         return _by_blocks(lambda x: _response(x, *constants), maps)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (maps,) = ctx.saved_tensors
         gradient = _by_blocks(lambda x, dy: _response_gradient(x, dy, *ctx.constants), maps, grad)
@@ -123,9 +121,10 @@ class _ResponseNorm(torch.autograd.Function):
 def _by_blocks(function: Callable[..., Tensor], maps: Tensor, *more: Tensor) -> Tensor:
     """`function(maps, *more)` in the dtype and memory format of `maps`, for a few images at a time on a CPU.
 
-    Not while compiling: the loop would be unrolled, one kernel per block.
+    Not while compiling: the loop would be unrolled, one kernel per block. In a backward pass, gradients are only
+    enabled to differentiate once more, which cannot see through results copied into place.
     """
-    if maps.device.type != "cpu" or torch.compiler.is_compiling():
+    if maps.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_grad_enabled():
         return function(maps, *more).to(maps.dtype)
     images = max(1, BLOCK_VALUES // max(1, maps[:1].numel()))
     result = torch.empty_like(maps)
@@ -137,7 +136,7 @@ def _by_blocks(function: Callable[..., Tensor], maps: Tensor, *more: Tensor) -> 
 def _response(x: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
     """y of the formula, in float32 or float64."""
     x = _at_least_float32(x)
-    return _inverse_power(_divisor(x, reach, scale, k), beta).mul_(x)
+    return x * _inverse_power(_divisor(x, reach, scale, k), beta)
 
 
 def _response_gradient(x: Tensor, dy: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
@@ -145,9 +144,9 @@ def _response_gradient(x: Tensor, dy: Tensor, reach: Reach, scale: float, beta: 
     x, dy = _at_least_float32(x), _at_least_float32(dy)
     left, right, top, bottom, before, after = reach
     s = _divisor(x, reach, scale, k)
-    direct = _inverse_power(s, beta).mul_(dy)
-    shared = _window_sum((direct * x).div_(s), (right, left, bottom, top, after, before))
-    return direct.addcmul_(shared, x, value=-2 * beta * scale)
+    direct = dy * _inverse_power(s, beta)
+    shared = _window_sum(direct * x / s, (right, left, bottom, top, after, before))
+    return torch.addcmul(direct, shared, x, value=-2 * beta * scale)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -160,17 +159,17 @@ def _divisor(x: Tensor, reach: Reach, scale: float, k: float) -> Tensor:
 
 
 def _inverse_power(s: Tensor, beta: float) -> Tensor:
-    """s ** -beta for positive s. Two square roots are a third of the work of a power."""
+    """s ** -beta for positive s. Two square roots are less than half the work of a power."""
     if beta == 0.75:
         root = s.rsqrt()
-        return root.sqrt().mul_(root)
+        return root * root.sqrt()
     return s.pow(-beta)
 
 
 def _window_sum(values: Tensor, reach: Reach) -> Tensor:
     """(N, C, H, W) -> a new tensor of that shape: the sum of the window around every cell, zeros beyond the borders.
 
-    Slices of the padded tensor are added, one axis after the other. `F.avg_pool2d` takes seven times as long on
+    Slices of the padded tensor are added, one axis after the other. `F.avg_pool2d` takes six times as long on
     contiguous maps, and a product with a band matrix over channels loses digits where float32 products may be rounded
     (`torch.set_float32_matmul_precision`, autocast).
     """

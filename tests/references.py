@@ -55,3 +55,25 @@ def pool_windows_by_cutting(features: Tensor, windows: Tensor, levels) -> Tensor
         for image, x0, y0, x1, y1 in windows.tolist()
     ]
     return torch.cat(pooled)
+
+
+def local_response_norm_reference(x: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """Across channels: channel by channel, with the definition of `torch.nn.LocalResponseNorm`, in float64."""
+    x, result = x.double(), torch.empty_like(x, dtype=torch.float64)
+    for channel in range(x.shape[1]):
+        first, last = channel - size // 2, channel + (size - 1) // 2
+        squares = sum(x[:, i] ** 2 for i in range(max(first, 0), min(last, x.shape[1] - 1) + 1))
+        result[:, channel] = x[:, channel] / (k + alpha / size * squares) ** beta
+    return result
+
+
+def within_channel_response_norm_reference(x: Tensor, size: int, alpha: float, beta: float) -> Tensor:
+    """Within a channel: cell by cell, the mean over size x size cells with zeros beyond the border, in float64."""
+    x, result, radius = x.double(), torch.empty_like(x, dtype=torch.float64), size // 2
+    for row in range(x.shape[2]):
+        for column in range(x.shape[3]):
+            top, left = max(row - radius, 0), max(column - radius, 0)
+            window = x[:, :, top : row + radius + 1, left : column + radius + 1]
+            mean = (window**2).sum((2, 3)) / size**2
+            result[:, :, row, column] = x[:, :, row, column] / (1 + alpha * mean) ** beta
+    return result

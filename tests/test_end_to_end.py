@@ -1,7 +1,9 @@
-"""The command line, as a person uses it: train at two sizes, resume, finished; and what goes wrong."""
+"""The command line as a person uses it: train at two sizes, be killed, resume, be finished; and what goes wrong."""
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,26 +15,40 @@ from conftest import make_image_folder
 from sppnet.network import load_network
 
 PROJECT = Path(__file__).parent.parent
-SMALL = [
-    "data=folder",
-    "recipe=fast",
-    "trainer=cpu",
-    "trainer.precision=32-true",
-    "trainer.workers=1",
-    "backbone.width=0.05",
-    "hidden=16",
-    "sizes.cycle=[64,48]",
-    "recipe.batch_size=4",
-    "recipe.warmup_epochs=0",
-]
+SCRIPT = [sys.executable, str(PROJECT / "scripts" / "train.py")]
+SMALL = (
+    "data=folder recipe=fast trainer=cpu trainer.precision=32-true trainer.workers=0 backbone.width=0.05 hidden=16 "
+    "sizes.cycle=[64,48] recipe.epochs=3 recipe.batch_size=4 recipe.warmup_epochs=0"
+).split()
 
 
 def train(*overrides, cwd, **environment):
-    """Runs scripts/train.py in the folder `cwd`, without a terminal."""
-    command = [sys.executable, str(PROJECT / "scripts" / "train.py"), *overrides]
+    """Runs scripts/train.py in the folder `cwd`, away from a terminal."""
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        [*SCRIPT, *overrides],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
+
+
+def kill_after_epoch(epoch, *overrides, cwd):
+    """Starts the same and sends SIGKILL when the line of `epoch` appears."""
+    command = subprocess.Popen([*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with command:
+        assert command.stdout is not None
+        for line in command.stdout:
+            if line.startswith(f"epoch {epoch}/"):
+                command.send_signal(signal.SIGKILL)
+                break
+        else:
+            raise AssertionError(command.stderr.read() if command.stderr else "")
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +57,113 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_train_resume_finished(folder, tmp_path):
-    arguments = [*SMALL, f"data.root={folder}", "run=run"]
-    whole = train(*SMALL, f"data.root={folder}", "run=whole", "recipe.epochs=3", cwd=tmp_path)
+def test_train_be_killed_resume_be_finished(folder, tmp_path):
+    arguments = [*SMALL, f"data.root={folder}"]
+    whole = train(*arguments, "run=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
+    assert whole.stderr == ""
     lines = [line for line in whole.stdout.splitlines() if line.startswith("epoch")]
     assert [line.split("size ")[1].split()[0] for line in lines] == ["64", "48", "64"]
+    assert "top-1 error" in whole.stdout.splitlines()[-5]
 
-    # Stop after two of three epochs by failing to read the validation set, as a full disk or a kill would.
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert [epoch["size"] for epoch in result["history"]] == [64, 48, 64]
-    assert result["n"] == 6
+    assert (result["n"], result["num_classes"], result["training_images"]) == (6, 2, 10)
     assert result["top1_error"] == result["top1_wrong"] / 6
+    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [
+        "checkpoints", "config.yaml", "result.json", "tensorboard",
+    ]  # fmt: skip
 
     network = load_network(tmp_path / "whole")
     assert network.classes == ("cat", "dog")
     assert network(torch.zeros(1, 3, 70, 91)).shape == (1, 2)
 
-    again = train(*SMALL, f"data.root={folder}", "run=whole", "recipe.epochs=3", cwd=tmp_path)
+    kill_after_epoch(2, *arguments, "run=killed", cwd=tmp_path)
+    assert not (tmp_path / "killed" / "result.json").exists()
+    resumed = train(*arguments, "run=killed", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("epoch 1/3") + resumed.stdout.count("epoch 2/3") <= 1
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+    again = train(*arguments, "run=killed", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "already finished" in again.stdout
-    assert arguments
+    assert "epoch 3/3" not in again.stdout
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_every_combination_into_its_own_directory(folder, tmp_path):
+    arguments = [*SMALL, f"data.root={folder}", "recipe.epochs=1"]
+    done = train("-m", *arguments, "pooling=spp50,spp30", "backbone=zf5,convnet5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.name.split("-seed")[0] for path in (tmp_path / "runs").iterdir() if path.name != "sweeps")
+    assert runs == [f"{b}-{p}-64-48-folder" for b in ("convnet5", "zf5") for p in ("spp30", "spp50")]
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 4
+
+
+@pytest.mark.slow
+def test_a_timm_backbone_trains_with_a_pyramid(folder, tmp_path):
+    backbone = ["backbone=timm", "backbone.name=test_resnet"]
+    arguments = [word for word in SMALL if not word.startswith("backbone")]
+    done = train(*arguments, *backbone, f"data.root={folder}", "recipe.epochs=1", "run=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load_network(tmp_path / "run")(torch.zeros(1, 3, 70, 91)).shape == (1, 2)
+
+
+def with_class_in_one_split(root):
+    (root / "val" / "dog").rename(root / "val" / "wolf")
+
+
+def with_damaged_validation_image(root):
+    (root / "val" / "cat" / "0.jpg").write_bytes(b"\xff\xd8\xff no picture")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "change", "message"),
+    [
+        (["recipe.epochz=3"], None, "recipe.epochz"),
+        (["backbone=zf6"], None, "zf6"),
+        (["backbones=zf5"], None, "backbones"),
+        (["recipe.epochs=soon"], None, "recipe.epochs: Value 'soon'"),
+        (["sizes.cycle=[64,20]"], None, "20 pixels are too few for this backbone, which needs at least 31"),
+        (["pooling=none"], None, "a network without a pyramid (pooling=none) trains at 224 only"),
+        (["pooling.levels=[6,0]"], None, "levels=[6, 0]: level 0 must be an integer from 1"),
+        (["pooling.levels=[]"], None, "levels=[]"),
+        (["data.root=nowhere"], None, "nowhere"),
+        ([], lambda root: [shutil.rmtree(path) for path in root.glob("*/*")], "images"),
+        ([], with_class_in_one_split, "wolf"),
+        ([], with_damaged_validation_image, "cat/0.jpg"),
+        (["trainer.accelerator=gpu"], None, "gpu"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_few_lines(tmp_path, overrides, change, message):
+    root = make_image_folder(tmp_path / "images", train=2, val=2)
+    if change:
+        change(root)
+    done = train(*SMALL, f"data.root={root}", *overrides, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode not in (0, -9)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 8, done.stderr
+    assert not list(tmp_path.glob("runs/*/result.json"))
+
+
+@pytest.mark.slow
+def test_a_misspelt_key_in_an_experiment_file_stops(folder, tmp_path):
+    configs = tmp_path / "configs"
+    shutil.copytree(PROJECT / "configs", configs)
+    (configs / "experiment" / "mine.yaml").write_text("# @package _global_\nrecipe:\n  epochz: 3\n")
+    done = train("-cd", str(configs), "experiment=mine", *SMALL, f"data.root={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: recipe.epochz: no such key; did you mean epochs?"
+
+
+@pytest.mark.slow
+def test_help_fits_a_page_and_names_groups_overrides_and_examples(tmp_path):
+    done = train("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("backbone: convnet5", "experiment=demo", "data.root=PATH", "python scripts/train.py -m"):
+        assert word in done.stdout
+    assert len(done.stdout.splitlines()) <= 40

@@ -42,12 +42,12 @@ def pooling(*, levels: list[int] | None) -> list[int] | None:
 def train(config: DictConfig) -> None:
     # Imported here because Lightning takes seconds, and --help should not.
     import torch
-    from sppnet.datasets import DATA_SOURCES, open_data
 
     from sppnet.backbones import BACKBONES, build_backbone
     from sppnet.classify.recipe import Recipe
     from sppnet.classify.schedules import check_sizes, size_of_epoch
     from sppnet.classify.training import Machine, check_sizes_fit, train_classifier
+    from sppnet.datasets import DATA_SOURCES, open_data
     from sppnet.network import SPPNet
     from sppnet.records import read_result, result_text
 

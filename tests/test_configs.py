@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-import train as train_script
-from command_line import bound, bound_choice, claim_run_directory, run_directory
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import train as train_script
+from command_line import bound, bound_choice, claim_run_directory, run_directory
 from sppnet.backbones import BACKBONES
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import size_of_epoch
@@ -41,7 +41,11 @@ def choices():
 
 
 def test_there_is_a_choice_in_every_group():
-    assert {group for group, _ in choices()} == set(GROUPS) == {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+    assert (
+        {group for group, _ in choices()}
+        == set(GROUPS)
+        == {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+    )
 
 
 @pytest.mark.parametrize(("group", "choice"), choices())

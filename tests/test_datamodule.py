@@ -1,8 +1,11 @@
+import functools
+import operator
+
 import numpy as np
 import pytest
 import torch
-from conftest import jpeg
 
+from conftest import jpeg
 from sppnet.classify.datamodule import (
     MOST_REPLACEMENTS,
     CenterCrops,
@@ -110,7 +113,7 @@ def test_training_shares_are_equal_disjoint_and_reshuffled_every_epoch(images, p
     samplers = [EpochSampler(images, seed=1, rank=rank, processes=processes) for rank in range(processes)]
     seen = [[index for _, index in sampler] for sampler in samplers]
     assert {len(share) for share in seen} == {images // processes}
-    flat = sum(seen, [])
+    flat = functools.reduce(operator.iadd, seen, [])
     assert len(set(flat)) == len(flat)
     assert set(flat) <= set(range(images))
     samplers[0].set_epoch(1)
@@ -131,7 +134,7 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
 @pytest.mark.parametrize(("images", "processes"), [(10, 1), (10, 3), (2, 4)])
 def test_validation_shares_hold_every_image_exactly_once(images, processes):
     shares = [list(ShareSampler(images, rank=rank, processes=processes)) for rank in range(processes)]
-    assert sorted(sum(shares, [])) == list(range(images))
+    assert sorted(functools.reduce(operator.iadd, shares, [])) == list(range(images))
 
 
 def test_batches_are_the_same_for_any_number_of_workers():
@@ -161,5 +164,5 @@ def test_the_number_of_workers():
     assert worker_count(0) == 0
     assert worker_count(7) == 7
     assert 1 <= worker_count(None) <= 16
-    with pytest.raises(ValueError, match="trainer.workers=-1"):
+    with pytest.raises(ValueError, match=r"trainer\.workers=-1"):
         worker_count(-1)

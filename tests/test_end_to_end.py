@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_image_folder
 
+from conftest import make_image_folder
 from sppnet.network import load_network
 
 PROJECT = Path(__file__).parent.parent
 SCRIPT = [sys.executable, str(PROJECT / "scripts" / "train.py")]
-SMALL = (
-    "data=folder recipe=fast trainer=cpu trainer.precision=32-true trainer.workers=0 backbone.width=0.05 hidden=16 "
-    "sizes.cycle=[64,48] recipe.epochs=3 recipe.batch_size=4 recipe.warmup_epochs=0"
-).split()
+SMALL = [
+    *("data=folder", "recipe=fast", "trainer=cpu", "trainer.precision=32-true", "trainer.workers=0"),
+    *("backbone.width=0.05", "hidden=16", "sizes.cycle=[64,48]"),
+    *("recipe.epochs=3", "recipe.batch_size=4", "recipe.warmup_epochs=0"),
+]
 
 
 def train(*overrides, cwd, **environment):
@@ -36,7 +37,9 @@ def train(*overrides, cwd, **environment):
 
 def kill_after_epoch(epoch, *overrides, cwd):
     """Starts the same and sends SIGKILL when the line of `epoch` appears."""
-    command = subprocess.Popen([*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = subprocess.Popen(
+        [*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     with command:
         assert command.stdout is not None
         for line in command.stdout:

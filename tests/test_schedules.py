@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -48,7 +49,7 @@ def test_cosine_rises_linearly_then_falls_to_zero():
     assert factors[4] == 1.0
     assert factors[12] == pytest.approx(0.5)
     assert factors[20] == pytest.approx(0.0)
-    assert all(a > b for a, b in zip(factors[4:], factors[5:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors))
     assert cosine_factor(0, 0, 10) == 1.0
 
 

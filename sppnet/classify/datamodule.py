@@ -132,8 +132,8 @@ class ShareSampler(Sampler[int]):
 class ClassificationData(LightningDataModule):
     """Training batches at the size of the epoch, validation batches at the centre crop.
 
-    A batch on the device is (images, labels): float32 (N, 3, s, s) in channels_last on the network's scale, s the size of
-    the epoch in training and `crop_side` in validation; int64 (N,).
+    A batch on the device is (images, labels): float32 (N, 3, s, s) in channels_last on the network's scale, s the size
+    of the epoch in training and `crop_side` in validation; int64 (N,).
 
     Args:
         data: what `sppnet.datasets.open_data` gives.

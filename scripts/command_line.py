@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from tqdm import tqdm
 
 # What changes the outcome of a run, and so names its directory.
 OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed")
@@ -126,7 +127,8 @@ def clear_errors() -> Iterator[None]:
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
     """
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    # tqdm writes above a progress bar, if there is one.
+    warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
     try:
         yield
     except KeyboardInterrupt:

@@ -85,6 +85,7 @@ def test_train_be_killed_resume_be_finished(folder, tmp_path):
     assert not (tmp_path / "killed" / "result.json").exists()
     resumed = train(*arguments, "run=killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from killed/checkpoints/last.ckpt" in resumed.stdout
     assert resumed.stdout.count("epoch 1/3") + resumed.stdout.count("epoch 2/3") <= 1
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -149,7 +150,7 @@ def test_what_goes_wrong_is_said_in_a_few_lines(tmp_path, overrides, change, mes
     assert done.returncode not in (0, -9)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 8, done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 15, done.stderr  # Hydra lists all choices of a misspelt one
     assert not list(tmp_path.glob("runs/*/result.json"))
 
 

@@ -56,6 +56,7 @@ class ProgressBar(TQDMProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer)
         size = trainer.datamodule.size_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+        self.train_progress_bar.set_postfix({})
         self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, size {size}")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -91,7 +91,10 @@ def train_classifier(
         network.compile(dynamic=False)
     classifier = Classifier(network, recipe, seed)
     last = run / "checkpoints" / "last.ckpt"
-    trainer.fit(classifier, datamodule=module, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
+    resumed = last.is_file()
+    if resumed and trainer.is_global_zero:
+        print(f"resuming from {last}", flush=True)
+    trainer.fit(classifier, datamodule=module, ckpt_path=str(last) if resumed else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     result = {"data": data_name} | _result(classifier, data, crop_side)

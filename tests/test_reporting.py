@@ -1,0 +1,21 @@
+from sppnet.classify.reporting import clock, epoch_line
+
+EPOCH = {
+    "epoch": 3,
+    "size": 180,
+    "train_loss": 1.23456,
+    "top1_wrong": 117,
+    "top5_wrong": 6,
+    "n": 500,
+    "images_per_second": 1234.5,
+}
+
+
+def test_an_epoch_is_one_line():
+    assert epoch_line(EPOCH, 70, 3725) == (
+        "epoch  3/70  size 180  loss 1.2346  top-1 error 23.40 %  top-5 error  1.20 %  1,234 images/s  1:02:05 left"
+    )
+
+
+def test_clock():
+    assert [clock(seconds) for seconds in (0, 59.4, 61, 3599, 3600)] == ["0:00", "0:59", "1:01", "59:59", "1:00:00"]

@@ -40,13 +40,12 @@ def pooling(*, levels: list[int] | None) -> list[int] | None:
 
 
 def train(config: DictConfig) -> None:
-    # Imported here because Lightning takes seconds, and --help should not.
+    # Imported here because torch takes seconds, and --help should not.
     import torch
 
     from sppnet.backbones import BACKBONES, build_backbone
-    from sppnet.classify.recipe import Recipe
-    from sppnet.classify.schedules import check_sizes, size_of_epoch
-    from sppnet.classify.training import Machine, check_sizes_fit, train_classifier
+    from sppnet.classify.recipe import Machine, Recipe
+    from sppnet.classify.schedules import check_sizes, check_sizes_fit, size_of_epoch
     from sppnet.datasets import DATA_SOURCES, open_data
     from sppnet.network import SPPNet
     from sppnet.records import read_result, result_text
@@ -59,14 +58,18 @@ def train(config: DictConfig) -> None:
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     source, data_options = bound_choice(config.data, "source", DATA_SOURCES, "data.")
 
+    if config.seed < 0:
+        raise ValueError(f"seed={config.seed}: must be at least 0")
     torch.manual_seed(config.seed)
     backbone = build_backbone(architecture, **backbone_options)
     check_sizes_fit(backbone, levels, smallest, largest)
     run, outcome = run_directory(config)
-    claim_run_directory(run, outcome)
     result = read_result(run)
     if result is None:
         data = open_data(source, **data_options)
+        # Lightning takes more seconds, which a command that went wrong until here need not wait for.
+        from sppnet.classify.training import train_classifier
+
         network = SPPNet(
             backbone,
             levels,
@@ -78,6 +81,7 @@ def train(config: DictConfig) -> None:
             input_std=recipe.input_std,
             classes=data.classes,
         )
+        claim_run_directory(run, outcome)
         print(
             f"{network.summary()} on {source}: {len(data.train):,} + {len(data.val):,} images of "
             f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
@@ -95,6 +99,7 @@ def train(config: DictConfig) -> None:
             run=run,
         )
     else:
+        claim_run_directory(run, outcome)
         print("already finished")
     print(result_text(result, run))
 

@@ -13,7 +13,6 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_pool
 
 from sppnet.geometry import check_levels, pyramid_bins
 
@@ -105,6 +104,9 @@ def _check_windows(features: Tensor, windows: Tensor) -> None:
 
 def _pool_windows_at(features: Tensor, inclusive: Tensor, n: int) -> Tensor:
     """(K, C, n, n): the bins of one level inside windows given by their first and last cells."""
+    # Imported here: torchvision.ops takes as long to import as torch itself, and training does without it.
+    from torchvision.ops import roi_pool
+
     if _largest_exact_side(n, features.dtype) >= max(features.shape[2:]):
         return roi_pool(features, inclusive.to(features.dtype), n)
     return _pool_cut_outs(features, inclusive, n)

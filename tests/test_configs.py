@@ -9,9 +9,8 @@ from omegaconf import OmegaConf
 import train as train_script
 from command_line import bound, bound_choice, claim_run_directory, run_directory
 from sppnet.backbones import BACKBONES
-from sppnet.classify.recipe import Recipe
+from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import size_of_epoch
-from sppnet.classify.training import Machine
 from sppnet.datasets import DATA_SOURCES
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -7,11 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import make_image_folder
-from test_configs import check, composed
 
+from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.network import SPPNet, save_network
+from test_configs import check, composed
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""How a classifier is trained: the numbers, each with its unit."""
+"""How a classifier is trained, and on what: the numbers, each with its unit."""
 
 from dataclasses import dataclass, field
 
@@ -49,3 +49,17 @@ class Recipe:
             raise ValueError(f"recipe.plateau_patience={self.plateau_patience}: must be at least 1")
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"recipe.warmup_epochs={self.warmup_epochs}: must be at least 0 and below {self.epochs}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run is trained on. Nothing here is meant to change its outcome, beyond the rounding of the precision."""
+
+    accelerator: str = "auto"  # "auto", "cpu", "gpu": Lightning's
+    devices: int | str = "auto"  # how many, or which: "0,2"
+    num_nodes: int = 1
+    strategy: str = "auto"  # "auto", "ddp", ...: Lightning's
+    precision: str | None = None  # None: bf16-mixed where the hardware is made for it, else 32-true
+    compile: bool | None = None  # torch.compile of the network; None: on a GPU
+    workers: int | None = None  # loader processes; None: one per core, at most 16
+    deterministic: bool = False

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sppnet.backbones import Backbone, TimmBackbone
+from sppnet.network import NO_PYRAMID_INPUT
+
 
 def size_of_epoch(
     epoch: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
@@ -41,6 +44,19 @@ def check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> t
     if uniform is not None and (len(uniform) != 2 or uniform[0] > uniform[1]):
         raise ValueError(f"sizes.uniform={list(uniform)}: must be [smallest, largest]")
     return min(sizes), max(sizes)
+
+
+def check_sizes_fit(backbone: Backbone | TimmBackbone, levels: list[int] | None, smallest: int, largest: int) -> None:
+    """ValueError if a network with this backbone and pyramid cannot train at these sizes (in pixels)."""
+    if smallest < backbone.smallest_input:
+        raise ValueError(
+            f"sizes: {smallest} pixels are too few for this backbone, which needs at least {backbone.smallest_input}"
+        )
+    if levels is None and (smallest, largest) != (NO_PYRAMID_INPUT, NO_PYRAMID_INPUT):
+        raise ValueError(
+            f"sizes: {smallest} to {largest} pixels; a network without a pyramid (pooling=none) trains at "
+            f"{NO_PYRAMID_INPUT} only: use sizes=single"
+        )
 
 
 def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:

@@ -4,7 +4,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,41 +12,13 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from sppnet.backbones import Backbone, TimmBackbone
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData, shorter_side_for, worker_count
-from sppnet.classify.recipe import Recipe
+from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
 from sppnet.datasets import ImageData
-from sppnet.network import NO_PYRAMID_INPUT, SPPNet
+from sppnet.network import SPPNet
 from sppnet.records import RESULT_FILE, environment, write_json
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a run is trained on. Nothing here is meant to change its outcome, beyond the rounding of the precision."""
-
-    accelerator: str = "auto"  # "auto", "cpu", "gpu": Lightning's
-    devices: int | str = "auto"  # how many, or which: "0,2"
-    num_nodes: int = 1
-    strategy: str = "auto"  # "auto", "ddp", ...: Lightning's
-    precision: str | None = None  # None: bf16-mixed where the hardware is made for it, else 32-true
-    compile: bool | None = None  # torch.compile of the network; None: on a GPU
-    workers: int | None = None  # loader processes; None: one per core, at most 16
-    deterministic: bool = False
-
-
-def check_sizes_fit(backbone: Backbone | TimmBackbone, levels: list[int] | None, smallest: int, largest: int) -> None:
-    """ValueError if a network with this backbone and pyramid cannot train at these sizes (in pixels)."""
-    if smallest < backbone.smallest_input:
-        raise ValueError(
-            f"sizes: {smallest} pixels are too few for this backbone, which needs at least {backbone.smallest_input}"
-        )
-    if levels is None and (smallest, largest) != (NO_PYRAMID_INPUT, NO_PYRAMID_INPUT):
-        raise ValueError(
-            f"sizes: {smallest} to {largest} pixels; a network without a pyramid (pooling=none) trains at "
-            f"{NO_PYRAMID_INPUT} only: use sizes=single"
-        )
 
 
 def train_classifier(

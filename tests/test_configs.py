@@ -100,19 +100,27 @@ def test_the_run_directory_is_a_function_of_what_changes_the_outcome():
 
     base = directory("data=folder", "data.root=/disk1/flowers")
     assert base == directory("data=folder", "data.root=/disk2/flowers", "trainer=cpu", "trainer.workers=3")
-    for other in ("data.root=/disk1/birds", "seed=1", "recipe.epochs=3", "pooling=none", "hidden=64", "sizes=single"):
+    for other in (
+        "data.root=/disk1/birds",
+        "seed=1",
+        "recipe.epochs=3",
+        "pooling=none",
+        "hidden=64",
+        "sizes=alternate",
+    ):
         assert directory("data=folder", "data.root=/disk1/flowers", other) != base
     assert base.parent == Path("runs")
-    assert base.name.startswith("zf5-spp50-224-180-folder-seed0-")
+    assert base.name.startswith("zf5-spp50-224-folder-seed0-")
     assert directory("run=/tmp/mine") == Path("/tmp/mine")
 
 
 def test_names_say_what_is_trained():
     names = {
         "sizes=random": "zf5-spp50-random-180-224-shapes",
-        "pooling=none": "zf5-none-224-180-shapes",
-        "backbone=timm": "resnet18-spp50-224-180-shapes",
-        "pooling=spp30": "zf5-spp30-224-180-shapes",
+        "sizes=alternate": "zf5-spp50-224-180-shapes",
+        "pooling=none": "zf5-none-224-shapes",
+        "backbone=timm": "resnet18-spp50-224-shapes",
+        "pooling=spp30": "zf5-spp30-224-shapes",
         "experiment=demo": "demo",
     }
     for override, name in names.items():

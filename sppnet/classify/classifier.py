@@ -20,9 +20,10 @@ LOG_EVERY = 50  # steps between the numbers that cost a wait for the device
 class Classifier(LightningModule):
     """Trains an SPPNet on batches (images, labels) as a recipe says.
 
-    `history` holds a dict per finished epoch: epoch from 1, size in pixels, train_loss, top1_wrong and top5_wrong of n
-    validation images, learning_rate, images_per_second and seconds. It travels in the checkpoint, and the learning
-    rate of a step is a function of it and of the step: a resumed run has no schedule to restore.
+    `history` holds a dict per finished epoch: epoch from 1, size in pixels, train_loss, learning_rate,
+    images_per_second and seconds; and, after a validation, top1_wrong and top5_wrong of n images. It travels in the
+    checkpoint, and the learning rate of a step is a function of it and of the step: a resumed run has no schedule to
+    restore.
     """
 
     def __init__(self, network: SPPNet, recipe: Recipe, seed: int) -> None:
@@ -88,9 +89,24 @@ class Classifier(LightningModule):
         if self.global_step % LOG_EVERY == 0:
             self._write("train/gradient_norm", float(norm))
 
+    def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            seconds = time.perf_counter() - self.epoch_started
+            self.history.append(
+                {
+                    "epoch": self.current_epoch + 1,
+                    "size": self.trainer.datamodule.size_of_epoch(self.current_epoch),  # type: ignore[attr-defined]
+                    "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / self.images_seen)),
+                    "learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
+                    "images_per_second": self.images_seen * self.trainer.world_size / seconds,
+                    "seconds": seconds,
+                }
+            )
+            self._write("train/epoch_loss", self.history[-1]["train_loss"])
+            self._write("train/images_per_second", self.history[-1]["images_per_second"])
+
     def on_validation_epoch_start(self) -> None:
         self.wrong = torch.zeros(3, dtype=torch.int64, device=self.device)
-        self.training_seconds = time.perf_counter() - self.epoch_started
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -98,28 +114,15 @@ class Classifier(LightningModule):
         self.wrong += count_wrong(self.network.forward(images).float(), labels)
 
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking:
-            return
         counts = self.trainer.strategy.reduce(self.wrong, reduce_op="sum")
         top1_wrong, top5_wrong, n = (int(count) for count in counts)
         expected = len(self.trainer.datamodule.data.val)  # type: ignore[attr-defined]
         if n != expected:
             raise RuntimeError(f"validation counted {n} images, but there are {expected}")
-        images_seen = self.images_seen * self.trainer.world_size
-        self.history.append(
-            {
-                "epoch": self.current_epoch + 1,
-                "size": self.trainer.datamodule.size_of_epoch(self.current_epoch),  # type: ignore[attr-defined]
-                "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / max(1, self.images_seen))),
-                "top1_wrong": top1_wrong,
-                "top5_wrong": top5_wrong,
-                "n": n,
-                "learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
-                "images_per_second": images_seen / self.training_seconds,
-                "seconds": time.perf_counter() - self.epoch_started,
-            }
-        )
-        self._log_epoch(self.history[-1])
+        seconds = time.perf_counter() - self.epoch_started
+        self.history[-1].update(top1_wrong=top1_wrong, top5_wrong=top5_wrong, n=n, seconds=seconds)
+        self._write("val/top1_error_percent", 100 * top1_wrong / n)
+        self._write("val/top5_error_percent", 100 * top5_wrong / n)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What load_network needs, in plain values, so that the file loads with weights_only=True.
@@ -133,12 +136,6 @@ class Classifier(LightningModule):
         self._write("train/loss", float(loss.detach()))
         self._write("train/learning_rate", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         self._write("train/size", float(size))
-
-    def _log_epoch(self, epoch: dict[str, Any]) -> None:
-        self._write("val/top1_error_percent", 100 * epoch["top1_wrong"] / epoch["n"])
-        self._write("val/top5_error_percent", 100 * epoch["top5_wrong"] / epoch["n"])
-        self._write("train/epoch_loss", epoch["train_loss"])
-        self._write("train/images_per_second", epoch["images_per_second"])
 
     def _write(self, name: str, value: float) -> None:
         if self.logger is not None:

@@ -63,3 +63,8 @@ class Machine:
     compile: bool | None = None  # torch.compile of the network; None: on a GPU
     workers: int | None = None  # loader processes; None: one per core, at most 16
     deterministic: bool = False
+    validate_every: int = 1  # epochs; recipe.epochs must be a multiple of it
+
+    def __post_init__(self) -> None:
+        if self.validate_every < 1:
+            raise ValueError(f"trainer.validate_every={self.validate_every}: must be at least 1")

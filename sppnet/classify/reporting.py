@@ -14,10 +14,14 @@ from torchvision.utils import make_grid
 def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
     """One line about a finished epoch (an entry of `Classifier.history`)."""
     width = len(str(epochs))
+    errors = ""
+    if "n" in epoch:
+        errors = (
+            f"top-1 error {100 * epoch['top1_wrong'] / epoch['n']:5.2f} %  "
+            f"top-5 error {100 * epoch['top5_wrong'] / epoch['n']:5.2f} %  "
+        )
     return (
-        f"epoch {epoch['epoch']:>{width}}/{epochs}  size {epoch['size']}  loss {epoch['train_loss']:.4f}  "
-        f"top-1 error {100 * epoch['top1_wrong'] / epoch['n']:5.2f} %  "
-        f"top-5 error {100 * epoch['top5_wrong'] / epoch['n']:5.2f} %  "
+        f"epoch {epoch['epoch']:>{width}}/{epochs}  size {epoch['size']}  loss {epoch['train_loss']:.4f}  {errors}"
         f"{epoch['images_per_second']:,.0f} images/s  {clock(seconds_left)} left"
     )
 

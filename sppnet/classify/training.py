@@ -40,6 +40,7 @@ def train_classifier(
     Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
     versions, commit and hardware.
     """
+    _check_validation(recipe, machine)
     _quieten_lightning()
     trainer = _build_trainer(recipe, machine, run, network)
     processes = trainer.num_devices * trainer.num_nodes
@@ -74,6 +75,20 @@ def train_classifier(
     return result
 
 
+def _check_validation(recipe: Recipe, machine: Machine) -> None:
+    every = machine.validate_every
+    if recipe.epochs % every:
+        raise ValueError(
+            f"trainer.validate_every={every}: recipe.epochs={recipe.epochs} must be a multiple of it, so that the last "
+            "epoch is validated"
+        )
+    if recipe.plateau_patience is not None and every != 1:
+        raise ValueError(
+            f"trainer.validate_every={every}: must be 1, because the learning rate follows the validation error "
+            f"(recipe.plateau_patience={recipe.plateau_patience})"
+        )
+
+
 def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet) -> Trainer:
     # Two names would leave a moment without a checkpoint; one name is written anew and renamed over the old.
     checkpoint = ModelCheckpoint(
@@ -89,6 +104,7 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet)
         precision=machine.precision or _best_precision(machine.accelerator),  # type: ignore[arg-type]
         deterministic=machine.deterministic,
         max_epochs=recipe.epochs,
+        check_val_every_n_epoch=machine.validate_every,
         logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
         callbacks=[*callbacks, ProgressBar(refresh_rate=10)] if terminal else callbacks,
         enable_progress_bar=terminal,

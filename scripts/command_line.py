@@ -14,9 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tqdm import tqdm
+
+CONFIGS = Path(__file__).parent.parent / "configs"
 
 # What changes the outcome of a run, and so names its directory.
 OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed")
@@ -75,14 +80,22 @@ def _allowed(key: str, names: typing.Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
 
 
-def run_directory(config: DictConfig) -> tuple[Path, DictConfig]:
+def run_directory(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     """Where a run lives, and those parts of its config that decide that: nothing of the time or the machine."""
-    outcome = OmegaConf.masked_copy(config, list(OUTCOME))
-    if "root" in outcome.data:
-        outcome.data.root = Path(outcome.data.root).name
-    text = json.dumps(OmegaConf.to_container(outcome), sort_keys=True)
-    name = f"{config.name or _default_name(config)}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    from sppnet.records import without_folders  # takes as long to import as torch
+
+    outcome = plain(OmegaConf.masked_copy(config, list(OUTCOME)))
+    digest = content_hash({**outcome, "data": without_folders(outcome["data"])})
+    name = f"{config.name or _default_name(config)}-seed{config.seed}-{digest}"
     return Path(config.run or Path(config.runs) / name), outcome
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(config))
+
+
+def content_hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _default_name(config: DictConfig) -> str:
@@ -93,26 +106,30 @@ def _default_name(config: DictConfig) -> str:
     return f"{network}-{pyramid}-{sizes}-{config.data.source}"
 
 
-def claim_run_directory(run: Path, config: DictConfig) -> None:
+def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
     """Writes config.yaml into a new run directory; in one that is there, makes sure that it is of the same run.
 
     Raises ValueError naming the first key that differs.
     """
-    file = run / "config.yaml"
-    if file.is_file():
-        there = _flat(OmegaConf.to_container(OmegaConf.load(file)))
-        here = _flat(OmegaConf.to_container(config))
-        for key in sorted(there.keys() | here.keys()):
-            if there.get(key) != here.get(key):
-                raise ValueError(
-                    f"{run}: holds another run: {key} is {there.get(key)} there and {here.get(key)} here; "
-                    "give another run=PATH, or leave it out"
-                )
+    from sppnet.records import read_run_config, without_folders
+
+    there = read_run_config(run)
+    if there is None:
+        run.mkdir(parents=True, exist_ok=True)
+        file = run / "config.yaml"
+        partial = file.with_name(f"config.yaml.partial{os.getpid()}")
+        if outcome["data"].get("root"):  # evaluate.py may be called from another folder
+            outcome = {**outcome, "data": {**outcome["data"], "root": os.path.abspath(outcome["data"]["root"])}}
+        OmegaConf.save(OmegaConf.create(outcome), partial)
+        partial.replace(file)
         return
-    run.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"config.yaml.partial{os.getpid()}")
-    OmegaConf.save(config, partial)
-    partial.replace(file)
+    old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (there, outcome))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"{run}: holds another run: {key} is {old.get(key)} there and {new.get(key)} here; "
+                "give another run=PATH, or leave it out"
+            )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -122,27 +139,63 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turns what a user can mend into one line on stderr and an exit code that is not 0.
+def one_line_errors() -> Iterator[None]:
+    """What is wrong with the command becomes one line on stderr and exit code 2.
 
     HYDRA_FULL_ERROR=1 shows the traceback instead.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _wants_traceback() or not _can_be_mended(error):
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_main(main: Callable[[], Any]) -> None:
+    """Calls a function made by `hydra.main`."""
+    if not _wants_traceback():
+        # Hydra prints errors over many lines, unless it is told to raise them. Children inherit what it is told.
+        os.environ |= {"HYDRA_FULL_ERROR": "1", "SPPNET_ONE_LINE": "1"}
+    with one_line_errors():
+        main()
+
+
+def _wants_traceback() -> bool:
+    return os.environ.get("HYDRA_FULL_ERROR") == "1" and "SPPNET_ONE_LINE" not in os.environ
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={choice}: must be one of {', '.join(error.options)}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return " ".join(line.strip() for line in str(error).splitlines()[:2])
+    return str(error)
+
+
+@contextmanager
+def one_line_job(after_interrupt: str) -> Iterator[None]:
+    """Around a job that Hydra runs: as `one_line_errors`, without Hydra's own words about it.
+
+    In a sweep errors pass, so that Hydra runs the other jobs and says which one failed.
     """
     # tqdm writes above a progress bar, if there is one.
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
     try:
-        yield
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            yield
+        else:
+            with one_line_errors():
+                yield
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        print(f"interrupted; {after_interrupt}", file=sys.stderr)
         sys.exit(130)
-    except Exception as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1" or not _can_be_mended(error):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def _can_be_mended(error: Exception) -> bool:
     """Whether an error speaks of what the user gave, rather than of the code."""
     # Lightning's, for a GPU where there is none, say; by name, because importing Lightning takes seconds.
     misconfigured = type(error).__name__ == "MisconfigurationException"
-    return misconfigured or isinstance(error, (ValueError, OSError, OmegaConfBaseException))
+    return misconfigured or isinstance(error, (ValueError, OSError, OmegaConfBaseException, HydraException))

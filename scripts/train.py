@@ -6,12 +6,12 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import bound, bound_choice, claim_run_directory, clear_errors, run_directory
+from command_line import bound, bound_choice, claim_run_directory, one_line_job, run_directory, run_main
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
-    with clear_errors():
+    with one_line_job("the same command goes on after the last finished epoch"):
         OmegaConf.resolve(config)
         bound(config, settings)
         train(config)
@@ -105,4 +105,4 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

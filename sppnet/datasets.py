@@ -34,6 +34,8 @@ class EncodedImages(Protocol):
     def __getitem__(self, index: int) -> tuple[bytes, int, str]:
         """The bytes of the file, its label, and its name, which no other image of train and val has."""
 
+    def name(self, index: int) -> str: ...
+
 
 class ImageData(NamedTuple):
     """Both parts label by `classes`."""
@@ -56,8 +58,11 @@ class ImageFiles:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[bytes, int, str]:
-        name = os.fsdecode(self.paths[index])
+        name = self.name(index)
         return Path(self.root, name).read_bytes(), int(self.labels[index]), name
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +82,67 @@ class HubImages:
         index = range(len(self))[index]
         image = self.dataset[index][self.image_column]
         data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        return data, int(self.labels[index]), f"{self.split}/{index}"
+        return data, int(self.labels[index]), self.name(index)
+
+    def name(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedImages:
+    """Some images of one or more data sets, labelled by `classes`."""
+
+    sources: tuple[EncodedImages, ...]
+    places: np.ndarray  # (len(d), 2): which source, and the index in it
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+        source, place = self.places[index]
+        data, _, name = self.sources[source][int(place)]
+        return data, int(self.labels[index]), name
+
+    def name(self, index: int) -> str:
+        source, place = self.places[index]
+        return self.sources[source].name(int(place))
+
+
+def select_images(
+    data: ImageData, part: str, exclude: Sequence[str] = (), classes: Sequence[str] | None = None
+) -> SelectedImages:
+    """The "train" or "val" images or "all" of them, without those named in `exclude`, labelled by `classes`.
+
+    Raises ValueError for another part, a name that is not there, and classes that are not those of the data.
+    """
+    parts = {"train": (data.train,), "val": (data.val,), "all": (data.train, data.val)}
+    if part not in parts:
+        raise ValueError(f"part={part!r}: must be one of {', '.join(parts)}")
+    classes = data.classes if classes is None else tuple(classes)
+    missing, extra = sorted(set(data.classes) - set(classes)), sorted(set(classes) - set(data.classes))
+    if missing or extra:
+        raise ValueError(
+            f"the data has {len(data.classes)} classes and the network {len(classes)}: only in the data "
+            f"{_listing(missing) or 'none'}; only in the network {_listing(extra) or 'none'}"
+        )
+    sources = parts[part]
+    places = np.concatenate([_places(i, source) for i, source in enumerate(sources)])
+    labels = np.concatenate([source.labels for source in sources])
+    if exclude:
+        names = [sources[i].name(int(place)) for i, place in places]
+        unknown = sorted(set(exclude) - set(names))
+        if unknown:
+            raise ValueError(f"exclude={unknown[0]}: no image of {part} has this name; such a name is {names[0]}")
+        kept = ~np.isin(names, list(exclude))
+        places, labels = places[kept], labels[kept]
+    order = np.array([classes.index(name) for name in data.classes])
+    return SelectedImages(sources, places, order[labels], classes)
+
+
+def _places(source: int, images: EncodedImages) -> np.ndarray:
+    return np.stack([np.full(len(images), source), np.arange(len(images))], axis=1)
 
 
 # The sources.

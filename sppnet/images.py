@@ -127,15 +127,25 @@ def resize_shorter_side(image: Tensor, side: int) -> Tensor:
     The longer side is rounded to the nearest pixel, half up. A picture longer than LONGEST_ASPECT times its
     shorter side is first cut to that, around its middle. Where nothing is left to do, it is the same memory.
     """
-    height, width = image.shape[-2:]
-    shorter = min(height, width)
-    height, width = min(height, LONGEST_ASPECT * shorter), min(width, LONGEST_ASPECT * shorter)
+    height, width = _cut_to_longest_aspect(*image.shape[-2:])
     top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
     image = image[:, top : top + height, left : left + width]
-    if shorter == side:
+    if min(height, width) == side:
         return image
-    size = [(2 * length * side + shorter) // (2 * shorter) for length in (height, width)]
+    size = size_at_shorter_side(height, width, side)
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+def size_at_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
+    """The (height, width) that `resize_shorter_side` gives a picture of these sides."""
+    height, width = _cut_to_longest_aspect(height, width)
+    shorter = min(height, width)
+    return (2 * height * side + shorter) // (2 * shorter), (2 * width * side + shorter) // (2 * shorter)
+
+
+def _cut_to_longest_aspect(height: int, width: int) -> tuple[int, int]:
+    longest = LONGEST_ASPECT * min(height, width)
+    return min(height, longest), min(width, longest)
 
 
 # "The center or the four corners from the entire image" (arXiv:1406.4729v4, 3.1), not of its central square.

@@ -104,7 +104,15 @@ class SPPNet(nn.Module):
         """Pooled vectors (N, C * B), of whole maps or of windows, -> logits (N, num_classes)."""
         fc6 = self.dropout(torch.relu(self.fc6(pooled)))
         fc7 = self.dropout(torch.relu(self.fc7(fc6)))
-        return self.fc8(fc7)
+        return self._logits(fc7)
+
+    def _logits(self, fc7: Tensor) -> Tensor:
+        weights = self.fc8.weight
+        if fc7.dtype == weights.dtype:
+            return self.fc8(fc7)
+        # Under autocast, too, logits are float32: with 8 bits per logit two classes often tie, which counts as wrong.
+        with torch.autocast(fc7.device.type, enabled=False):
+            return self.fc8(fc7.to(weights.dtype))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -133,7 +141,7 @@ class SPPNet(nn.Module):
         if layer == "fc6":
             return fc6
         fc7 = torch.relu(self.fc7(self.dropout(fc6)))
-        return fc7 if layer == "fc7" else self.fc8(self.dropout(fc7))
+        return fc7 if layer == "fc7" else self._logits(self.dropout(fc7))
 
     def _level(self, pooled: Tensor, layer: str) -> Tensor:
         start = 0

@@ -1,14 +1,22 @@
-"""What a finished run leaves behind: result.json, whole or not at all, with where the number came from."""
+"""What runs and evaluations leave behind: results and scores, whole or not at all, with where each number came from."""
 
+import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import yaml
 
 from sppnet.metrics import wilson_interval
 
@@ -17,9 +25,13 @@ RESULT_FILE = "result.json"
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes under a temporary name and renames, so that a reader never sees half a file."""
+    _write_whole(path, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     partial = path.with_name(f"{path.name}.partial{os.getpid()}")
     try:
-        partial.write_text(json.dumps(content, indent=2) + "\n")
+        write(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -35,6 +47,122 @@ def read_result(run: Path) -> dict[str, Any] | None:
         return {**result, "top1_error": float(result["top1_error"])}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a result of a run ({error}); delete it to finish the run again") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What an evaluation leaves behind: everything that errors, combinations and comparisons need.
+
+    scores: float32 (n, classes), mean softmax scores, each row in the order of the network's classes.
+    labels: int64 (n,).
+    names: str (n,), of the images.
+    about: plain values: protocol, data, network, where and when the scores were made.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    names: np.ndarray
+    about: dict[str, Any]
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """One .npz file, whole or not at all."""
+    about = np.array(json.dumps(scores.about, sort_keys=True))
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # given a name, numpy would add .npz to it
+            np.savez(file, scores=scores.scores, labels=scores.labels, names=scores.names, about=about)
+
+    _write_whole(path, write)
+
+
+def read_scores(path: Path) -> Scores:
+    """What `write_scores` wrote. ValueError if it is damaged, or anything else; never runs code from the file."""
+    fields = _read_arrays(path, ("scores", "labels", "names", "about"))
+    try:
+        about = json.loads(str(fields["about"]))
+        scores, labels, names = (fields[name] for name in ("scores", "labels", "names"))
+        n, classes = scores.shape
+        kinds = (scores.dtype.kind, labels.dtype.kind, names.dtype.kind)
+        if not isinstance(about, dict) or kinds != ("f", "i", "U") or not (len(labels) == len(names) == n > 0):
+            raise ValueError(f"{n} scores, {len(labels)} labels and {len(names)} names of the kinds {kinds}")
+        if not np.isfinite(scores).all() or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError("scores that are not finite, or labels out of range")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not a scores file ({error}); delete it and run evaluate.py again") from error
+    return Scores(scores, labels, names, about)
+
+
+def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a scores file ({reason}); delete it and run evaluate.py again") from error
+
+
+def add_score_part(folder: Path, identity: dict[str, Any], indices: np.ndarray, scores: np.ndarray) -> None:
+    """Saves the scores (n, classes) of some images, by index, of an evaluation under way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = np.array(json.dumps(identity, sort_keys=True))
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.savez(file, indices=indices, scores=scores, about=about)
+
+    _write_whole(folder / f"{uuid.uuid4().hex}.npz", write)
+
+
+def read_score_parts(folder: Path, identity: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The (indices, scores) saved by `add_score_part` for this identity; damaged and foreign parts are left out."""
+    about = json.dumps(identity, sort_keys=True)
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            part = _read_arrays(path, ("indices", "scores", "about"))
+        except ValueError:
+            continue
+        if str(part["about"]) == about:
+            yield part["indices"], part["scores"]
+
+
+def delete_score_parts(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_run_config(run: Path) -> dict[str, Any] | None:
+    """The config.yaml of a run directory, None where there is none. ValueError if it is damaged. Runs no code."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        return None
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        missing = [
+            name for name in ("backbone", "pooling", "sizes", "data", "recipe") if not isinstance(config[name], dict)
+        ]
+        if missing:
+            raise ValueError(f"{missing[0]} is not a section")
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: not the configuration of a run ({str(error).splitlines()[0]})") from error
+    return dict(config)
+
+
+def checkpoint_file(run: Path) -> Path:
+    """The last checkpoint of a run directory, or the checkpoint itself."""
+    return run / "checkpoints" / "last.ckpt" if run.is_dir() else run
+
+
+def checkpoint_digest(run: Path) -> str:
+    """SHA-256 of the last checkpoint: what was tested, and whether it has changed since."""
+    with checkpoint_file(run).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def without_folders(data: dict[str, Any]) -> dict[str, Any]:
+    """A data section with its root reduced to the last folder: the same data may lie elsewhere on another machine."""
+    return {**data, "root": Path(data["root"]).name} if data.get("root") else data
 
 
 def environment() -> dict[str, Any]:
@@ -87,7 +215,7 @@ def result_text(result: dict[str, Any], run: Path) -> str:
         ("protocol", result["protocol"]),
         ("top-1 error", _error(result["top1_wrong"], result["n"])),
         ("top-5 error", _error(result["top5_wrong"], result["n"])),
-        ("trained", f"{result['epochs']} epochs in {_duration(result['seconds'])} on {result['hardware']}"),
+        ("trained", f"{result['epochs']} epochs in {duration(result['seconds'])} on {result['hardware']}"),
         ("run directory", str(run)),
         ("TensorBoard", f"tensorboard --logdir {run}"),
     ]
@@ -99,7 +227,17 @@ def _error(wrong: int, n: int) -> str:
     return f"{100 * wrong / n:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words, to two units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24:,} days {hours % 24} h"
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

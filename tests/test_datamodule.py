@@ -14,7 +14,6 @@ from sppnet.classify.datamodule import (
     ShareSampler,
     TrainingCrops,
     shorter_side_for,
-    worker_count,
 )
 from sppnet.datasets import ImageData
 from sppnet.images import UnreadableImage
@@ -158,11 +157,3 @@ def test_input_is_the_pixels_minus_the_mean_over_the_deviation_in_channels_last(
     result = module.to_input(pixels)
     assert result[1, :, 2, 3].tolist() == [14.0, 4.5, 1.0]
     assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_the_number_of_workers():
-    assert worker_count(0) == 0
-    assert worker_count(7) == 7
-    assert 1 <= worker_count(None) <= 16
-    with pytest.raises(ValueError, match=r"trainer\.workers=-1"):
-        worker_count(-1)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sppnet.records import environment, read_result, result_text, write_json
+from sppnet.records import clock, environment, read_result, result_text, write_json
 
 RESULT = {
     "network": "zf5 (width 0.25), pyramid 6, 3, 2, 1, 1,000 parameters",
@@ -57,3 +57,7 @@ def test_the_environment_is_plain_and_names_versions_and_hardware():
     assert found["versions"]["torch"]
     assert found["versions"]["sppnet"]
     assert found["hardware"]
+
+
+def test_clock():
+    assert [clock(seconds) for seconds in (0, 59.4, 61, 3599, 3600)] == ["0:00", "0:59", "1:01", "59:59", "1:00:00"]

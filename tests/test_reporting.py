@@ -1,4 +1,4 @@
-from sppnet.classify.reporting import clock, epoch_line
+from sppnet.classify.reporting import epoch_line
 
 EPOCH = {
     "epoch": 3,
@@ -20,7 +20,3 @@ def test_an_epoch_is_one_line():
 def test_an_epoch_without_validation_shows_no_errors():
     epoch = {key: value for key, value in EPOCH.items() if key not in {"top1_wrong", "top5_wrong", "n"}}
     assert epoch_line(epoch, 70, 5) == "epoch  3/70  size 180  loss 1.2346  1,234 images/s  0:05 left"
-
-
-def test_clock():
-    assert [clock(seconds) for seconds in (0, 59.4, 61, 3599, 3600)] == ["0:00", "0:59", "1:01", "59:59", "1:00:00"]

@@ -7,7 +7,6 @@ resized (arXiv:1406.4729v4, §2.3), so switching sizes is one call on the device
 Everything random about an image is a function of (seed, epoch, index), whatever the number of workers.
 """
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -221,13 +220,3 @@ class ClassificationData(LightningDataModule):
             if message and message not in self.unreadable:
                 self.unreadable.add(message)
                 warnings.warn(f"skipping an unreadable training image: {message}", stacklevel=2)
-
-
-def worker_count(requested: int | None) -> int:
-    """`requested`, or one per core that this process may use and share among its devices, at most 16."""
-    if requested is not None:
-        if requested < 0:
-            raise ValueError(f"trainer.workers={requested}: must be at least 0")
-        return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores // max(1, torch.cuda.device_count()))

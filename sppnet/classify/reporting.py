@@ -10,6 +10,8 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from sppnet.records import clock
+
 
 def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
     """One line about a finished epoch (an entry of `Classifier.history`)."""
@@ -24,13 +26,6 @@ def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
         f"epoch {epoch['epoch']:>{width}}/{epochs}  size {epoch['size']}  loss {epoch['train_loss']:.4f}  {errors}"
         f"{epoch['images_per_second']:,.0f} images/s  {clock(seconds_left)} left"
     )
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class EpochLines(Callback):

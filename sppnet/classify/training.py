@@ -13,12 +13,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from sppnet.classify.classifier import Classifier
-from sppnet.classify.datamodule import ClassificationData, shorter_side_for, worker_count
+from sppnet.classify.datamodule import ClassificationData, shorter_side_for
+from sppnet.classify.machine import bf16_is_fast, worker_count
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
 from sppnet.datasets import ImageData
 from sppnet.network import SPPNet
-from sppnet.records import RESULT_FILE, environment, write_json
+from sppnet.records import RESULT_FILE, checkpoint_digest, environment, write_json
 
 
 def train_classifier(
@@ -55,7 +56,7 @@ def train_classifier(
         input_std=network.input_std,
         color=recipe.color,
         seed=seed,
-        workers=worker_count(machine.workers),
+        workers=worker_count(machine.workers, max(1, torch.cuda.device_count())),
     )
     network.to(memory_format=torch.channels_last)
     if machine.compile or (machine.compile is None and _on_gpu(trainer)):
@@ -71,6 +72,7 @@ def train_classifier(
         raise KeyboardInterrupt
     result = {"data": data_name} | _result(classifier, data, crop_side)
     if trainer.is_global_zero:
+        result["checkpoint"] = checkpoint_digest(run)
         write_json(run / RESULT_FILE, result)
     return result
 
@@ -115,12 +117,8 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet)
 
 
 def _best_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
-    """bf16 where the hardware multiplies it faster than float32."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-    # Releases of torch that cannot tell stay at float32.
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return "bf16-mixed" if capabilities.get("amx_bf16") else "32-true"
+    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return "bf16-mixed" if bf16_is_fast("cuda" if on_gpu else "cpu") else "32-true"
 
 
 def _on_gpu(trainer: Trainer) -> bool:

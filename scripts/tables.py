@@ -1,0 +1,68 @@
+"""Tables and plots from finished runs. Reads records and saved scores, and runs no network.
+
+python scripts/tables.py WHAT [runs=PATTERN] [out=FOLDER]
+
+table2 table3 table4   the paper's classification tables, paper beside ours where the data is ImageNet
+all                    those three
+sweep                  error against the pyramid, for runs that differ in pooling.levels and seed
+scales                 error against the test scale, for runs tested with scales=[...]
+compare                runs on the same images: paired tests against the first, and their combination
+classes                errors by class and confusion matrix of one run
+
+runs=runs              folders of runs, run directories, or patterns of them: runs=[A,B] or runs='runs/demo*'
+out=runs/tables        where WHAT.md and WHAT.html are written
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from command_line import bound, one_line_errors
+
+PAPER_TABLES = ("table2", "table3", "table4")
+CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "compare", "classes")
+
+
+def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
+    """The arguments of the command line."""
+    return [runs] if isinstance(runs, str) else list(runs), Path(out)
+
+
+def main(arguments: list[str]) -> None:
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    what, *rest = arguments
+    if what not in CHOICES:
+        raise ValueError(f"{what}: must be one of {', '.join(CHOICES)}")
+    if malformed := [word for word in rest if "=" not in word]:
+        raise ValueError(f"{malformed[0]}: must be runs=PATTERN or out=FOLDER")
+    patterns, out = settings(**bound(OmegaConf.from_dotlist(rest), settings))
+    # Imported here because torch takes a second, and --help should not.
+    from sppnet.results.runs import read_runs
+
+    runs = read_runs(patterns)
+    for name in PAPER_TABLES if what == "all" else (what,):
+        page = page_of(name, runs)
+        print(page.markdown())
+        print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
+
+
+def page_of(name: str, runs: list[Any]) -> Any:
+    from sppnet.results.paper import table_page
+    from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page
+
+    if name in PAPER_TABLES:
+        return table_page(name, runs)
+    if name == "classes":
+        if len(runs) != 1:
+            raise ValueError(f"runs: classes is for one run, and these are {len(runs)}")
+        return classes_page(runs[0])
+    return {"sweep": pyramid_page, "scales": scales_page, "compare": comparison_page}[name](runs)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main(sys.argv[1:])

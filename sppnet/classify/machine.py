@@ -1,0 +1,24 @@
+"""What training and testing ask of the machine: how many loader processes, and whether bf16 pays."""
+
+import os
+
+import torch
+
+
+def worker_count(requested: int | None, processes: int = 1) -> int:
+    """`requested`, or one per core that this process may use, shared among its processes, at most 16."""
+    if requested is not None:
+        if requested < 0:
+            raise ValueError(f"workers={requested}: must be at least 0")
+        return requested
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, max(1, cores // max(1, processes)))
+
+
+def bf16_is_fast(device: str) -> bool:
+    """Whether a "cuda" or "cpu" device multiplies bf16 faster than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    # Releases of torch that cannot tell stay at float32.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16"))

@@ -1,0 +1,187 @@
+"""Scoring images by a protocol: one loop for crops, whole images and windows pooled from maps.
+
+Shape letters: N images of equal size, P crops of an image, W windows of an image.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sppnet.classify.views import ViewProtocol, Window, mirrored_window, windows_at
+from sppnet.datasets import EncodedImages
+from sppnet.geometry import window_to_cells
+from sppnet.images import decode_image, resize_shorter_side, to_network_input
+from sppnet.network import SPPNet
+from sppnet.pyramid import pool_windows
+
+MAX_WAITING_BYTES = 1 << 30  # of images that wait for others of their size
+MAX_POOLED_NUMBERS = 1 << 25  # of windows pooled at once: 128 MiB as float32
+
+
+class Inputs(NamedTuple):
+    """What the views of one image are computed from. All tensors are uint8."""
+
+    at: int  # index of the image
+    crops: Tensor | None  # (P, 3, view_size, view_size)
+    whole: list[Tensor]  # (3, h, w) each, at the scales of `whole_scales`
+
+
+def whole_scales(protocol: ViewProtocol) -> list[int]:
+    """The shorter sides at which whole images go through the network, each once."""
+    return sorted(set(protocol.full_scales) | set(protocol.scales if protocol.maps else ()))
+
+
+class ViewInputs(Dataset[Inputs]):
+    """Decodes, resizes and crops. An unreadable file raises: testing never skips an image."""
+
+    def __init__(self, images: EncodedImages, protocol: ViewProtocol) -> None:
+        self.images, self.protocol = images, protocol
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Inputs:
+        data, _, name = self.images[index]
+        image, crops = decode_image(data, name), []
+        if not self.protocol.maps:
+            for scale in self.protocol.scales:
+                resized = resize_shorter_side(image, scale)
+                windows = windows_at(self.protocol, *resized.shape[1:])
+                crops += [resized[:, y0:y1, x0:x1] for x0, y0, x1, y1 in windows]
+        whole = [resize_shorter_side(image, scale).contiguous() for scale in whole_scales(self.protocol)]
+        return Inputs(index, torch.stack(crops) if crops else None, whole)
+
+
+class Scorer:
+    """Mean softmax scores of images over the views of a protocol.
+
+    Crops go through the network as it was trained. Whole images and windows on maps go through `network.aligned()`,
+    in which cell i is centred on pixel stride * i (arXiv:1406.4729v4, Appendix A).
+
+    Args:
+        network: on its device, in eval mode.
+        protocol: the views.
+        pixels: input pixels of one forward pass, which bounds the memory; one image alone may have more.
+        autocast: the dtype of convolutions, or None for float32.
+    """
+
+    def __init__(
+        self, network: SPPNet, protocol: ViewProtocol, *, pixels: int, autocast: torch.dtype | None = None
+    ) -> None:
+        reason = protocol.needs_pyramid
+        if network.levels is None and reason:
+            raise ValueError(f"{reason}: the network has no pyramid and takes 224 x 224 crops only")
+        self.protocol, self.pixels, self.autocast = protocol, pixels, autocast
+        self.network = network.to(memory_format=torch.channels_last)
+        self.aligned = self.network.aligned()
+        self.device = network.fc8.weight.device
+        smallest = min([protocol.view_size] * bool(protocol.scales) + protocol.full_scales)
+        needed = network.backbone.smallest_input
+        if smallest < needed:
+            raise ValueError(f"views of {smallest} pixels: the backbone needs at least {needed}")
+
+    def images_per_pass(self, inputs: Inputs) -> int:
+        """How many images like this one fit into `pixels`."""
+        largest = max(
+            [0 if inputs.crops is None else inputs.crops[:, 0].numel(), *(w[0].numel() for w in inputs.whole)]
+        )
+        return max(1, self.pixels // largest)
+
+    @torch.inference_mode()
+    def __call__(self, batch: Sequence[Inputs]) -> Tensor:
+        """Scores (N, classes), float32 on the CPU, of images whose inputs have equal shapes."""
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            views = [*self._crop_views(batch), *self._map_views(batch)]
+        return torch.cat(views, dim=1).mean(dim=1).cpu()
+
+    def _crop_views(self, batch: Sequence[Inputs]) -> Iterator[Tensor]:
+        """Scores (N, P, classes) of crops, then of mirrored crops."""
+        crops = [inputs.crops for inputs in batch if inputs.crops is not None]
+        if not crops:
+            return
+        images = torch.cat(crops)
+        per_pass = max(1, self.pixels // images[0, 0].numel())
+        for mirrored in self._sides():
+            scores = [_softmax(self.network(self._input(part, mirrored))) for part in images.split(per_pass)]
+            yield torch.cat(scores).unflatten(0, (len(batch), -1))
+
+    def _map_views(self, batch: Sequence[Inputs]) -> Iterator[Tensor]:
+        """Scores (N, W, classes) per scale and side: windows on the maps, then the whole maps."""
+        for i, scale in enumerate(whole_scales(self.protocol)):
+            images = torch.stack([inputs.whole[i] for inputs in batch])
+            for mirrored in self._sides():
+                maps = self.aligned.maps(self._input(images, mirrored))
+                if self.protocol.maps and scale in self.protocol.scales:
+                    yield self._window_scores(maps, images.shape[-2:], mirrored)
+                if scale in self.protocol.full_scales:
+                    yield _softmax(self.aligned.classify(self.aligned.pool(maps)))[:, None]
+
+    def _window_scores(self, maps: Tensor, size: tuple[int, ...], mirrored: bool) -> Tensor:
+        windows = windows_at(self.protocol, *size)
+        if mirrored:
+            windows = [mirrored_window(window, size[1]) for window in windows]
+        cells = torch.tensor([self._cells(window, maps) for window in windows])
+        images = len(maps)
+        index = torch.arange(images).repeat_interleave(len(cells))
+        rows = torch.cat([index[:, None], cells.repeat(images, 1)], dim=1).to(maps.device)
+        per_pass = max(1, MAX_POOLED_NUMBERS // self.aligned.fc6.in_features)
+        levels = self.aligned.pyramid.levels
+        scores = [_softmax(self.aligned.classify(pool_windows(maps, part, levels))) for part in rows.split(per_pass)]
+        return torch.cat(scores).unflatten(0, (images, -1))
+
+    def _cells(self, window: Window, maps: Tensor) -> Window:
+        backbone = self.aligned.backbone
+        return window_to_cells(window, backbone.stride, backbone.offset, (maps.shape[2], maps.shape[3]))
+
+    def _sides(self) -> tuple[bool, ...]:
+        return (False, True) if self.protocol.mirrored else (False,)
+
+    def _input(self, images: Tensor, mirrored: bool) -> Tensor:
+        # As bytes, the change of the memory format is cheap.
+        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        images = images.flip(-1) if mirrored else images
+        return to_network_input(images, self.network.input_mean, self.network.input_std)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.float().softmax(dim=1)
+
+
+def score_images(
+    scorer: Scorer, images: EncodedImages, indices: Sequence[int], *, workers: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Scores every index once: (indices, scores (n, classes)), in an order that brings equal sizes together."""
+    loader = DataLoader(
+        ViewInputs(images, scorer.protocol),
+        batch_size=8,
+        sampler=list(indices),
+        collate_fn=list,
+        num_workers=workers,
+    )
+    waiting: dict[tuple[Any, ...], list[Inputs]] = {}
+    waiting_bytes = 0
+    for inputs in (inputs for batch in loader for inputs in batch):
+        shapes = tuple(tensor.shape for tensor in _tensors(inputs))
+        group = waiting.setdefault(shapes, [])
+        group.append(inputs)
+        waiting_bytes += _bytes(inputs)
+        full = shapes if len(group) >= scorer.images_per_pass(inputs) else None
+        if full is None and waiting_bytes > MAX_WAITING_BYTES:
+            full = max(waiting, key=lambda key: len(waiting[key]) * _bytes(waiting[key][0]))
+        if full is not None:
+            group = waiting.pop(full)
+            waiting_bytes -= len(group) * _bytes(group[0])
+            yield [one.at for one in group], scorer(group)
+    for group in waiting.values():
+        yield [one.at for one in group], scorer(group)
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return inputs.whole if inputs.crops is None else [inputs.crops, *inputs.whole]
+
+
+def _bytes(inputs: Inputs) -> int:
+    return sum(tensor.numel() for tensor in _tensors(inputs))

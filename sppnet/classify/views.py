@@ -1,0 +1,140 @@
+"""How an image is tested: a protocol is a list of views, and a view is (scale, window, mirrored).
+
+Everything here is data and integer geometry; `sppnet.classify.evaluator` scores what it lists.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sppnet.images import size_at_shorter_side
+from sppnet.network import NO_PYRAMID_INPUT
+
+# Where a view lies in the image: (vertical, horizontal), each 0 at the start, 1 in the middle, 2 at the end. The first
+# five give the 10 views of arXiv:1406.4729v4, §3.1.2; the middles of the sides complete the 18 of §3.1.5.
+POSITIONS = {
+    "center": (1, 1),
+    "top_left": (0, 0),
+    "top_right": (0, 2),
+    "bottom_left": (2, 0),
+    "bottom_right": (2, 2),
+    "top": (0, 1),
+    "bottom": (2, 1),
+    "left": (1, 0),
+    "right": (1, 2),
+}
+
+Window = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the resized image, half-open
+
+
+class View(NamedTuple):
+    """One look at an image whose shorter side is `scale` pixels. The part inside `window` is what is mirrored."""
+
+    scale: int
+    window: Window | None  # None: the whole image
+    mirrored: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewProtocol:
+    """The views whose softmax scores are averaged.
+
+    Args:
+        scales: shorter sides in pixels at which windows are taken.
+        view_size: side of the windows in pixels.
+        positions: names of POSITIONS.
+        full_scales: shorter sides at which the whole image is a view.
+        mirrored: whether every view, windows and whole images, is joined by its mirror image.
+        maps: True pools windows from the feature maps of the whole image, computed once per scale (§3.1.5); False sends
+            crops through the network.
+
+    Raises ValueError for a protocol without views, an unknown or repeated entry, and windows larger than the image.
+    """
+
+    scales: list[int] = field(default_factory=list)
+    view_size: int = NO_PYRAMID_INPUT
+    positions: list[str] = field(default_factory=list)
+    full_scales: list[int] = field(default_factory=list)
+    mirrored: bool = False
+    maps: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.positions if name not in POSITIONS]
+        if unknown:
+            raise ValueError(f"positions={self.positions}: {unknown[0]} must be one of {', '.join(POSITIONS)}")
+        for name in ("scales", "positions", "full_scales"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name}={values}: must not repeat an entry")
+        if bool(self.scales) != bool(self.positions):
+            raise ValueError(f"scales={self.scales}, positions={self.positions}: give both, or neither")
+        if not self.scales and not self.full_scales:
+            raise ValueError("scales=[], full_scales=[]: a protocol needs at least one view")
+        if min([self.view_size, *self.full_scales]) < 1:
+            raise ValueError(f"view_size={self.view_size}, full_scales={self.full_scales}: must be at least 1")
+        if self.scales and min(self.scales) < self.view_size:
+            raise ValueError(f"scales={self.scales}: must be at least view_size={self.view_size}")
+
+    def at(self, scale: int) -> "ViewProtocol | None":
+        """The same views at one other scale; None where its windows are larger than that."""
+        if self.scales and scale < self.view_size:
+            return None
+        scales, full_scales = ([scale] if given else [] for given in (self.scales, self.full_scales))
+        return dataclasses.replace(self, scales=scales, full_scales=full_scales)
+
+    def text(self) -> str:
+        """The protocol in a few words."""
+        parts = []
+        if self.scales:
+            names = {1: self.positions[0], 5: "centre and corners", 9: "nine positions"}
+            positions = names.get(len(self.positions), f"{len(self.positions)} positions").replace("_", " ")
+            kind = "windows pooled from maps" if self.maps else "crops"
+            parts.append(f"{self.view_size} {kind} ({positions}) at shorter side {_joined(self.scales)}")
+        if self.full_scales:
+            parts.append(f"whole image at shorter side {_joined(self.full_scales)}")
+        return " + ".join(parts) + (", each also mirrored" if self.mirrored else "")
+
+    @property
+    def needs_pyramid(self) -> str | None:
+        """Why a network without a pyramid cannot be tested this way, or None if it can."""
+        if self.full_scales:
+            return "whole images"
+        if self.maps:
+            return "windows pooled from feature maps"
+        return None if self.view_size == NO_PYRAMID_INPUT else f"crops of {self.view_size}"
+
+
+def _joined(sides: list[int]) -> str:
+    return "/".join(map(str, sides))
+
+
+def windows_at(protocol: ViewProtocol, height: int, width: int) -> list[Window]:
+    """The windows of a protocol in a resized image of (height, width) pixels: different ones, in the given order.
+
+    On an image that is as wide as the window, the left and the right one are the same view and stand here once.
+    """
+    size = protocol.view_size
+    boxes = []
+    for name in protocol.positions:
+        vertical, horizontal = POSITIONS[name]
+        top, left = (height - size) * vertical // 2, (width - size) * horizontal // 2
+        boxes.append((left, top, left + size, top + size))
+    return list(dict.fromkeys(boxes))
+
+
+def views_of(protocol: ViewProtocol, height: int, width: int) -> list[View]:
+    """All views of an image of (height, width) pixels: at every scale the windows, then the whole images."""
+    sides = (False, True) if protocol.mirrored else (False,)
+    windows = [
+        View(scale, window, mirrored)
+        for scale in protocol.scales
+        for mirrored in sides
+        for window in windows_at(protocol, *size_at_shorter_side(height, width, scale))
+    ]
+    return windows + [View(scale, None, mirrored) for scale in protocol.full_scales for mirrored in sides]
+
+
+def mirrored_window(window: Window, width: int) -> Window:
+    """Where a window of an image lies in the mirror image; both are `width` pixels wide."""
+    x0, y0, x1, y1 = window
+    return width - x1, y0, width - x0, y1

@@ -1,0 +1,131 @@
+"""A page of headings, text, tables and plots, as Markdown and as one HTML file that needs nothing else."""
+
+import html
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1c2330; background: #fff }
+body { max-width: 72em; margin: 2em auto; padding: 0 1em }
+h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
+.wide { overflow-x: auto } table { border-collapse: collapse; margin: 1em 0 }
+th, td { padding: .3em .8em; border-bottom: 1px solid #dde2ea; text-align: left; vertical-align: top }
+th { border-bottom: 2px solid #8a94a6 }
+td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+code { background: #f0f2f6; padding: .1em .3em; border-radius: 3px } svg { max-width: 100%; height: auto }
+"""
+
+
+@dataclass
+class Page:
+    """Built from top to bottom. All text is plain: what it comes from may hold any character."""
+
+    title: str
+    blocks: list[tuple[str, Any]] = field(default_factory=list)
+
+    def heading(self, text: str) -> None:
+        self.blocks.append(("heading", text))
+
+    def text(self, text: str) -> None:
+        """A paragraph. Words between backticks are set as code."""
+        self.blocks.append(("text", text))
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.blocks.append(("table", (list(headers), [list(row) for row in rows])))
+
+    def figure(self, figure: Any, description: str) -> None:
+        """A `matplotlib.figure.Figure`; `description` says in words what it shows."""
+        file = io.StringIO()
+        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+        svg = file.getvalue()
+        self.blocks.append(("figure", (svg[svg.index("<svg") :], description)))
+
+    def markdown(self, figures: Sequence[str] = ()) -> str:
+        """The page as Markdown; `figures` names the files of the plots, which are left out where there are none."""
+        parts, names = [f"# {self.title}"], iter(figures)
+        for kind, content in self.blocks:
+            if kind == "heading":
+                parts.append(f"## {content}")
+            elif kind == "text":
+                parts.append(content)
+            elif kind == "table":
+                parts.append(markdown_table(*content))
+            elif figures:
+                parts.append(f"![{content[1]}]({next(names)})")
+        return "\n\n".join(parts) + "\n"
+
+    def html(self) -> str:
+        parts = [f"<h1>{html.escape(self.title)}</h1>"]
+        for kind, content in self.blocks:
+            if kind == "heading":
+                parts.append(f"<h2>{html.escape(content)}</h2>")
+            elif kind == "text":
+                parts.append(f"<p>{_inline(content)}</p>")
+            elif kind == "table":
+                parts.append(_html_table(*content))
+            else:
+                svg, description = content
+                parts.append(f'<figure role="img" aria-label="{html.escape(description)}">{svg}</figure>')
+        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
+        return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+
+    def write(self, folder: Path, name: str) -> list[Path]:
+        """NAME.md, NAME.html and a NAME-i.svg per plot in `folder`, each whole or not at all; the files written."""
+        folder.mkdir(parents=True, exist_ok=True)
+        plots = [content[0] for kind, content in self.blocks if kind == "figure"]
+        files = {f"{name}-{i}.svg": svg for i, svg in enumerate(plots, start=1)}
+        files = {f"{name}.md": self.markdown(list(files)), f"{name}.html": self.html(), **files}
+        for file, content in files.items():
+            partial = folder / f"{file}.partial{os.getpid()}"
+            partial.write_text(content, encoding="utf-8")
+            partial.replace(folder / file)
+        return [folder / file for file in files]
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose columns line up, so that it reads well as it stands."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (headers, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numbers = _number_columns(headers, rows)
+    lines = []
+    for row in cells:
+        padded = [
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(row, widths, numbers, strict=True)
+        ]
+        lines.append(f"| {' | '.join(padded)} |")
+    rules = ["-" * (w + 1) + (":" if number else "-") for w, number in zip(widths, numbers, strict=True)]
+    return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
+
+
+def _html_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    numbers = _number_columns(headers, rows)
+    head = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td class="number">{html.escape(cell)}</td>' if number else f"<td>{_inline(cell)}</td>"
+            for cell, number in zip(row, numbers, strict=True)
+        )
+        + "</tr>\n"
+        for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _number_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Which columns hold nothing but numbers and blanks, and what belongs to them: ± 0.3, (1.2 to 3.4), < 0.001."""
+    columns = list(zip(*rows, strict=True)) or [()] * len(headers)
+    number = re.compile(r"[-+±<0-9.,() ]|to")
+    return [any(column) and not any(number.sub("", cell) for cell in column) for column in columns]
+
+
+def _inline(text: str) -> str:
+    """Escaped, with words between backticks as code."""
+    pieces = html.escape(text).split("`")
+    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))

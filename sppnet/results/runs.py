@@ -1,0 +1,187 @@
+"""Finished and unfinished runs as they lie on disk, grouped by what may be compared."""
+
+import glob
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sppnet.backbones import build_backbone
+from sppnet.network import SPPNet
+from sppnet.records import (
+    Scores,
+    checkpoint_digest,
+    duration,
+    read_result,
+    read_run_config,
+    read_scores,
+    without_folders,
+)
+
+# What the paper compares, in the order in which it is shown.
+VARIANTS = {
+    "none": "no SPP",
+    "single": "SPP, one size",
+    "30bins": "SPP of 30 bins, one size",
+    "random": "SPP, random sizes",
+    "alternate": "SPP, two sizes",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run directory: what was trained, its result once it is finished, and the scores of its tests."""
+
+    path: Path
+    config: dict[str, Any]
+    result: dict[str, Any] | None
+
+    @property
+    def architecture(self) -> str:
+        """A name of BACKBONES, or of the timm model."""
+        backbone = self.config["backbone"]
+        return str(backbone.get("name") or backbone["architecture"])
+
+    @property
+    def on_imagenet(self) -> bool:
+        return bool(self.config["data"]["source"] == "imagenet")
+
+    @property
+    def levels(self) -> tuple[int, ...] | None:
+        levels = self.config["pooling"]["levels"]
+        return None if levels is None else tuple(levels)
+
+    @property
+    def sizes(self) -> list[int | str]:
+        """What was trained at, such as [224, 180] or ["random", 180, 224]."""
+        sizes = self.config["sizes"]
+        return list(sizes.get("cycle") or ["random", *sizes["uniform"]])
+
+    @property
+    def variant(self) -> str | None:
+        """The key of VARIANTS that this run is of, or None."""
+        random, several = self.sizes[0] == "random", len(self.sizes) > 1
+        if self.levels is None:
+            return "none"
+        if self.levels == (6, 3, 2, 1):
+            return "random" if random else "alternate" if several else "single"
+        return "30bins" if self.levels == (4, 3, 2, 1) and not several else None
+
+    def setting(self, *but: str) -> str:
+        """All that two runs must share to be compared: their configuration without the seed and the sections `but`."""
+        config = {key: value for key, value in self.config.items() if key not in {"seed", *but}}
+        return json.dumps({**config, "data": without_folders(self.config["data"])}, sort_keys=True)
+
+    def setting_text(self) -> str:
+        backbone, recipe, data = (self.config[section] for section in ("backbone", "recipe", "data"))
+        options = [f"{k} {v}" for k, v in backbone.items() if k not in {"architecture", "name", "pretrained"}]
+        options.append(f"hidden {self.config['hidden']}")
+        return (
+            f"{self.architecture} on {data['source']} ({', '.join(options)}; "
+            f"{recipe['epochs']} epochs, batch {recipe['batch_size']}, rate {recipe['learning_rate']:g})"
+        )
+
+    @cached_property
+    def scores(self) -> dict[str, Scores]:
+        """By the name of the protocol: the tests of the finished run on the validation images of its own data."""
+        if self.result is None:
+            return {}
+        # Scores of an earlier checkpoint are not of this run.
+        checkpoint = self.result.get("checkpoint") or checkpoint_digest(self.path)
+        found = {}
+        for path in sorted((self.path / "scores").glob("*.npz")):
+            scores = read_scores(path)
+            about = scores.about
+            own = without_folders(about.get("data", {})) == without_folders(self.config["data"])
+            whole = about.get("part") == "val" and not about.get("exclude")
+            if own and whole and about.get("checkpoint") == checkpoint:
+                found[str(about.get("views"))] = scores
+        return found
+
+
+def read_runs(patterns: Sequence[str]) -> list[Run]:
+    """The run directories that the patterns match, and those that lie in the folders they match.
+
+    Raises ValueError for a pattern without any, and for damaged files.
+    """
+    runs: dict[Path, Run] = {}
+    for pattern in patterns:
+        places = [Path(place) for place in sorted(glob.glob(pattern)) if Path(place).is_dir()]
+        folders = [folder for place in places for folder in [place, *sorted(filter(Path.is_dir, place.iterdir()))]]
+        found = {folder: config for folder in folders if (config := read_run_config(folder)) is not None}
+        if not found:
+            raise ValueError(f"runs={pattern}: no run directories there")
+        runs |= {folder: Run(folder, config, read_result(folder)) for folder, config in found.items()}
+    return list(runs.values())
+
+
+def grouped(runs: Sequence[Run], *but: str) -> dict[str, list[Run]]:
+    """Runs that share their `setting`."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.setting(*but), []).append(run)
+    return {key: sorted(group, key=lambda run: int(run.config["seed"])) for key, group in groups.items()}
+
+
+def training_hours(runs: Sequence[Run]) -> str:
+    """Hours of training of one run, on average, all its devices added up."""
+    hours = [run.result["seconds"] / 3600 * _devices(run.result["hardware"]) for run in runs if run.result]
+    return f"{sum(hours) / len(hours):.2f}" if hours else ""
+
+
+def _devices(hardware: str) -> int:
+    """How many GPUs a hardware line such as "8 x NVIDIA H100" names; 1 for a CPU."""
+    count, _, rest = hardware.partition(" x ")
+    return int(count) if rest and count.isdigit() else 1
+
+
+@cache
+def multiply_adds(backbone: str, levels: tuple[int, ...] | None, hidden: int, classes: int, side: int) -> int:
+    """Of one forward pass of one image. `backbone` is the section of the configuration as JSON."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = SPPNet(build_backbone(**json.loads(backbone)), levels, classes, hidden=hidden, initialization="none")
+        network.eval()(torch.empty(1, 3, side, side))
+    return counter.get_total_flops() // 2
+
+
+def parameters(run: Run) -> int | None:
+    """Of the network of a finished run."""
+    if run.result is None:
+        return None
+    with torch.device("meta"):
+        backbone = build_backbone(**{**run.config["backbone"], **_untrained(run)})
+        classes, hidden = run.result["num_classes"], run.config["hidden"]
+        network = SPPNet(backbone, run.levels, classes, hidden=hidden, initialization="none")
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _untrained(run: Run) -> dict[str, Any]:
+    """So that counting downloads no weights."""
+    return {"pretrained": False} if run.config["backbone"]["architecture"] == "timm" else {}
+
+
+def training_work(config: dict[str, Any], classes: int, images: int) -> float:
+    """Multiply-adds of the forward passes of a whole training."""
+    backbone = {key: value for key, value in config["backbone"].items() if key != "pretrained"}
+    sizes = config["sizes"].get("cycle") or config["sizes"]["uniform"]
+    levels = config["pooling"]["levels"]
+    levels = None if levels is None else tuple(levels)
+    text = json.dumps(backbone, sort_keys=True)
+    each = [multiply_adds(text, levels, config["hidden"], classes, side) for side in sizes]
+    return sum(each) / len(each) * images * config["recipe"]["epochs"]
+
+
+def estimate(work: float, runs: Sequence[Run]) -> str:
+    """How long a training of that much work would take, by the rule of three from the longest finished run."""
+    finished = [run for run in runs if run.result is not None]
+    if not finished:
+        return "no finished run to estimate from"
+    longest = max(finished, key=lambda run: float(run.result["seconds"]))  # type: ignore[index]
+    result: dict[str, Any] = longest.result or {}
+    seconds = result["seconds"] * work / training_work(longest.config, result["num_classes"], result["training_images"])
+    return f"roughly {duration(seconds)} on {result['hardware']}, by multiply-adds from {longest.path.name}"

@@ -158,6 +158,8 @@ def run_main(main: Callable[[], Any]) -> None:
     if not _wants_traceback():
         # Hydra prints errors over many lines, unless it is told to raise them. Children inherit what it is told.
         os.environ |= {"HYDRA_FULL_ERROR": "1", "SPPNET_ONE_LINE": "1"}
+    # Launchers such as submitit start jobs from elsewhere, where this folder is not on the path.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
     with one_line_errors():
         main()
 
@@ -175,6 +177,11 @@ def _one_line(error: Exception) -> str:
     return str(error)
 
 
+def in_sweep() -> bool:
+    """Whether this job is one of several (-m)."""
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
 @contextmanager
 def one_line_job(after_interrupt: str) -> Iterator[None]:
     """Around a job that Hydra runs: as `one_line_errors`, without Hydra's own words about it.
@@ -184,7 +191,7 @@ def one_line_job(after_interrupt: str) -> Iterator[None]:
     # tqdm writes above a progress bar, if there is one.
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
     try:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if in_sweep():
             yield
         else:
             with one_line_errors():

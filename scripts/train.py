@@ -1,20 +1,22 @@
 """Trains an SPP-net classifier: python scripts/train.py --help."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import bound, bound_choice, claim_run_directory, one_line_job, run_directory, run_main
+from command_line import bound, bound_choice, claim_run_directory, in_sweep, one_line_job, run_directory, run_main
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> float:
+    """The top-1 error, a fraction: what a sweeper such as Optuna's minimizes."""
     with one_line_job("the same command goes on after the last finished epoch"):
         OmegaConf.resolve(config)
         bound(config, settings)
-        train(config)
+        return train(config)
 
 
 def settings(
@@ -39,11 +41,12 @@ def pooling(*, levels: list[int] | None) -> list[int] | None:
     return levels
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> float:
     # Imported here because torch takes seconds, and --help should not.
     import torch
 
     from sppnet.backbones import BACKBONES, build_backbone
+    from sppnet.classify.machine import claim_gpu
     from sppnet.classify.recipe import Machine, Recipe
     from sppnet.classify.schedules import check_sizes, check_sizes_fit, size_of_epoch
     from sppnet.datasets import DATA_SOURCES, open_data
@@ -70,6 +73,8 @@ def train(config: DictConfig) -> None:
         # Lightning takes more seconds, which a command that went wrong until here need not wait for.
         from sppnet.classify.training import train_classifier
 
+        if in_sweep() and machine.devices == "auto" and torch.cuda.device_count() > 1:
+            machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
         network = SPPNet(
             backbone,
             levels,
@@ -102,6 +107,7 @@ def train(config: DictConfig) -> None:
         claim_run_directory(run, outcome)
         print("already finished")
     print(result_text(result, run))
+    return float(result["top1_error"])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial{os.getpid()}")
     try:
         write(partial)
@@ -95,18 +96,18 @@ def read_scores(path: Path) -> Scores:
 
 def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Given a path, numpy leaves the file open where it is no zip archive.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a scores file ({reason}); delete it and run evaluate.py again") from error
 
 
 def add_score_part(folder: Path, identity: dict[str, Any], indices: np.ndarray, scores: np.ndarray) -> None:
     """Saves the scores (n, classes) of some images, by index, of an evaluation under way."""
-    folder.mkdir(parents=True, exist_ok=True)
     about = np.array(json.dumps(identity, sort_keys=True))
 
     def write(partial: Path) -> None:

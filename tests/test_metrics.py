@@ -1,9 +1,12 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.metrics import count_wrong, top_k_wrong, wilson_interval
+from sppnet.metrics import count_wrong, gain_interval, paired_test, top_k_wrong, wilson_interval
 
 
 def test_top_k_looks_for_the_true_class_among_the_k_highest_scores():
@@ -55,3 +58,59 @@ def test_the_interval_holds_the_rate_and_mirrors(case):
 def test_impossible_counts_are_refused(wrong, n):
     with pytest.raises(ValueError, match=f"wrong={wrong}, n={n}"):
         wilson_interval(wrong, n)
+
+
+def test_paired_test_by_hand():
+    first = np.array([1, 1, 1, 1, 1, 0, 0, 0, 1, 0], bool)
+    second = np.array([0, 0, 0, 0, 0, 1, 0, 0, 1, 0], bool)
+    test = paired_test(first, second)
+    assert (test.only_first, test.only_second, test.n) == (5, 1, 10)
+    assert test.difference == pytest.approx(0.4)
+    # Six disagreements, one or fewer on one side: 2 * (1 + 6) / 64.
+    assert test.p == pytest.approx(14 / 64)
+    assert test.low < 0.4 < test.high
+    other = paired_test(second, first)
+    assert (other.difference, other.p) == (pytest.approx(-0.4), test.p)
+
+
+def test_paired_test_of_equal_networks_finds_nothing():
+    wrong = np.array([True, False, True])
+    assert paired_test(wrong, wrong)[3:] == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_test_is_exact_for_many_images():
+    first, second = np.zeros(50_000, bool), np.zeros(50_000, bool)
+    first[:5000], second[5000:9800] = True, True
+    test = paired_test(first, second)
+    assert test.p == pytest.approx(
+        math.erfc(199 / math.sqrt(9800) / math.sqrt(2)), rel=0.01
+    )  # with continuity correction
+
+
+@pytest.mark.parametrize(("a", "b"), [(3, 4), (0, 0)])
+def test_paired_test_needs_the_same_images(a, b):
+    with pytest.raises(ValueError, match="must be the same ones"):
+        paired_test(np.zeros(a, bool), np.zeros(b, bool))
+
+
+def test_the_interval_of_a_gain_holds_it_and_narrows_with_images():
+    random = np.random.default_rng(0)
+    widths = []
+    for n in (100, 2000):
+        baseline, other = random.random((3, n)) < 0.5, random.random((3, n)) < 0.4
+        low, high = gain_interval(baseline, other)
+        assert low < baseline.mean() - other.mean() < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+
+
+def test_the_interval_of_a_gain_widens_with_the_spread_of_the_seeds():
+    alike = np.zeros((3, 1000), bool)
+    alike[:, :300] = True
+    spread = alike.copy()
+    spread[0, 300:400], spread[1, 200:300] = True, False
+    none = np.zeros((3, 1000), bool)
+    (low, high), (low2, high2) = gain_interval(alike, none), gain_interval(spread, none)
+    assert high2 - low2 > high - low
+    with pytest.raises(ValueError, match="the same ones"):
+        gain_interval(alike, none[:, 1:])

@@ -1,6 +1,9 @@
-"""What training and testing ask of the machine: how many loader processes, and whether bf16 pays."""
+"""What training and testing ask of the machine: how many loader processes, whether bf16 pays, which GPU is free."""
 
 import os
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -22,3 +25,27 @@ def bf16_is_fast(device: str) -> bool:
     # Releases of torch that cannot tell stay at float32.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16"))
+
+
+@cache
+def claim_gpu(count: int, folder: Path | None = None) -> int:
+    """The index of a GPU, of `count`, that no other process has claimed; held until this process ends.
+
+    Processes that find none share: what a sweep with more jobs at once than GPUs asks for.
+
+    Args:
+        folder: where the locks are; None: the folder for temporary files.
+    """
+    import fcntl  # not on Windows
+
+    for index in range(count):
+        lock = os.open(
+            (folder or Path(tempfile.gettempdir())) / f"sppnet-{os.getuid()}-gpu{index}.lock", os.O_CREAT | os.O_RDWR
+        )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # stays open, and so locked
+        except BlockingIOError:
+            os.close(lock)
+        else:
+            return index
+    return os.getpid() % count

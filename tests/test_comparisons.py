@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from sppnet.records import Scores
+from sppnet.results.comparisons import (
+    classes_table,
+    combine,
+    comparisons_table,
+    confusion_matrix,
+    errors_table,
+    wrong,
+)
+
+LABELS = np.array([0, 0, 1, 2])
+NAMES = np.array(["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+
+
+def scores(rows, run="one", names=NAMES):
+    return Scores(np.array(rows, np.float32), LABELS, names, {"run": run})
+
+
+ONE = scores([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.3, 0.4, 0.3], [0.6, 0.3, 0.1]])
+TWO = scores([[0.3, 0.6, 0.1], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], "two")
+
+
+def test_wrong_says_which_images():
+    assert wrong(ONE).tolist() == [False, True, False, True]
+    assert wrong(ONE, 2).tolist() == [False, False, False, True]
+    assert wrong(TWO).tolist() == [True, False, False, False]
+
+
+def test_a_combination_is_the_mean_of_the_scores():
+    both = combine([ONE, TWO])
+    np.testing.assert_allclose(both.scores[0], [0.55, 0.35, 0.1], rtol=1e-6)
+    assert wrong(both).tolist() == [False, False, False, False]
+
+
+def test_other_images_cannot_be_combined_or_compared():
+    other = scores(TWO.scores, "two", NAMES[::-1])
+    with pytest.raises(ValueError, match="one and two were tested on different images or classes"):
+        combine([ONE, other])
+    with pytest.raises(ValueError, match="different images"):
+        comparisons_table({"center": {"one": ONE, "two": other}})
+
+
+def test_the_confusion_matrix_counts_every_image():
+    assert confusion_matrix(ONE).tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_errors_come_with_n_intervals_and_the_combination():
+    _, rows = errors_table({"center": {"one": ONE, "two": TWO}, "full": {"one": ONE}})
+    assert [row[:3] for row in rows] == [
+        ["center", "one", "4"],
+        ["center", "two", "4"],
+        ["center", "combination of 2", "4"],
+        ["full", "one", "4"],
+    ]
+    assert rows[0][3] == "50.00 (15.00 to 85.00)"
+    assert rows[2][3].startswith("0.00")
+
+
+def test_comparisons_are_with_the_first():
+    _, rows = comparisons_table({"center": {"one": ONE, "two": TWO}})
+    assert rows == [["center", "two", "one", "1", "2", "+25.00 (-56.26 to +106.26)", "1.00"]]
+
+
+def test_classes_come_worst_first_with_what_they_are_taken_for():
+    _, rows = classes_table(ONE, ("ant", "bee", "cat"))
+    assert rows == [
+        ["cat", "1", "100.00", "ant (1)"],
+        ["ant", "2", "50.00", "bee (1)"],
+        ["bee", "1", "0.00", ""],
+    ]

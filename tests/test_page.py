@@ -1,0 +1,63 @@
+import pytest
+
+from sppnet.results.page import Page, markdown_table
+from sppnet.results.plots import Errors, confusion_picture, error_curves, error_dots
+
+
+def page():
+    result = Page("Errors <of> `all`")
+    result.heading("A & B")
+    result.text("run `x < y`")
+    result.table(["name", "error"], [["a|b", "1.00"], ["<script>alert(1)</script>", "12.50"]])
+    result.figure(error_dots([Errors("one", [1.0, 2.0], 1.5)], "top-1 error"), 'dots of "one"')
+    return result
+
+
+def test_markdown_lines_up():
+    assert markdown_table(["name", "error"], [["a|b", "1.00"], ["c", "12.50 ± 0.10"]]).splitlines() == [
+        "| name |        error |",
+        "|------|-------------:|",
+        "| a\\|b |         1.00 |",
+        "| c    | 12.50 ± 0.10 |",
+    ]
+
+
+def test_html_is_one_file_and_escapes_what_comes_from_data():
+    html = page().html()
+    assert "<script>" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<code>x &lt; y</code>" in html
+    assert "<svg" in html
+    assert "http" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    ).replace("https://matplotlib.org", "")  # the names of XML, which no browser loads
+
+
+def test_the_same_page_is_the_same_bytes():
+    assert page().html() == page().html()
+
+
+def test_markdown_html_and_plots_are_written(tmp_path):
+    files = page().write(tmp_path / "tables", "table2")
+    assert sorted(path.name for path in files) == ["table2-1.svg", "table2.html", "table2.md"]
+    assert sorted(files) == sorted((tmp_path / "tables").iterdir())
+    assert '![dots of "one"](table2-1.svg)' in (tmp_path / "tables" / "table2.md").read_text()
+
+
+def test_a_table_may_be_empty():
+    assert markdown_table(["a", "b"], []).splitlines() == ["| a | b |", "|---|---|"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_plots_show_every_entry(count):
+    dots = error_dots([Errors(f"line {i}", [1.0 + i], None) for i in range(count)], "error")
+    assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == [f"line {i}" for i in range(count)]
+    curves = error_curves({f"line {i}": {180: [5.0, 6.0], 224: [4.0]} for i in range(count)}, "scale", "error")
+    assert len(curves.axes[0].get_lines()) == count
+
+
+def test_the_confusion_picture_is_in_percent_of_the_true_class():
+    import numpy as np
+
+    figure = confusion_picture(np.array([[3, 1], [0, 0]]), ("a", "b"))
+    assert figure.axes[0].get_images()[0].get_array().tolist() == [[75, 25], [0, 0]]

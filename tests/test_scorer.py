@@ -1,0 +1,230 @@
+"""One loop over views gives what plain loops over crops and whole images give."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import make_image_folder
+from sppnet.backbones import build_backbone
+from sppnet.classify.scorer import Inputs, Scorer, ViewInputs, score_images, whole_scales
+from sppnet.classify.views import POSITIONS, ViewProtocol, mirrored_window, views_of
+from sppnet.datasets import open_data
+from sppnet.geometry import window_to_cells
+from sppnet.images import decode_image, resize_shorter_side, to_network_input
+from sppnet.network import SPPNet
+
+TEN = {"scales": [72], "view_size": 64, "positions": list(POSITIONS)[:5], "mirrored": True}
+MANY = {"scales": [64, 72, 95], "view_size": 64, "positions": list(POSITIONS), "mirrored": True, "maps": True}
+SIZES = [(70, 93), (93, 70), (40, 160), (160, 40), (64, 64), (33, 47)]
+
+
+class Pictures:
+    """Pictures of given sizes as PNG files."""
+
+    def __init__(self, pixels):
+        self.pixels, self.classes = pixels, ("a", "b", "c")
+        self.labels = np.zeros(len(pixels), np.int64)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def name(self, index):
+        return f"{index}.png"
+
+    def __getitem__(self, index):
+        file = io.BytesIO()
+        Image.fromarray(self.pixels[index]).save(file, "PNG")
+        return file.getvalue(), 0, self.name(index)
+
+
+def random_pictures(sizes=SIZES, seed=0):
+    random = np.random.default_rng(seed)
+    return Pictures([random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes])
+
+
+@pytest.fixture(scope="module", params=["zf5", "overfeat5"])
+def network(request):
+    torch.manual_seed(0)
+    backbone = build_backbone(request.param, width=0.1)
+    net = SPPNet(backbone, (3, 2, 1), 3, hidden=16, initialization="fan_in", input_std=(58.0, 57.0, 57.0))
+    torch.nn.init.normal_(net.fc8.weight)  # scores that differ clearly from view to view
+    return net.eval()
+
+
+def scores_of(network, pictures, protocol, pixels=10**6):
+    scorer = Scorer(network, protocol, pixels=pixels)
+    result = torch.full((len(pictures), network.num_classes), torch.nan)
+    for indices, scores in score_images(scorer, pictures, range(len(pictures)), workers=0):
+        assert result[indices].isnan().all()
+        result[indices] = scores
+    return result
+
+
+def pixels_of(pictures, index, scale):
+    return resize_shorter_side(decode_image(*pictures[index][::2]), scale)
+
+
+def softmax(network, image):
+    """Scores (classes,) of one uint8 picture, plainly."""
+    with torch.inference_mode():
+        return network(to_network_input(image[None], network.input_mean, network.input_std)).softmax(1)[0]
+
+
+def test_full_is_the_aligned_network_on_the_whole_image(network):
+    pictures = random_pictures()
+    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72]))
+    expected = [softmax(network.aligned(), pixels_of(pictures, i, 72)) for i in range(len(pictures))]
+    torch.testing.assert_close(scores, torch.stack(expected))
+
+
+def test_full_flip_averages_the_image_and_its_mirror(network):
+    pictures = random_pictures()
+    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], mirrored=True))
+    for i, score in enumerate(scores):
+        image = pixels_of(pictures, i, 72)
+        both = [softmax(network.aligned(), image), softmax(network.aligned(), image.flip(-1))]
+        torch.testing.assert_close(score, torch.stack(both).mean(0))
+
+
+def test_ten_crop_is_a_loop_over_ten_crops(network):
+    pictures = random_pictures()
+    scores = scores_of(network, pictures, ViewProtocol(**TEN))
+    for i, score in enumerate(scores):
+        image = pixels_of(pictures, i, 72)
+        height, width = image.shape[1:]
+        corners = [(0, 0), (0, width - 64), (height - 64, 0), (height - 64, width - 64)]
+        corners.append(((height - 64) // 2, (width - 64) // 2))
+        crops = [image[:, top : top + 64, left : left + 64] for top, left in corners]
+        views = [softmax(network, view) for crop in crops for view in (crop, crop.flip(-1))]
+        torch.testing.assert_close(score, torch.stack(views).mean(0))
+
+
+def test_views_on_maps_are_a_loop_over_windows(network):
+    pictures, protocol = random_pictures(), ViewProtocol(**MANY, full_scales=[72])
+    scores = scores_of(network, pictures, protocol)
+    aligned = network.aligned()
+    for i, score in enumerate(scores):
+        views = []
+        for view in views_of(protocol, *pictures.pixels[i].shape[:2]):
+            image = pixels_of(pictures, i, view.scale)
+            window = view.window
+            if view.mirrored:
+                window = window and mirrored_window(window, image.shape[2])
+                image = image.flip(-1)
+            with torch.inference_mode():
+                maps = aligned.maps(to_network_input(image[None], network.input_mean, network.input_std))
+                if window is not None:
+                    size = (maps.shape[2], maps.shape[3])
+                    x0, y0, x1, y1 = window_to_cells(window, aligned.backbone.stride, aligned.backbone.offset, size)
+                    maps = maps[:, :, y0:y1, x0:x1]
+                views.append(aligned.classify(aligned.pool(maps)).softmax(1)[0])
+        torch.testing.assert_close(score, torch.stack(views).mean(0))
+
+
+@pytest.mark.parametrize("protocol", [TEN, {**TEN, "maps": True}, MANY, {"full_scales": [72], "mirrored": True}])
+def test_an_image_and_its_mirror_get_the_same_scores_from_mirrored_views(network, protocol):
+    # Odd margins would shift the middle windows of the mirror image by one pixel, so sides are even here.
+    pictures = random_pictures([(72, 96), (96, 72), (72, 72)])
+    mirrored = Pictures([np.ascontiguousarray(pixels[:, ::-1]) for pixels in pictures.pixels])
+    protocol = ViewProtocol(**{**protocol, **({"scales": [72]} if "scales" in protocol else {})})
+    torch.testing.assert_close(scores_of(network, pictures, protocol), scores_of(network, mirrored, protocol))
+
+
+def test_a_mirrored_view_is_the_view_of_the_mirrored_image(network):
+    pictures, window = random_pictures([(72, 96)]), {"scales": [72], "view_size": 64}
+    mirrored = Pictures([np.ascontiguousarray(pictures.pixels[0][:, ::-1])])
+    left, right = ({**window, "positions": [name], "maps": True} for name in ("top_left", "top_right"))
+    both = scores_of(network, pictures, ViewProtocol(**left, mirrored=True))
+    plain = scores_of(network, pictures, ViewProtocol(**left))
+    torch.testing.assert_close(2 * both - plain, scores_of(network, mirrored, ViewProtocol(**right)))
+
+
+def test_all_views_of_a_constant_image_away_from_its_borders_score_alike(network):
+    stride = network.backbone.stride
+    image = torch.full((1, 3, 40 * stride, 40 * stride), 90.0)
+    aligned = network.aligned()
+    with torch.inference_mode():
+        maps = aligned.maps(to_network_input(image, network.input_mean, network.input_std))
+        inner = maps[:, :, 15:25, 15:25]
+        torch.testing.assert_close(inner, inner[:, :, :1, :1].expand_as(inner))
+        scores = [
+            aligned.classify(aligned.pool(maps[:, :, y : y + 5, x : x + 5])) for x, y in ((15, 15), (20, 17), (16, 20))
+        ]
+    torch.testing.assert_close(scores[1], scores[0])
+    torch.testing.assert_close(scores[2], scores[0])
+
+
+@pytest.mark.parametrize("pixels", [1, 64 * 64, 10**7])
+@pytest.mark.parametrize("protocol", [TEN, MANY, {"full_scales": [72, 95]}])
+def test_the_limit_of_a_pass_changes_no_score(network, protocol, pixels):
+    pictures = random_pictures([(70, 93)] * 5 + [(93, 70)] * 2)
+    protocol = ViewProtocol(**protocol)
+    torch.testing.assert_close(scores_of(network, pictures, protocol, pixels), scores_of(network, pictures, protocol))
+
+
+@pytest.mark.parametrize("pixels", [64 * 64, 3 * 64 * 64, 10**6])
+def test_no_forward_pass_is_larger_than_the_limit(network, pixels, monkeypatch):
+    seen = []
+    monkeypatch.setattr(network, "forward", lambda x, forward=network.forward: (seen.append(x), forward(x))[1])
+    scores_of(network, random_pictures([(70, 93)] * 4), ViewProtocol(**TEN), pixels)
+    assert sum(len(x) for x in seen) == 40
+    assert all(x[:, 0].numel() <= pixels for x in seen)
+
+
+def test_images_of_equal_size_share_a_pass_and_waiting_ones_are_bounded(network, monkeypatch):
+    calls = []
+    call = Scorer.__call__
+    monkeypatch.setattr(Scorer, "__call__", lambda self, batch: (calls.append(len(batch)), call(self, batch))[1])
+    pictures = random_pictures([(70, 93), (93, 70)] * 4)
+    scores_of(network, pictures, ViewProtocol(full_scales=[64]))
+    assert calls == [4, 4]
+    calls.clear()
+    monkeypatch.setattr("sppnet.classify.scorer.MAX_WAITING_BYTES", 1)
+    scores_of(network, pictures, ViewProtocol(full_scales=[64]))
+    assert calls == [1] * 8
+
+
+def test_whole_scales_hold_each_scale_once():
+    assert whole_scales(ViewProtocol(**MANY, full_scales=[72, 200])) == [64, 72, 95, 200]
+    assert whole_scales(ViewProtocol(**TEN, full_scales=[95])) == [95]
+
+
+def test_inputs_are_crops_or_whole_images():
+    inputs = ViewInputs(random_pictures([(70, 93)]), ViewProtocol(**TEN, full_scales=[95]))[0]
+    assert isinstance(inputs, Inputs)
+    assert inputs.crops.shape == (5, 3, 64, 64)
+    assert [whole.shape for whole in inputs.whole] == [(3, 95, 126)]
+    assert inputs.crops.dtype == torch.uint8
+
+
+def test_a_network_without_a_pyramid_is_told_what_it_cannot(network):
+    plain = SPPNet(build_backbone("zf5", width=0.05), None, 3, hidden=8).eval()
+    Scorer(plain, ViewProtocol(scales=[256], positions=["center"]), pixels=1)
+    for options in ({"full_scales": [224]}, {**MANY}, {**TEN}):
+        with pytest.raises(ValueError, match="the network has no pyramid and takes 224 x 224 crops only"):
+            Scorer(plain, ViewProtocol(**options), pixels=1)
+
+
+def test_views_smaller_than_the_backbone_needs_are_refused(network):
+    smallest = network.backbone.smallest_input
+    with pytest.raises(ValueError, match=f"the backbone needs at least {smallest}"):
+        Scorer(network, ViewProtocol(full_scales=[smallest - 1]), pixels=1)
+
+
+def test_an_unreadable_file_stops_by_name(network, tmp_path):
+    root = make_image_folder(tmp_path / "images", train=2, val=2)
+    (root / "val" / "dog" / "1.jpg").write_bytes(b"no picture")
+    data = open_data("folder", root=str(root)).val
+    with pytest.raises(ValueError, match=r"val/dog/1\.jpg"):
+        scores_of(network, data, ViewProtocol(full_scales=[64]))
+
+
+def test_bf16_comes_close(network):
+    pictures, protocol = random_pictures(), ViewProtocol(**MANY)
+    scorer = Scorer(network, protocol, pixels=10**6, autocast=torch.bfloat16)
+    for indices, scores in score_images(scorer, pictures, range(len(pictures)), workers=0):
+        assert scores.dtype == torch.float32
+        torch.testing.assert_close(scores, scores_of(network, pictures, protocol)[indices], atol=0.05, rtol=0)

@@ -1,0 +1,161 @@
+"""Protocols as lists of views, against lists written by hand and properties over all shapes of images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sppnet.classify.views import (
+    POSITIONS,
+    View,
+    ViewProtocol,
+    mirrored_window,
+    views_of,
+    windows_at,
+)
+from sppnet.images import CROP_POSITIONS, crop_box, resize_shorter_side, size_at_shorter_side
+
+VIEWS = Path(__file__).parent.parent / "configs" / "views"
+SHIPPED = ("center", "full", "full_flip", "multi_view", "multi_view_full", "ten_crop", "ten_crop_maps")
+
+
+def shipped(name):
+    return ViewProtocol(**yaml.safe_load((VIEWS / f"{name}.yaml").read_text()))
+
+
+def images(most=4):
+    """(height, width) of images from 1:4 to 4:1, down to 32 pixels."""
+    sides = st.integers(32, 1000)
+    return st.tuples(sides, sides).filter(lambda size: max(size) <= most * min(size))
+
+
+def test_the_shipped_protocols_are_these():
+    assert sorted(path.stem for path in VIEWS.glob("*.yaml")) == sorted(SHIPPED)
+
+
+def test_center_is_one_crop_in_the_middle():
+    assert views_of(shipped("center"), 375, 500) == [View(256, (58, 16, 282, 240), False)]
+
+
+def test_full_and_full_flip():
+    assert views_of(shipped("full"), 375, 500) == [View(256, None, False)]
+    assert views_of(shipped("full_flip"), 375, 500) == [View(256, None, False), View(256, None, True)]
+
+
+@pytest.mark.parametrize("name", ["ten_crop", "ten_crop_maps"])
+def test_ten_crop_by_hand(name):
+    # 375 x 500 becomes 256 x 341.
+    windows = [(58, 16, 282, 240), (0, 0, 224, 224), (117, 0, 341, 224), (0, 32, 224, 256), (117, 32, 341, 256)]
+    views = views_of(shipped(name), 375, 500)
+    assert views == [View(256, window, mirrored) for mirrored in (False, True) for window in windows]
+    assert shipped(name).maps == (name == "ten_crop_maps")
+
+
+def test_the_eighteen_views_at_one_scale_by_hand():
+    # 300 x 400 stays as it is: 76 pixels are left above and below the window, 176 beside it.
+    protocol = ViewProtocol(scales=[300], positions=list(POSITIONS), mirrored=True, maps=True)
+    corners = {(left, top, left + 224, top + 224) for left in (0, 88, 176) for top in (0, 38, 76)}
+    views = views_of(protocol, 300, 400)
+    assert len(views) == 18
+    assert {view.window for view in views if view.mirrored} == corners
+    assert {view.window for view in views if not view.mirrored} == corners
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (480, 640), (32, 43)])
+def test_multi_view_has_96_different_views_and_6_of_them_at_224(size):
+    views = views_of(shipped("multi_view"), *size)
+    assert len(views) == len(set(views)) == 96
+    counts = [sum(view.scale == scale for view in views) for scale in (224, 256, 300, 360, 448, 560)]
+    assert counts == [6, 18, 18, 18, 18, 18]
+    full = views_of(shipped("multi_view_full"), *size)
+    assert full[:96] == views
+    assert full[96:] == [View(256, None, False), View(256, None, True)]
+
+
+def test_a_square_image_has_one_window_at_224():
+    assert len(views_of(shipped("multi_view"), 100, 100)) == 5 * 18 + 2
+
+
+@given(images())
+def test_windows_lie_in_the_resized_image_and_differ(size):
+    for name in SHIPPED:
+        protocol = shipped(name)
+        views = views_of(protocol, *size)
+        assert len(set(views)) == len(views)
+        assert sum(view.mirrored for view in views) == (len(views) / 2 if protocol.mirrored else 0)
+        for view in views:
+            height, width = size_at_shorter_side(*size, view.scale)
+            if view.window is not None:
+                x0, y0, x1, y1 = view.window
+                assert 0 <= x0 < x1 <= width
+                assert 0 <= y0 < y1 <= height
+                assert (x1 - x0, y1 - y0) == (224, 224)
+
+
+@given(images(), st.integers(32, 600))
+def test_the_size_is_that_of_the_resized_image(size, side):
+    assert min(size_at_shorter_side(*size, side)) == side
+
+
+@pytest.mark.parametrize("size", [(7, 10), (10, 7), (11, 11), (13, 700), (700, 13), (1, 1), (1, 40)])
+@pytest.mark.parametrize("side", [2, 7, 32])
+def test_the_size_is_what_resizing_gives(size, side):
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    assert resize_shorter_side(image, side).shape[1:] == size_at_shorter_side(*size, side)
+
+
+@given(images())
+def test_the_first_five_positions_are_the_training_crops(size):
+    height, width = size_at_shorter_side(*size, 256)
+    protocol = ViewProtocol(scales=[256], positions=list(CROP_POSITIONS))
+    boxes = [crop_box(height, width, 224, position) for position in CROP_POSITIONS]
+    windows = [(left, top, left + 224, top + 224) for top, left in boxes]
+    assert windows_at(protocol, height, width) == list(dict.fromkeys(windows))
+
+
+def test_a_mirrored_window_holds_the_mirrored_pixels():
+    image = torch.arange(7 * 11).reshape(7, 11)
+    x0, y0, x1, y1 = 1, 2, 5, 6
+    a, b, c, d = mirrored_window((x0, y0, x1, y1), 11)
+    assert torch.equal(image.flip(-1)[b:d, a:c], image[y0:y1, x0:x1].flip(-1))
+    assert mirrored_window((a, b, c, d), 11) == (x0, y0, x1, y1)
+
+
+def test_the_same_views_at_another_scale():
+    assert shipped("full_flip").at(180) == ViewProtocol(full_scales=[180], mirrored=True)
+    assert shipped("center").at(224) == ViewProtocol(scales=[224], positions=["center"])
+    assert shipped("center").at(180) is None
+
+
+def test_text_says_what_is_tested():
+    assert shipped("center").text() == "224 crops (center) at shorter side 256"
+    assert shipped("multi_view_full").text() == (
+        "224 windows pooled from maps (nine positions) at shorter side 224/256/300/360/448/560 + whole image at "
+        "shorter side 256, each also mirrored"
+    )
+
+
+def test_what_a_network_without_a_pyramid_cannot():
+    assert {name for name in SHIPPED if shipped(name).needs_pyramid is None} == {"center", "ten_crop"}
+    assert ViewProtocol(scales=[256], positions=["top"], view_size=200).needs_pyramid == "crops of 200"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "needs at least one view"),
+        ({"scales": [256]}, "give both, or neither"),
+        ({"positions": ["center"]}, "give both, or neither"),
+        ({"scales": [256], "positions": ["centre"]}, "centre must be one of center, top_left"),
+        ({"scales": [256, 256], "positions": ["center"]}, "must not repeat"),
+        ({"scales": [200], "positions": ["center"]}, r"scales=\[200\]: must be at least view_size=224"),
+        ({"full_scales": [0]}, "must be at least 1"),
+        ({"scales": [5], "positions": ["center"], "view_size": 0}, "must be at least 1"),
+    ],
+)
+def test_a_protocol_that_makes_no_sense_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ViewProtocol(**options)

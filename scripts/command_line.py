@@ -44,7 +44,7 @@ def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[st
             raise ValueError(f"{prefix}{key}: no such key; {_allowed(key, parameters)}")
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in section]
     if missing:
-        raise ValueError(f"{prefix}{missing[0]}: missing")
+        raise ValueError(f"{prefix}{missing[0]}: missing; give it as {prefix}{missing[0]}=VALUE")
     hints = _type_hints(target)
     schema = dataclasses.make_dataclass("Section", [(str(key), hints[str(key)]) for key in section])
     try:
@@ -169,9 +169,10 @@ def _wants_traceback() -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={choice}: must be one of {', '.join(error.options)}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = error.options or sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+        return f"{group}={choice}: must be one of {', '.join(options)}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return " ".join(line.strip() for line in str(error).splitlines()[:2])
     return str(error)

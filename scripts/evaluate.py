@@ -21,8 +21,6 @@ from command_line import (
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
     with one_line_job("the same command goes on with the images that are left"):
-        OmegaConf.resolve(config)
-        bound(config, settings)
         evaluate(config)
 
 
@@ -41,6 +39,8 @@ def settings(
 
 
 def evaluate(config: DictConfig) -> None:
+    OmegaConf.resolve(config)
+    bound(config, settings)
     runs = find_runs(config.run)
     if config.scores and len(runs) > 1:
         raise ValueError(f"scores={config.scores}: is for one run, and run={config.run} names {len(runs)}")

@@ -6,12 +6,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import evaluate as evaluate_script
 import train as train_script
 from command_line import bound, bound_choice, claim_run_directory, run_directory
 from sppnet.backbones import BACKBONES
+from sppnet.classify.evaluator import Hardware
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import size_of_epoch
+from sppnet.classify.views import ViewProtocol
 from sppnet.datasets import DATA_SOURCES
+from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
+from sppnet.results.runs import Run
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")
@@ -43,7 +48,7 @@ def test_there_is_a_choice_in_every_group():
     assert (
         {group for group, _ in choices()}
         == set(GROUPS)
-        == {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()}
+        == {folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} - {"views"}
     )
 
 
@@ -51,6 +56,34 @@ def test_there_is_a_choice_in_every_group():
 def test_every_shipped_choice_fits_the_code(group, choice):
     needs_root = group == "experiment" or choice in {"folder", "imagenet", "caltech101"}
     check(composed(f"{group}={choice}", *([ROOT] if needs_root else [])))
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "views").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_shipped_protocol_fits_the_code(file):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("evaluate", ["run=x", f"views=[{file.stem}]"])
+    bound(config, evaluate_script.settings)
+    bound(config.hardware, Hardware, "hardware.")
+    assert list(config.views) == [file.stem]
+    assert evaluate_script.is_shipped(
+        file.stem, ViewProtocol(**bound(config.views[file.stem], ViewProtocol, f"views.{file.stem}."))
+    )
+
+
+@pytest.mark.parametrize(("architecture", "variant"), PAPER)
+def test_the_experiments_train_the_networks_of_the_paper(architecture, variant):
+    name = experiment_of(architecture, variant)
+    config = composed(f"experiment={name}", ROOT)
+    assert config.name == name
+    run = Run(Path("."), OmegaConf.to_container(config), None)
+    assert (run.architecture, run.variant, run.on_imagenet) == (architecture, variant, True)
+    assert config.recipe.epochs == PAPER_EPOCHS[architecture]
+    assert run.sizes[-2:] == PAPER_SIZES.get(variant, [224])
+    text = (CONFIGS / "experiment" / f"{name}.yaml").read_text()
+    assert f"experiment={name} data.root=PATH" in text
+    for top1, top5 in PAPER[architecture, variant].values():
+        assert top1 is None or f"{top1:.2f}" in text
+        assert top5 is None or f"/{top5:.2f}" in text
 
 
 def test_every_backbone_and_data_source_has_a_config():

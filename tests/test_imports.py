@@ -19,7 +19,7 @@ ORDER = (
     {"network"},
     {"images", "metrics", "shapes"},
     {"datasets", "records"},
-    {"classify", "detect", "transfer"},
+    {"classify", "detect", "results", "transfer"},
 )
 ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
 

@@ -80,6 +80,13 @@ def test_full_is_the_aligned_network_on_the_whole_image(network):
     torch.testing.assert_close(scores, torch.stack(expected))
 
 
+def test_full_as_trained_is_the_network_itself_on_the_whole_image(network):
+    pictures = random_pictures()
+    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], aligned=False))
+    expected = [softmax(network, pixels_of(pictures, i, 72)) for i in range(len(pictures))]
+    torch.testing.assert_close(scores, torch.stack(expected))
+
+
 def test_full_flip_averages_the_image_and_its_mirror(network):
     pictures = random_pictures()
     scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], mirrored=True))
@@ -102,10 +109,11 @@ def test_ten_crop_is_a_loop_over_ten_crops(network):
         torch.testing.assert_close(score, torch.stack(views).mean(0))
 
 
-def test_views_on_maps_are_a_loop_over_windows(network):
-    pictures, protocol = random_pictures(), ViewProtocol(**MANY, full_scales=[72])
+@pytest.mark.parametrize("as_deployed", [True, False])
+def test_views_on_maps_are_a_loop_over_windows(network, as_deployed):
+    pictures, protocol = random_pictures(), ViewProtocol(**MANY, full_scales=[72], aligned=as_deployed)
     scores = scores_of(network, pictures, protocol)
-    aligned = network.aligned()
+    aligned = network.aligned() if as_deployed else network
     for i, score in enumerate(scores):
         views = []
         for view in views_of(protocol, *pictures.pixels[i].shape[:2]):

@@ -19,7 +19,16 @@ from sppnet.classify.views import (
 from sppnet.images import CROP_POSITIONS, crop_box, resize_shorter_side, size_at_shorter_side
 
 VIEWS = Path(__file__).parent.parent / "configs" / "views"
-SHIPPED = ("center", "full", "full_flip", "multi_view", "multi_view_full", "ten_crop", "ten_crop_maps")
+SHIPPED = (
+    "center",
+    "full",
+    "full_as_trained",
+    "full_flip",
+    "multi_view",
+    "multi_view_full",
+    "ten_crop",
+    "ten_crop_maps",
+)
 
 
 def shipped(name):
@@ -136,6 +145,11 @@ def test_text_says_what_is_tested():
         "224 windows pooled from maps (nine positions) at shorter side 224/256/300/360/448/560 + whole image at "
         "shorter side 256, each also mirrored"
     )
+
+
+def test_only_one_protocol_keeps_the_paddings_of_training():
+    assert [name for name in SHIPPED if not shipped(name).aligned] == ["full_as_trained"]
+    assert shipped("full_as_trained").text() == "whole image at shorter side 256, paddings of training"
 
 
 def test_what_a_network_without_a_pyramid_cannot():

@@ -59,7 +59,7 @@ class Scorer:
     """Mean softmax scores of images over the views of a protocol.
 
     Crops go through the network as it was trained. Whole images and windows on maps go through `network.aligned()`,
-    in which cell i is centred on pixel stride * i (arXiv:1406.4729v4, Appendix A).
+    in which cell i is centred on pixel stride * i (arXiv:1406.4729v4, Appendix A), unless the protocol says otherwise.
 
     Args:
         network: on its device, in eval mode.
@@ -76,7 +76,7 @@ class Scorer:
             raise ValueError(f"{reason}: the network has no pyramid and takes 224 x 224 crops only")
         self.protocol, self.pixels, self.autocast = protocol, pixels, autocast
         self.network = network.to(memory_format=torch.channels_last)
-        self.aligned = self.network.aligned()
+        self.whole = self.network.aligned() if protocol.aligned else self.network
         self.device = network.fc8.weight.device
         smallest = min([protocol.view_size] * bool(protocol.scales) + protocol.full_scales)
         needed = network.backbone.smallest_input
@@ -90,7 +90,7 @@ class Scorer:
         )
         return max(1, self.pixels // largest)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode, in which autocast converts every weight anew for every call
     def __call__(self, batch: Sequence[Inputs]) -> Tensor:
         """Scores (N, classes), float32 on the CPU, of images whose inputs have equal shapes."""
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
@@ -113,11 +113,11 @@ class Scorer:
         for i, scale in enumerate(whole_scales(self.protocol)):
             images = torch.stack([inputs.whole[i] for inputs in batch])
             for mirrored in self._sides():
-                maps = self.aligned.maps(self._input(images, mirrored))
+                maps = self.whole.maps(self._input(images, mirrored))
                 if self.protocol.maps and scale in self.protocol.scales:
                     yield self._window_scores(maps, images.shape[-2:], mirrored)
                 if scale in self.protocol.full_scales:
-                    yield _softmax(self.aligned.classify(self.aligned.pool(maps)))[:, None]
+                    yield _softmax(self.whole.classify(self.whole.pool(maps)))[:, None]
 
     def _window_scores(self, maps: Tensor, size: tuple[int, ...], mirrored: bool) -> Tensor:
         windows = windows_at(self.protocol, *size)
@@ -127,23 +127,24 @@ class Scorer:
         images = len(maps)
         index = torch.arange(images).repeat_interleave(len(cells))
         rows = torch.cat([index[:, None], cells.repeat(images, 1)], dim=1).to(maps.device)
-        per_pass = max(1, MAX_POOLED_NUMBERS // self.aligned.fc6.in_features)
-        levels = self.aligned.pyramid.levels
-        scores = [_softmax(self.aligned.classify(pool_windows(maps, part, levels))) for part in rows.split(per_pass)]
+        per_pass = max(1, MAX_POOLED_NUMBERS // self.whole.fc6.in_features)
+        levels = self.whole.pyramid.levels
+        scores = [_softmax(self.whole.classify(pool_windows(maps, part, levels))) for part in rows.split(per_pass)]
         return torch.cat(scores).unflatten(0, (images, -1))
 
     def _cells(self, window: Window, maps: Tensor) -> Window:
-        backbone = self.aligned.backbone
+        backbone = self.whole.backbone
         return window_to_cells(window, backbone.stride, backbone.offset, (maps.shape[2], maps.shape[3]))
 
     def _sides(self) -> tuple[bool, ...]:
         return (False, True) if self.protocol.mirrored else (False,)
 
     def _input(self, images: Tensor, mirrored: bool) -> Tensor:
-        # As bytes, the change of the memory format is cheap.
-        images = images.to(self.device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        images = images.to(self.device, non_blocking=True)
         images = images.flip(-1) if mirrored else images
-        return to_network_input(images, self.network.input_mean, self.network.input_std)
+        # The memory format last: with channels last, mean and std cost ten times as much.
+        images = to_network_input(images, self.network.input_mean, self.network.input_std)
+        return images.contiguous(memory_format=torch.channels_last)
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -47,6 +47,8 @@ class ViewProtocol:
         mirrored: whether every view, windows and whole images, is joined by its mirror image.
         maps: True pools windows from the feature maps of the whole image, computed once per scale (§3.1.5); False sends
             crops through the network.
+        aligned: whether whole images go through `network.aligned()`, with the paper's paddings for deployment (Appendix
+            A), or through the network as it was trained. Crops always go through the latter.
 
     Raises ValueError for a protocol without views, an unknown or repeated entry, and windows larger than the image.
     """
@@ -57,6 +59,7 @@ class ViewProtocol:
     full_scales: list[int] = field(default_factory=list)
     mirrored: bool = False
     maps: bool = False
+    aligned: bool = True
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.positions if name not in POSITIONS]
@@ -92,7 +95,12 @@ class ViewProtocol:
             parts.append(f"{self.view_size} {kind} ({positions}) at shorter side {_joined(self.scales)}")
         if self.full_scales:
             parts.append(f"whole image at shorter side {_joined(self.full_scales)}")
-        return " + ".join(parts) + (", each also mirrored" if self.mirrored else "")
+        whole = bool(self.full_scales) or self.maps
+        return (
+            " + ".join(parts)
+            + (", each also mirrored" if self.mirrored else "")
+            + (", paddings of training" if whole and not self.aligned else "")
+        )
 
     @property
     def needs_pyramid(self) -> str | None:

@@ -16,6 +16,7 @@ h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
 .wide { overflow-x: auto } table { border-collapse: collapse; margin: 1em 0 }
 th, td { padding: .3em .8em; border-bottom: 1px solid #dde2ea; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #8a94a6 }
+td:first-child { white-space: nowrap }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 code { background: #f0f2f6; padding: .1em .3em; border-radius: 3px } svg { max-width: 100%; height: auto }
 """

@@ -46,33 +46,24 @@ def evaluate(config: DictConfig) -> None:
         raise ValueError(f"scores={config.scores}: is for one run, and run={config.run} names {len(runs)}")
     # Imported here because torch takes seconds, and --help should not.
     from sppnet.classify.evaluator import Hardware, evaluate_to_file
-    from sppnet.classify.views import ViewProtocol
-    from sppnet.datasets import DATA_SOURCES, open_data, select_images
+    from sppnet.datasets import DATA_SOURCES, ImageData, open_data, select_images
     from sppnet.network import load_network
     from sppnet.records import Scores, checkpoint_digest, read_result, read_run_config, without_folders
     from sppnet.results.comparisons import comparisons_table, errors_table
     from sppnet.results.page import markdown_table
 
     hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
-    protocols = {}
-    for name, section in config.views.items():
-        given = ViewProtocol(**bound(section, ViewProtocol, f"views.{name}."))
-        for scale in config.scales or [None]:
-            protocol = given if scale is None else given.at(scale)
-            if protocol is None:
-                print(f"{name} at {scale}: left out, as its windows are {given.view_size} pixels wide")
-            else:
-                protocols[name if scale is None else f"{name}-{scale}"] = protocol
-    tested: dict[str, dict[str, Scores]] = {name: {} for name in protocols}
-    opened: dict[str, Any] = {}
+    protocols = read_protocols(config)
+    tested: dict[str, dict[str, Scores]] = {}
+    opened: dict[str, ImageData] = {}
     for run in runs:
         network = load_network(run)
         trained_on = (read_run_config(run) or {}).get("data")
         section = data_section(config.data, trained_on, run)
         source, options = bound_choice(OmegaConf.create(section), "source", DATA_SOURCES, "data.")
-        data = opened.setdefault(str(section), None) or open_data(source, **options)
-        opened[str(section)] = data
-        images = select_images(data, config.part, config.exclude, network.classes)
+        if str(section) not in opened:
+            opened[str(section)] = open_data(source, **options)
+        images = select_images(opened[str(section)], config.part, config.exclude, network.classes)
         print(f"{run}: {network.summary()}; {len(images):,} images of {source} ({config.part})", flush=True)
         if run.is_dir() and read_result(run) is None:
             print(f"{run}: has not finished training; this tests its last checkpoint, and tables will leave it out")
@@ -84,21 +75,38 @@ def evaluate(config: DictConfig) -> None:
                 continue
             own = usual and is_shipped(name, protocol)
             label = name if own else f"{name}-{content_hash({'protocol': vars(protocol), **what})}"
-            tested[name][run.name] = evaluate_to_file(
+            tested.setdefault(name, {})[str(run)] = evaluate_to_file(
                 scores_folder(config.scores, run) / f"{label}.npz",
                 network,
                 images,
                 protocol,
                 hardware,
                 identity={"protocol": vars(protocol), **what, "checkpoint": checkpoint_digest(run)},
-                about={"views": label, "run": run.name, "network": network.summary(), "classes": list(images.classes)},
+                about={"views": label, "run": str(run), "network": network.summary(), "classes": list(images.classes)},
             )
-    tested = {name: scores for name, scores in tested.items() if scores}
     if not tested:
         raise ValueError(f"views={list(config.views)}: none of them suits the networks")
     print(markdown_table(*errors_table(tested)))
     if len(runs) > 1:
         print(markdown_table(*comparisons_table(tested)))
+
+
+def read_protocols(config: DictConfig) -> dict[str, Any]:
+    """The protocols by name, each at its own scales or once at every one of `config.scales`."""
+    from sppnet.classify.views import ViewProtocol
+
+    protocols = {}
+    for name, section in config.views.items():
+        protocol = ViewProtocol(**bound(section, ViewProtocol, f"views.{name}."))
+        if config.scales is None:
+            protocols[name] = protocol
+            continue
+        for scale in config.scales:
+            if (at_scale := protocol.at(scale)) is None:
+                print(f"{name} at {scale}: left out, as its windows are {protocol.view_size} pixels wide")
+            else:
+                protocols[f"{name}-{scale}"] = at_scale
+    return protocols
 
 
 def find_runs(run: Any) -> list[Path]:

@@ -1,6 +1,10 @@
-import pytest
+import subprocess
+import sys
 
-from sppnet.classify.machine import worker_count
+import pytest
+import torch
+
+from sppnet.classify.machine import bf16_is_fast, claim_gpu, worker_count
 
 
 def test_the_number_of_workers():
@@ -9,3 +13,40 @@ def test_the_number_of_workers():
     assert 1 <= worker_count(None) <= 16
     with pytest.raises(ValueError, match=r"workers=-1"):
         worker_count(-1)
+
+
+def test_workers_are_shared_among_processes():
+    assert worker_count(None, 1000) == 1
+    assert worker_count(3, 1000) == 3
+
+
+def test_bf16_is_used_where_the_processor_multiplies_it():
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    assert bf16_is_fast("cpu") == bool(capabilities.get("amx_bf16"))
+
+
+def test_processes_claim_different_gpus_until_they_end(tmp_path):
+    code = f"""
+from pathlib import Path
+from sppnet.classify.machine import claim_gpu
+print(claim_gpu(2, Path({str(tmp_path)!r})), claim_gpu(2, Path({str(tmp_path)!r})), flush=True)
+input()
+"""
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        return process, process.stdout.readline().split()
+
+    with start()[0] as first:
+        second, claimed = start()
+        with second:
+            assert claimed == ["1", "1"]  # a second job of one process keeps its GPU
+            assert claim_gpu(2, tmp_path) in (0, 1)  # none is free: share
+            first.communicate("\n")
+            third, claimed = start()
+            assert claimed == ["0", "0"]
+            third.communicate("\n")
+            second.communicate("\n")

@@ -7,7 +7,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+import evaluate
+import tables
+from command_line import bound
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.network import SPPNet, save_network
@@ -21,21 +26,53 @@ def commands():
     return re.findall(r"^(?:`)?((?:python|make) [^`#|\n]+)", README, re.MULTILINE)
 
 
-def training_commands():
-    return [shlex.split(command)[2:] for command in commands() if command.startswith("python scripts/train.py")]
+def commands_of(script):
+    return [shlex.split(command)[2:] for command in commands() if command.startswith(f"python scripts/{script}.py")]
+
+
+def one_of_the_sweep(word):
+    """A comma or a function stands for several commands; the first choice of each is one of them."""
+    key, _, value = word.partition("=")
+    if value.startswith("glob("):
+        return f"{key}={sorted((PROJECT / 'configs' / key).glob(value[5:-1] + '.yaml'))[0].stem}"
+    if value.startswith("tag("):
+        return f"{key}=0.01"
+    depth, end = 0, len(value)
+    for i, letter in enumerate(value):
+        depth += {"[": 1, "]": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            end = i
+            break
+    return f"{key}={value[:end]}"
 
 
 def test_there_are_commands():
-    assert len(training_commands()) >= 5
+    assert len(commands_of("train")) >= 5
+    assert len(commands_of("evaluate")) >= 4
+    assert len(commands_of("tables")) >= 4
     assert {"make demo", "make test"} <= {command.strip() for command in commands()}
 
 
-@pytest.mark.parametrize("arguments", training_commands(), ids=" ".join)
+@pytest.mark.parametrize("arguments", commands_of("train"), ids=" ".join)
 def test_a_training_command_composes_and_fits_the_code(arguments):
-    overrides = [word for word in arguments if not word.startswith("-")]
-    # A sweep's comma stands for several commands; the first choice of each is one of them.
-    single = [re.sub(r"=([^\[\],]+),.*", r"=\1", word) for word in overrides]
-    check(composed(*single))
+    # Launchers and sweepers are extras.
+    overrides = [word for word in arguments if not word.startswith(("-", "hydra", "+hydra"))]
+    check(composed(*(one_of_the_sweep(word) for word in overrides)))
+
+
+@pytest.mark.parametrize("arguments", commands_of("evaluate"), ids=" ".join)
+def test_an_evaluation_command_composes_and_fits_the_code(arguments):
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        config = compose("evaluate", [word for word in arguments if not word.startswith("-")] or ["run=x"])
+    bound(config, evaluate.settings)
+    assert evaluate.read_protocols(config)
+
+
+@pytest.mark.parametrize("arguments", commands_of("tables"), ids=" ".join)
+def test_a_table_command_fits_the_code(arguments):
+    what, *rest = arguments
+    assert what in tables.CHOICES
+    tables.settings(**bound(OmegaConf.from_dotlist(rest), tables.settings))
 
 
 def test_the_makefile_has_the_targets():

@@ -72,6 +72,7 @@ def three_arms(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path, "none", seed, wrong={"ten_crop": 20 + seed})
         make_run(tmp_path, "single", seed, wrong={"ten_crop": 16, "center": 19, "full": 17})
+    make_run(tmp_path, "none", seed=2, finished=False)
     make_run(tmp_path, "alternate", finished=False)
     return tmp_path
 
@@ -89,7 +90,7 @@ def test_table2_on_other_data_has_no_column_of_the_paper(three_arms):
     page = table_page("table2", read_runs([str(three_arms)]))
     text = page.markdown()
     assert "paper" not in text.split("## ")[1]
-    assert row_of(page, "no SPP", "ten_crop")[2:5] == ["40", "2", "51.25 ± 1.77"]
+    assert row_of(page, "| no SPP ", "ten_crop")[2:] == ["40", "2", "51.25 ± 1.77", "", "0.00 ± 0.00", "", "", "2.00"]
     row = row_of(page, "SPP, one size", "ten_crop")
     assert row[4] == "40.00 ± 0.00"
     assert row[5].startswith("+11.25 (")
@@ -226,9 +227,9 @@ def test_comparison_and_classes(three_arms):
 
 
 def test_runs_are_found_in_folders_and_by_patterns(three_arms):
-    assert len(read_runs([str(three_arms)])) == 5
+    assert len(read_runs([str(three_arms)])) == 6
     assert len(read_runs([str(three_arms / "*single*")])) == 2
-    assert len(read_runs([str(three_arms / "folder-none-0"), str(three_arms / "*-none-*")])) == 2
+    assert len(read_runs([str(three_arms / "folder-none-0"), str(three_arms / "*-none-*")])) == 3
     with pytest.raises(ValueError, match="no run directories there"):
         read_runs([str(three_arms / "nothing*")])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sppnet.metrics import gain_interval, paired_test
+from sppnet.records import Scores
 from sppnet.results.comparisons import check_same_images, error_text, p_text, percent, signed, wrong
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, error_dots
@@ -134,47 +135,67 @@ def _add_block(page: Page, spec: TableSpec, block: list[Run], runs: Sequence[Run
     """Everything of one network, data set and recipe."""
     first = block[0]
     page.heading(first.setting_text())
-    by_variant = sorted(grouped(block).values(), key=lambda group: list(VARIANTS).index(group[0].variant or ""))
-    baseline = next((group for group in by_variant if group[0].variant == "none"), [])
+    groups = sorted(grouped(block).values(), key=lambda group: list(VARIANTS).index(group[0].variant or ""))
+    baseline = next((group for group in groups if group[0].variant == "none"), [])
     rows, lines, todo = [], [], []
-    for group in by_variant:
-        for views, first_views in spec.views.items():
-            if group[0].variant == "none" and views not in ("center", "ten_crop"):
-                continue  # a network without a pyramid cannot
-            label = _label(group[0])
-            if views not in NAMED_BY_PAPER and not any(views in run.scores for run in group):
-                continue
-            tested = [run for run in group if views in run.scores]
+    for group in groups:
+        label = _label(group[0])
+        for views, first_views in _views_for(spec, group):
+            ours = _scores(group, views)
             todo += [
                 [f"{label}, seed {run.config['seed']}", views, _next_command(run, views), ""]
                 for run in group
-                if run not in tested
+                if views not in run.scores
             ]
-            if not tested:
+            if not ours:
                 continue
-            reference, views_of_reference = (baseline, views) if spec.gain_over_no_spp else (tested, first_views)
-            if reference == tested and views_of_reference in (views, None):
-                reference = []
-            paper = (
-                PAPER.get((first.architecture, group[0].variant or ""), {}).get(views) if first.on_imagenet else None
-            )
-            paper_reference = _paper_reference(first, group[0].variant or "", spec, views)
-            columns = _columns(tested, views, reference, views_of_reference, paper, paper_reference, first.on_imagenet)
-            rows.append([label, views, *columns])
-            errors = [100 * float(wrong(run.scores[views]).mean()) for run in tested]
-            lines.append(Errors(f"{label}, {views}", errors, paper[0] if paper else None))
+            if spec.gain_over_no_spp:
+                reference = {} if group is baseline else _scores(baseline, views)
+            else:
+                reference = _scores(group, first_views) if first_views else {}
+            papers = _paper_errors(spec, first, group[0].variant or "", views)
+            rows.append([label, views, *_columns(ours, reference, *papers, first.on_imagenet), training_hours(group)])
+            errors = [100 * float(wrong(scores).mean()) for scores in ours.values()]
+            lines.append(Errors(f"{label}, {views}", errors, papers[0][0] if papers[0] else None))
     if rows:
         page.table(_headers(first.on_imagenet), rows)
         hardware = sorted({str(run.result["hardware"]) for run in block if run.result})
         page.text(f"Hours of training per run, of all devices together, on {', '.join(hardware)}.")
         page.figure(error_dots(lines, "top-1 error"), f"top-1 error of {', '.join(line.label for line in lines)}")
-    present = {group[0].variant for group in by_variant}
-    for variant in VARIANTS:
-        if variant not in present and variant in spec.variants and _belongs(first, variant):
-            todo.append(_to_train(first, variant, spec, runs))
+    present = {group[0].variant for group in groups}
+    todo += [
+        _to_train(first, variant, spec, runs)
+        for variant in VARIANTS
+        if variant not in present and variant in spec.variants and _belongs(first, variant)
+    ]
     if todo:
         page.text("Not run yet:")
         page.table(["network", "views", "command", "estimate"], todo)
+
+
+def _views_for(spec: TableSpec, group: list[Run]) -> list[tuple[str, str | None]]:
+    """The protocols to show for a network: those the paper names, and others where they were run."""
+    return [
+        (views, first_views)
+        for views, first_views in spec.views.items()
+        if any(views in run.scores for run in group)
+        or (views in NAMED_BY_PAPER and (group[0].variant != "none" or views in ("center", "ten_crop")))
+    ]
+
+
+def _scores(group: Sequence[Run], views: str) -> dict[int, Scores]:
+    """By seed."""
+    return {run.config["seed"]: run.scores[views] for run in group if views in run.scores}
+
+
+def _paper_errors(spec: TableSpec, run: Run, variant: str, views: str) -> tuple[PaperErrors | None, PaperErrors | None]:
+    """What the paper prints for these views, and what it counts the gain from."""
+    if not run.on_imagenet:
+        return None, None
+    numbers, without = (PAPER.get((run.architecture, name), {}) for name in (variant, "none"))
+    if spec.gain_over_no_spp:
+        return numbers.get(views), without.get(views) if variant != "none" else None
+    return numbers.get(views), numbers.get(spec.views[views] or "")
 
 
 def _label(run: Run) -> str:
@@ -191,37 +212,28 @@ def _headers(on_imagenet: bool) -> list[str]:
 
 
 def _columns(
-    tested: list[Run],
-    views: str,
-    reference: list[Run],
-    reference_views: str | None,
+    ours: dict[int, Scores],
+    reference: dict[int, Scores],
     paper: PaperErrors | None,
     paper_reference: PaperErrors | None,
     on_imagenet: bool,
 ) -> list[str]:
-    reference = [run for run in reference if reference_views in run.scores]
-    for run in (*tested, *reference):
-        check_same_images(tested[0].scores[views], run.scores[views if run in tested else reference_views or views])
-    cells = [f"{len(tested[0].scores[views].labels):,}", f"{len(tested)}"]
+    """Images, seeds, errors and gains, and p of every seed that both have."""
+    one = next(iter(ours.values()))
+    for other in (*ours.values(), *reference.values()):
+        check_same_images(one, other)
+    cells = [f"{len(one.labels):,}", f"{len(ours)}"]
     for index, k in enumerate((1, 5)):
-        ours = [wrong(run.scores[views], k) for run in tested]
-        theirs = [wrong(run.scores[reference_views or views], k) for run in reference]
-        gain = _gain(theirs, ours) if theirs else ""
+        mistakes = [wrong(scores, k) for scores in ours.values()]
+        gain = _gain([wrong(scores, k) for scores in reference.values()], mistakes) if reference else ""
         if on_imagenet:
             value, base = (paper or (None, None))[index], (paper_reference or (None, None))[index]
             paper_gain = f"{base - value:+.2f}" if value is not None and base is not None else ""
-            cells += [_number(value), _mean_text(ours), paper_gain, gain]
+            cells += [_number(value), _mean_text(mistakes), paper_gain, gain]
         else:
-            cells += [_mean_text(ours), gain]
-    cells.append(_p_values(tested, views, reference, reference_views))
-    return [*cells, training_hours(tested)]
-
-
-def _paper_reference(run: Run, variant: str, spec: TableSpec, views: str) -> PaperErrors | None:
-    """What the paper counts this gain from."""
-    if spec.gain_over_no_spp:
-        return PAPER.get((run.architecture, "none"), {}).get(views) if variant != "none" else None
-    return PAPER.get((run.architecture, variant), {}).get(spec.views[views] or "")
+            cells += [_mean_text(mistakes), gain]
+    tests = [paired_test(wrong(reference[seed]), wrong(ours[seed])) for seed in ours if seed in reference]
+    return [*cells, ", ".join(p_text(test.p) for test in tests)]
 
 
 def _gain(reference: list[np.ndarray], ours: list[np.ndarray]) -> str:
@@ -234,13 +246,6 @@ def _mean_text(mistakes: list[np.ndarray]) -> str:
     if len(errors) == 1:
         return error_text(mistakes[0])
     return f"{percent(statistics.mean(errors))} ± {percent(statistics.stdev(errors))}"
-
-
-def _p_values(tested: list[Run], views: str, reference: list[Run], reference_views: str | None) -> str:
-    others = {run.config["seed"]: run for run in reference}
-    pairs = [(others[run.config["seed"]], run) for run in tested if run.config["seed"] in others]
-    tests = [paired_test(wrong(a.scores[reference_views or views]), wrong(b.scores[views])) for a, b in pairs]
-    return ", ".join(p_text(test.p) for test in tests)
 
 
 def _number(value: float | None) -> str:

@@ -187,10 +187,11 @@ def test_the_sweep_orders_pyramids_and_names_the_controls(tmp_path):
             make_run(tmp_path / str(i), "pyramid", seed, levels=levels)
     page = pyramid_page(read_runs([str(tmp_path), *(str(tmp_path / str(i)) for i in range(4))]))
     rows = [line.split("|")[1:-1] for line in page.markdown().splitlines() if line.startswith("| ")][1:]
-    assert [row[0].strip() for row in rows] == ["none (one 6 x 6 grid)", "1", "7", "2, 1", "6, 3, 2, 1"]
-    assert [row[1].strip() for row in rows] == ["36", "1", "49", "5", "50"]
+    assert [row[0].strip() for row in rows] == ["none (one 6 x 6 grid)", "1", "2, 1", "7", "6, 3, 2, 1"]
+    assert [row[1].strip() for row in rows] == ["36", "1", "5", "49", "50"]
     assert [row[3].strip() for row in rows] == ["1", "2", "2", "2", "2"]
-    assert [bool(row[8].strip()) for row in rows] == [False, True, False, True, False]
+    fewer = "fewer parameters than no pyramid"
+    assert [row[8].strip() for row in rows] == ["", fewer, fewer, "one level, no pyramid", ""]
     assert rows[4][5].strip() == "30.00 ± 0.00"
     assert rows[4][7].strip() == "2.0"
 

@@ -17,6 +17,7 @@ h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
 th, td { padding: .3em .8em; border-bottom: 1px solid #dde2ea; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #8a94a6 }
 td:first-child { white-space: nowrap }
+th.number { text-align: right }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 code { background: #f0f2f6; padding: .1em .3em; border-radius: 3px } svg { max-width: 100%; height: auto }
 """
@@ -106,7 +107,10 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 def _html_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     numbers = _number_columns(headers, rows)
-    head = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
+    head = "".join(
+        f"<th{' class=number' if number else ''}>{html.escape(header)}</th>"
+        for header, number in zip(headers, numbers, strict=True)
+    )
     body = "".join(
         "<tr>"
         + "".join(

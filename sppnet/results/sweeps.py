@@ -35,7 +35,8 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
             results = [run.result for run in group if run.result is not None]
             errors = {k: [result[f"top{k}_wrong"] / result["n"] for result in results] for k in (1, 5)}
             count = parameters(group[0])
-            remark = "fewer parameters than no pyramid" if without and count and count < without else ""
+            remarks = ["one level, no pyramid"] if len(group[0].levels or ()) == 1 and group[0].levels != (1,) else []
+            remarks += ["fewer parameters than no pyramid"] if without and count and count < without else []
             rows.append(
                 [
                     _pyramid_text(group[0]),
@@ -46,7 +47,7 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
                     _mean_text(errors[1]),
                     _mean_text(errors[5]),
                     f"{_epoch_seconds(group):.1f}",
-                    remark,
+                    ", ".join(remarks),
                 ]
             )
             lines.append(Errors(_pyramid_text(group[0]), [100 * error for error in errors[1]], None))
@@ -59,16 +60,16 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
             "top-1 error",
             "top-5 error",
             "seconds per epoch",
-            "",
+            "note",
         ]
         page.table(headers, rows)
         page.figure(error_dots(lines, "top-1 error"), "top-1 error of " + ", ".join(line.label for line in lines))
     return page
 
 
-def _order(run: Run) -> tuple[bool, int, int]:
-    levels = run.levels or ()
-    return run.levels is not None, len(levels), sum(n * n for n in levels)
+def _order(run: Run) -> tuple[bool, int, str]:
+    """No pyramid first, then by the number of bins."""
+    return run.levels is not None, sum(n * n for n in run.levels or ()), run.setting()
 
 
 def _pyramid_text(run: Run) -> str:
@@ -132,7 +133,7 @@ def _single_view(protocol: Mapping[str, object]) -> tuple[str, int] | None:
     if protocol["mirrored"] or not isinstance(scales, list) or not isinstance(full_scales, list):
         return None
     if len(full_scales) == 1 and not scales:
-        return "full image", int(full_scales[0])
+        return f"full image{'' if protocol['aligned'] else ', paddings of training'}", int(full_scales[0])
     if len(scales) == 1 and not full_scales and protocol["positions"] == ["center"] and not protocol["maps"]:
         return "centre crop", int(scales[0])
     return None

@@ -13,7 +13,7 @@ from sppnet.classify.scorer import Inputs, Scorer, ViewInputs, score_images, who
 from sppnet.classify.views import POSITIONS, ViewProtocol, mirrored_window, views_of
 from sppnet.datasets import open_data
 from sppnet.geometry import window_to_cells
-from sppnet.images import decode_image, resize_shorter_side, to_network_input
+from sppnet.images import crop, decode_image, resize_shorter_side, to_network_input
 from sppnet.network import SPPNet
 
 TEN = {"scales": [72], "view_size": 64, "positions": list(POSITIONS)[:5], "mirrored": True}
@@ -148,6 +148,57 @@ def test_a_mirrored_view_is_the_view_of_the_mirrored_image(network):
     both = scores_of(network, pictures, ViewProtocol(**left, mirrored=True))
     plain = scores_of(network, pictures, ViewProtocol(**left))
     torch.testing.assert_close(2 * both - plain, scores_of(network, mirrored, ViewProtocol(**right)))
+
+
+def striped_pictures(count, seed):
+    """Three classes: a square of stripes that lie, stand or cross, anywhere on a wide picture of noise."""
+    random = np.random.default_rng(seed)
+    pixels, labels = [], np.arange(count) % 3
+    for label in labels:
+        width = int(random.integers(112, 225))
+        rows, columns = np.mgrid[:64, :64] // int(random.integers(6, 12)) % 2
+        square = np.zeros((112, width))
+        top, left = random.integers(0, 49), random.integers(0, width - 63)
+        square[top : top + 64, left : left + 64] = (rows, columns, rows ^ columns)[label]
+        noise = random.normal(0, 40, (112, width, 3))
+        picture = 60 + square[..., None] * random.uniform(20, 100, 3) + noise
+        pixels.append(picture.clip(0, 255).astype(np.uint8))
+    pictures = Pictures(pixels)
+    pictures.labels = labels
+    return pictures
+
+
+@pytest.mark.slow
+def test_ten_windows_on_maps_come_close_to_ten_crops_on_a_trained_network():
+    torch.manual_seed(0)
+    backbone = build_backbone("zf5", width=0.1, normalization="none")
+    net = SPPNet(backbone, (3, 2, 1), 3, hidden=32, dropout=0, initialization="fan_in", input_std=(58.0, 57.0, 57.0))
+    train, test = striped_pictures(90, seed=0), striped_pictures(90, seed=1)
+    images = torch.stack([crop(decode_image(*train[i][::2]), 96, i % 5) for i in range(len(train))])
+    optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+    for step in range(60):
+        batch = torch.arange(step * 30, step * 30 + 30) % 90
+        logits = net(to_network_input(images[batch], net.input_mean, net.input_std))
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(train.labels)[batch]).backward()
+        optimizer.step()
+
+    def scores(positions, maps):
+        views = ViewProtocol(scales=[112], view_size=96, positions=positions, mirrored=True, maps=maps)
+        return scores_of(net.eval(), test, views)
+
+    def distance(these, others):
+        return (these - others).abs().mean()
+
+    # 96 pixels are six cells, so the zeros around a crop and the pixels around a window tell: chance errs on two thirds.
+    crops, maps = (scores(list(POSITIONS)[:5], maps) for maps in (False, True))
+    wrong = [(result.argmax(1).numpy() != test.labels).mean() for result in (crops, maps)]
+    assert wrong[0] <= 0.35
+    assert abs(wrong[0] - wrong[1]) <= 0.12
+    left, right = (scores([side], maps=False) for side in ("left", "right"))
+    for side, other, name in ((left, right, "left"), (right, left, "right")):
+        window = scores([name], maps=True)
+        assert distance(window, side) < 0.75 * distance(window, other)
 
 
 def test_all_views_of_a_constant_image_away_from_its_borders_score_alike(network):

@@ -190,7 +190,7 @@ def test_ten_windows_on_maps_come_close_to_ten_crops_on_a_trained_network():
     def distance(these, others):
         return (these - others).abs().mean()
 
-    # 96 pixels are six cells, so the zeros around a crop and the pixels around a window tell: chance errs on two thirds.
+    # 96 pixels are six cells, so zeros around a crop and pixels around a window differ much. Chance errs on 2 of 3.
     crops, maps = (scores(list(POSITIONS)[:5], maps) for maps in (False, True))
     wrong = [(result.argmax(1).numpy() != test.labels).mean() for result in (crops, maps)]
     assert wrong[0] <= 0.35

@@ -132,6 +132,15 @@ def test_without_any_run_of_the_table_the_commands_are_shown(tmp_path):
     assert row_of(page, "multi_view_full")[2:4] == ["27.86", "9.14"]
 
 
+def test_table4_has_other_networks_where_they_were_tested_by_its_views(tmp_path):
+    make_run(tmp_path, "alternate", wrong={"ten_crop": 16, "multi_view_full": 12})
+    make_run(tmp_path, "single", wrong={"ten_crop": 16, "multi_view_full": 14})
+    make_run(tmp_path, "none", wrong={"ten_crop": 20})
+    page = table_page("table4", read_runs([str(tmp_path)]))
+    assert row_of(page, "SPP, one size", "multi_view_full", "+5.00")[4].startswith("35.00 (")
+    assert "no SPP" not in page.markdown()
+
+
 def test_runs_with_different_recipes_are_never_seeds_of_one_another(tmp_path):
     make_run(tmp_path, "single", 0, wrong={"ten_crop": 10})
     make_run(tmp_path, "single", 1, wrong={"ten_crop": 20}, epochs=3)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from conftest import jpeg
-from sppnet.datasets import DATA_SOURCES, ImageFiles, open_data
+from sppnet.datasets import DATA_SOURCES, open_data
+from sppnet.folders import ImageFiles
 
 
 def make_tree(root, counts):
@@ -377,6 +378,8 @@ def test_shapes_are_drawn_and_read(tmp_path):
 
 
 def test_unknown_source():
-    with pytest.raises(ValueError, match="source='floder': must be one of shapes, folder, imagenet, hub, caltech101"):
+    with pytest.raises(
+        ValueError, match="source='floder': must be one of shapes, folder, imagenet, hub, caltech101, prepared"
+    ):
         open_data("floder", root="x")
-    assert set(DATA_SOURCES) == {"shapes", "folder", "imagenet", "hub", "caltech101"}
+    assert set(DATA_SOURCES) == {"shapes", "folder", "imagenet", "hub", "caltech101", "prepared"}

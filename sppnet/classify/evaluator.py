@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sppnet.classify.machine import bf16_is_fast, worker_count
 from sppnet.classify.scorer import Scorer, score_images
 from sppnet.classify.views import ViewProtocol
 from sppnet.datasets import EncodedImages
 from sppnet.network import SPPNet
+from sppnet.progress import Progress
 from sppnet.records import (
     Scores,
     add_score_part,
-    clock,
     delete_score_parts,
     environment,
     read_score_parts,
@@ -194,34 +192,3 @@ def evaluate_to_file(
     write_scores(path, scores)
     delete_score_parts(parts)
     return scores
-
-
-class Progress:
-    """Images/s and the time left: a bar on a terminal, a line every `SECONDS` elsewhere."""
-
-    SECONDS = 30.0
-
-    def __init__(self, title: str, total: int) -> None:
-        terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=title, unit=" images", leave=False, disable=not terminal)
-        self.title, self.total, self.done = title, total, 0
-        self.started = self.said = time.perf_counter()
-        self.lines = not terminal
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def add(self, count: int) -> None:
-        """Counts images that have been scored."""
-        self.done += count
-        self.bar.update(count)
-        now = time.perf_counter()
-        if self.lines and now - self.said > self.SECONDS:
-            self.said, rate = now, self.done / (now - self.started)
-            left = clock((self.total - self.done) / rate)
-            print(
-                f"{self.title}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left} left", flush=True
-            )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sppnet.folders import ILSVRC_2012
 from sppnet.metrics import gain_interval, paired_test
 from sppnet.records import Scores
 from sppnet.results.comparisons import check_same_images, error_text, p_text, percent, signed, wrong
@@ -46,7 +47,7 @@ NAMED_BY_PAPER = {views for numbers in PAPER.values() for views in numbers}
 PAPER_EPOCHS = {"zf5": 70, "convnet5": 90, "overfeat5": 90, "overfeat7": 90}
 PAPER_SIZES = {"alternate": [224, 180], "random": [180, 224]}
 PAPER_LEVELS = {"none": None, "30bins": [4, 3, 2, 1]}
-IMAGENET_TRAINING_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -308,4 +309,4 @@ def _paper_estimate(architecture: str, variant: str, runs: Sequence[Run]) -> str
         "hidden": 4096,
         "recipe": {"epochs": PAPER_EPOCHS[architecture]},
     }
-    return estimate(training_work(config, IMAGENET_CLASSES, IMAGENET_TRAINING_IMAGES), runs)
+    return estimate(training_work(config, IMAGENET_CLASSES, ILSVRC_2012[0]), runs)

@@ -1,0 +1,50 @@
+"""Makes a store to train from at full speed: python scripts/prepare_data.py --help."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from command_line import bound, bound_choice, one_line_job, run_main
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_data")
+def main(config: DictConfig) -> None:
+    with one_line_job("the same command goes on after the last finished shard"):
+        OmegaConf.resolve(config)
+        prepare_data(**bound(config, settings))
+
+
+def settings(
+    *, out: str, short_side: int, quality: int, exclude: list[str], workers: int | None, data: dict[str, Any]
+) -> None:
+    """The schema of configs/prepare_data.yaml."""
+
+
+def prepare_data(
+    *, out: str, short_side: int, quality: int, exclude: list[str], workers: int | None, data: dict[str, Any]
+) -> None:
+    # Imported here because torch takes seconds, and --help should not.
+    from sppnet.classify.machine import core_count
+    from sppnet.datasets import DATA_SOURCES, open_data, without_images
+    from sppnet.folders import ILSVRC_2012
+    from sppnet.prepare import Settings, prepare, report_text
+
+    source, options = bound_choice(OmegaConf.create(data), "source", DATA_SOURCES, "data.")
+    images = without_images(open_data(source, **options), exclude)
+    print(f"{source}: {len(images.train):,} + {len(images.val):,} images of {len(images.classes)} classes", flush=True)
+    found = (len(images.train), len(images.val))
+    if source == "imagenet" and found != ILSVRC_2012:
+        print("warning: ILSVRC 2012 has {:,} + {:,} images".format(*ILSVRC_2012))
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers={workers}: must be at least 1")
+    report = prepare(
+        images, Path(out), Settings(short_side, quality), workers=core_count() if workers is None else workers
+    )
+    print(report_text(report))
+    print(f"written: {out}; train from it with data=prepared data.root={out}")
+
+
+if __name__ == "__main__":
+    run_main(main)

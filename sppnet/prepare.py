@@ -1,0 +1,362 @@
+"""Reads every image of a data set once, checks it, and writes a store to train from at full speed.
+
+The store is a folder that `datasets.load_from_disk` reads: memory-mapped Arrow files, splits "train" and "validation",
+columns image, label, name and the SHA-256 of the source file. Training images are made small, validation images keep
+their bytes. It is written in shards; a finished shard is never read again, so a stopped preparation goes on.
+"""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+
+from sppnet.datasets import EncodedImages, ImageData
+from sppnet.folders import listing
+from sppnet.images import UnreadableImage, decode_image, resize_shorter_side
+from sppnet.progress import Progress
+from sppnet.records import write_json
+from sppnet.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, VALIDATION, column_values
+
+# What is said of images that are not as they seem. A name may be under several.
+KINDS = {
+    "unreadable": "cannot be read",
+    "misnamed": "are of another format than their names say",
+    "cmyk": "are stored as CMYK",
+    "rotated": "are turned by their EXIF orientation",
+    "tiny": "have a side under 64 pixels",
+    "duplicate": "have the same bytes as an image before them",
+}
+TINY_SIDE = 64
+
+SUFFIXES = {
+    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "MPO": {".jpg", ".jpeg", ".mpo"},  # a camera's JPEG with more pictures behind the first
+    "TIFF": {".tif", ".tiff"},
+    "PPM": {".ppm", ".pgm", ".pbm"},
+}
+
+MARKER = "dataset_dict.json"  # what `datasets` looks for; written last
+REPORT = "report.json"
+ROWS_PER_BATCH = 64  # of Arrow, the unit in which it looks rows up
+
+
+class Settings(NamedTuple):
+    """How training images are stored."""
+
+    short_side: int  # pixels; images that are smaller keep their size
+    quality: int  # of JPEG, 1..100, without chroma subsampling
+
+
+class Shard(NamedTuple):
+    """Some images of a split, stored in one file."""
+
+    split: str
+    number: int
+    start: int  # index of its first image
+    stop: int
+    folder: Path
+    plan: str  # a hash of all that decides what is in it
+
+    @property
+    def arrow(self) -> Path:
+        return self.folder / f"data-{self.number:05}.arrow"
+
+    @property
+    def facts(self) -> Path:
+        """Written after the Arrow file: what is known of its images."""
+        return self.folder / f"data-{self.number:05}.json"
+
+
+def prepare(data: ImageData, out: Path, settings: Settings, *, workers: int) -> dict[str, Any]:
+    """Writes the store `out`, going on with what is there, and returns its report.
+
+    The report, also in `out`/report.json, holds per split the numbers of images and bytes and, for every key of KINDS,
+    [name, remark] of the images that it is said of; and `both`, [validation name, training name] of equal files.
+
+    Training images that cannot be read are left out. Where a validation image cannot be read, everything else is
+    written but the store is not finished.
+
+    Raises ValueError for values out of range, for a folder that holds something else, and naming validation images that
+    cannot be read; OSError where a file cannot be written.
+    """
+    if not 1 <= settings.quality <= 100 or settings.short_side < 1:
+        raise ValueError(f"{settings}: must be short_side >= 1 and quality 1 to 100")
+    plan = _plan(data, settings)
+    _check_folder(out, plan)
+    if (out / MARKER).is_file():
+        report: dict[str, Any] = json.loads((out / REPORT).read_text())
+        return report
+    shards = [*_shards(TRAIN, data.train, out, plan), *_shards(VALIDATION, data.val, out, plan)]
+    _write_shards(data, settings, shards, workers)
+    report = _report(shards) | {"plan": plan, **settings._asdict()}
+    unreadable = report[VALIDATION]["unreadable"]
+    if unreadable:
+        raise ValueError(
+            f"{len(unreadable)} validation images cannot be read: {listing([remark for _, remark in unreadable])}; "
+            "mend them, or leave them out by name with exclude=[...], and give the command again: the rest is done"
+        )
+    for split in (TRAIN, VALIDATION):
+        _finish_split(out / split, split, [shard for shard in shards if shard.split == split], data.classes)
+    write_json(out / REPORT, report)
+    write_json(out / MARKER, {"splits": [TRAIN, VALIDATION]})
+    return report
+
+
+def _plan(data: ImageData, settings: Settings) -> str:
+    return hashlib.sha256(f"{data.fingerprint()} {settings}".encode()).hexdigest()[:16]
+
+
+def _check_folder(out: Path, plan: str) -> None:
+    if (out / MARKER).is_file():
+        report = out / REPORT
+        there = json.loads(report.read_text()).get("plan") if report.is_file() else None
+        if there != plan:
+            raise ValueError(f"{out}: holds another data set, or one prepared in another way; give another out=")
+    elif out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - {TRAIN, VALIDATION, REPORT})):
+        raise ValueError(f"{out}: found {listing(others)}, expected a new folder or an unfinished store")
+
+
+def _shards(split: str, images: EncodedImages, out: Path, plan: str) -> Iterator[Shard]:
+    # Many enough that a stop costs little, few enough that opening the store does not.
+    size = min(4096, max(16, len(images) // 64))
+    for number, start in enumerate(range(0, len(images), size)):
+        yield Shard(split, number, start, min(len(images), start + size), out / split, plan)
+
+
+# Writing, in worker processes.
+
+_data: ImageData
+_settings: Settings
+
+
+def _start_worker(data: ImageData, settings: Settings) -> None:
+    global _data, _settings
+    _data, _settings = data, settings
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A pool whose process was killed would otherwise wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _write_shards(data: ImageData, settings: Settings, shards: list[Shard], workers: int) -> None:
+    """Every shard that is not there yet."""
+    left = [shard for shard in shards if not _is_done(shard)]
+    done, total = (sum(shard.stop - shard.start for shard in some) for some in (left, shards))
+    if not left:
+        return
+    if len(left) < len(shards):
+        print(f"going on after {total - done:,} of {total:,} images", flush=True)
+    for shard in left:
+        shard.folder.mkdir(parents=True, exist_ok=True)
+    # Not forked: the threads of torch do not survive that.
+    context = multiprocessing.get_context("spawn")
+    with (
+        Progress("prepare", done) as progress,
+        ProcessPoolExecutor(workers, context, _start_worker, (data, settings)) as pool,
+    ):
+        waiting: dict[Future[None], Shard] = {pool.submit(_write_shard, shard): shard for shard in left}
+        try:
+            while waiting:
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    shard = waiting.pop(future)
+                    future.result()
+                    progress.add(shard.stop - shard.start)
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a worker process was killed, perhaps for lack of memory; the same command goes on, and takes less "
+                "with fewer workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _is_done(shard: Shard) -> bool:
+    """Written by the same plan, and without unreadable images: those may have been mended."""
+    facts = _facts(shard)
+    return facts is not None and facts["plan"] == shard.plan and not facts["unreadable"]
+
+
+def _facts(shard: Shard) -> dict[str, Any] | None:
+    if not shard.facts.is_file() or not shard.arrow.is_file():
+        return None
+    facts: dict[str, Any] = json.loads(shard.facts.read_text())
+    return facts
+
+
+def _write_shard(shard: Shard) -> None:
+    import pyarrow
+
+    images = _data.train if shard.split == TRAIN else _data.val
+    facts: dict[str, Any] = {"plan": shard.plan, "images": 0, "bytes": 0} | {kind: [] for kind in KINDS}
+    schema = _features(_data.classes).arrow_schema
+    partial = shard.arrow.with_name(f"{shard.arrow.name}.partial{os.getpid()}")
+    try:
+        with pyarrow.ipc.new_stream(str(partial), schema) as writer:
+            rows: list[dict[str, Any]] = []
+            for index in range(shard.start, shard.stop):
+                row = _row(images, index, shard.split == TRAIN, facts)
+                rows += [] if row is None else [row]
+                if rows and (len(rows) == ROWS_PER_BATCH or index == shard.stop - 1):
+                    writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
+                    rows = []
+        partial.replace(shard.arrow)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_json(shard.facts, facts)
+
+
+def _features(classes: tuple[str, ...]) -> Any:
+    import datasets
+
+    return datasets.Features(
+        {
+            IMAGE: datasets.Image(),
+            LABEL: datasets.ClassLabel(names=list(classes)),
+            NAME: datasets.Value("string"),
+            DIGEST: datasets.Value("string"),
+        }
+    )
+
+
+def _row(images: EncodedImages, index: int, training: bool, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """What is stored of an image, and what is said of it added to `facts`; None where it cannot be read."""
+    data, label, name = images[index]
+    try:
+        picture = decode_image(data, name)
+    except UnreadableImage as error:
+        facts["unreadable"].append([name, str(error)])
+        return None
+    usual = True
+    for kind, remark in _remarks(data, name, picture):
+        facts[kind].append([name, remark])
+        usual = usual and kind == "tiny"
+    stored = data if not training else _small(data, picture, _settings, keep=usual)
+    facts["images"] += 1
+    facts["bytes"] += len(stored)
+    digest = hashlib.sha256(data).hexdigest()
+    return {IMAGE: {"bytes": stored, "path": None}, LABEL: label, NAME: name, DIGEST: digest}
+
+
+def _remarks(data: bytes, name: str, picture: torch.Tensor) -> Iterator[tuple[str, str]]:
+    """(kind, remark) of everything in KINDS that one file shows."""
+    image = Image.open(io.BytesIO(data))
+    suffix = Path(name).suffix.lower()
+    if suffix and suffix not in SUFFIXES.get(image.format or "", {f".{image.format}".lower()}):
+        yield "misnamed", f"is {image.format}"
+    if image.mode == "CMYK":
+        yield "cmyk", ""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged block, of which decoding makes nothing either
+        orientation = 1
+    if orientation in range(2, 9):
+        yield "rotated", f"orientation {orientation}"
+    height, width = picture.shape[1:]
+    if min(height, width) < TINY_SIDE:
+        yield "tiny", f"{width}x{height}"
+
+
+def _small(data: bytes, picture: torch.Tensor, settings: Settings, keep: bool) -> bytes:
+    """The picture as JPEG at its shorter side; the file itself where that would win nothing."""
+    side = min(*picture.shape[1:], settings.short_side)
+    if keep and side == min(picture.shape[1:]) and data.startswith(b"\xff\xd8"):
+        return data
+    pixels = resize_shorter_side(picture, side).permute(1, 2, 0).contiguous().numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=settings.quality, subsampling=0)
+    return file.getvalue()
+
+
+# Finishing.
+
+
+def _finish_split(folder: Path, split: str, shards: list[Shard], classes: tuple[str, ...]) -> None:
+    """Writes beside the shards what `datasets.load_from_disk` needs to find and tell them."""
+    import datasets
+
+    for stray in set(folder.iterdir()) - {file for shard in shards for file in (shard.arrow, shard.facts)}:
+        stray.unlink()  # of a stopped preparation by another plan
+    datasets.DatasetInfo(features=_features(classes)).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": shard.arrow.name} for shard in shards],
+        "_fingerprint": _content_fingerprint(shards),
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": split,
+    }
+    write_json(folder / "state.json", state)
+
+
+def _content_fingerprint(shards: list[Shard]) -> str:
+    """Of every source file, name and label, and of how they were stored."""
+    digest = hashlib.sha256(shards[0].plan.encode())
+    for values in _columns(shards, DIGEST):
+        digest.update("".join(values).encode())
+    return digest.hexdigest()[:16]
+
+
+def _columns(shards: list[Shard], column: str) -> Iterator[np.ndarray]:
+    import datasets
+
+    for shard in shards:
+        yield column_values(datasets.Dataset.from_file(str(shard.arrow)), column)
+
+
+def _report(shards: list[Shard]) -> dict[str, Any]:
+    report: dict[str, Any] = {}
+    first: dict[str, str] = {}  # digest of a file -> its name, of training images
+    both: list[list[str]] = []
+    for split in (TRAIN, VALIDATION):
+        own = [shard for shard in shards if shard.split == split]
+        facts = [facts for shard in own if (facts := _facts(shard)) is not None]
+        summary: dict[str, Any] = {key: sum(one[key] for one in facts) for key in ("images", "bytes")}
+        summary |= {kind: [entry for one in facts for entry in one[kind]] for kind in KINDS}
+        seen: dict[str, str] = {}
+        for digests, names in zip(_columns(own, DIGEST), _columns(own, NAME), strict=True):
+            for digest, name in zip(digests.tolist(), names.tolist(), strict=True):
+                if digest in seen:
+                    summary["duplicate"].append([name, seen[digest]])
+                elif digest in first:
+                    both.append([name, first[digest]])
+                seen.setdefault(digest, name)
+        first = first or seen
+        report[split] = summary
+    return report | {"both": both}
+
+
+def report_text(report: dict[str, Any]) -> str:
+    """A table of what was found, and the first names of everything unusual."""
+    lines = []
+    for split in (TRAIN, VALIDATION):
+        summary = report[split]
+        lines.append(f"{split}: {summary['images']:,} images, {summary['bytes'] / 1e6:,.0f} MB")
+        for kind, meaning in KINDS.items():
+            if summary[kind]:
+                names = [f"{name} ({remark})" if remark else name for name, remark in summary[kind]]
+                lines.append(f"  {len(names):,} {meaning}: {listing(names)}")
+    if report["both"]:
+        names = [f"{validation} = {training}" for validation, training in report["both"]]
+        lines.append(f"{len(names):,} validation images are training images, too: {listing(names)}")
+    return "\n".join(lines)

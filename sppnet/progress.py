@@ -1,0 +1,39 @@
+"""How far a long piece of work is, on a terminal and in a log."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from sppnet.records import clock
+
+
+class Progress:
+    """Images/s and the time left: a bar on a terminal, a line every `SECONDS` elsewhere."""
+
+    SECONDS = 30.0
+
+    def __init__(self, title: str, total: int) -> None:
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total, desc=title, unit=" images", leave=False, disable=not terminal)
+        self.title, self.total, self.done = title, total, 0
+        self.started = self.said = time.perf_counter()
+        self.lines = not terminal
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def add(self, count: int) -> None:
+        """Counts images that are done."""
+        self.done += count
+        self.bar.update(count)
+        now = time.perf_counter()
+        if self.lines and now - self.said > self.SECONDS:
+            self.said, rate = now, self.done / (now - self.started)
+            left = clock((self.total - self.done) / rate)
+            print(
+                f"{self.title}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left} left", flush=True
+            )

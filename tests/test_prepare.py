@@ -1,0 +1,234 @@
+"""Prepared stores: the same pictures, every kind of odd file reported, and going on after a stop."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import jpeg
+from sppnet.datasets import open_data, without_images
+from sppnet.images import decode_image, resize_shorter_side
+from sppnet.prepare import Settings, prepare, report_text
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
+SMALL = Settings(short_side=48, quality=95)
+
+
+def smooth(height, width, seed):
+    """uint8 (height, width, 3) without the noise that JPEG is bad at."""
+    corners = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return np.array(Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def saved(pixels, kind="JPEG", **options):
+    file = io.BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, kind, **options)
+    return file.getvalue()
+
+
+def make_files(root, files):
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def usual_files(count, height=96, width=131):
+    return {
+        f"{part}/{name}/{i}.jpg": jpeg(smooth(height, width, seed=[i, len(name), len(part)]))
+        for part in ("train", "val")
+        for name in ("cat", "horse")
+        for i in range(count)
+    }
+
+
+def rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(smooth(80, 120, 50), exif=exif)
+
+
+ODD = {
+    "train/cat/broken.jpg": b"\xff\xd8 no picture",
+    "train/cat/png.jpg": saved(smooth(70, 75, 51), "PNG"),
+    "train/cat/cmyk.jpg": saved(Image.fromarray(smooth(70, 75, 52)).convert("CMYK")),
+    "train/cat/rotated.jpg": rotated(),
+    "train/cat/tiny.jpg": jpeg(smooth(11, 130, 53)),
+    "train/horse/twice.jpg": jpeg(smooth(96, 131, 54)),
+    "train/horse/twice_again.jpg": jpeg(smooth(96, 131, 54)),
+    "val/horse/twice.jpg": jpeg(smooth(96, 131, 54)),
+}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """A folder with odd files, and the report and the data of the store made of it."""
+    place = tmp_path_factory.mktemp("prepared")
+    source = open_data("folder", root=str(make_files(place / "images", usual_files(2) | ODD)))
+    report = prepare(source, place / "store", SMALL, workers=1)
+    return source, report, open_data("prepared", root=str(place / "store"))
+
+
+def by_name(images):
+    return {images[i][2]: images[i] for i in range(len(images))}
+
+
+def test_a_store_has_the_same_images_names_and_labels(both):
+    source, _, stored = both
+    assert stored.classes == source.classes
+    assert [stored.val[i] for i in range(len(stored.val))] == [source.val[i] for i in range(len(source.val))]
+    kept = [name for name in by_name(source.train) if name != "train/cat/broken.jpg"]
+    assert list(by_name(stored.train)) == kept
+    assert [entry[1] for entry in by_name(stored.train).values()] == [
+        stored.classes.index(name.split("/")[1]) for name in kept
+    ]
+
+
+def test_training_images_are_the_same_pictures_but_small(both):
+    source, _, stored = both
+    for name, (data, _, _) in by_name(stored.train).items():
+        original = decode_image(by_name(source.train)[name][0], name)
+        picture = decode_image(data, name)
+        expected = resize_shorter_side(original, min(48, *original.shape[1:]))
+        assert picture.shape == expected.shape
+        assert (picture.float() - expected.float()).abs().mean() < 2
+        assert data.startswith(b"\xff\xd8")
+    tiny = "train/cat/tiny.jpg"  # nothing to win
+    assert by_name(stored.train)[tiny][0] == by_name(source.train)[tiny][0]
+
+
+def test_the_report_names_what_is_unusual(both):
+    _, report, stored = both
+    train = report["train"]
+    assert (train["images"], report["validation"]["images"]) == (len(stored.train), len(stored.val)) == (10, 5)
+    assert train["bytes"] == sum(len(stored.train[i][0]) for i in range(10))
+    assert train["misnamed"] == [["train/cat/png.jpg", "is PNG"]]
+    assert train["cmyk"] == [["train/cat/cmyk.jpg", ""]]
+    assert train["rotated"] == [["train/cat/rotated.jpg", "orientation 6"]]
+    assert train["tiny"] == [["train/cat/tiny.jpg", "130x11"]]
+    assert train["duplicate"] == [["train/horse/twice_again.jpg", "train/horse/twice.jpg"]]
+    ((name, remark),) = train["unreadable"]
+    assert name == "train/cat/broken.jpg"
+    assert name in remark
+    assert report["both"] == [["val/horse/twice.jpg", "train/horse/twice.jpg"]]
+    assert report["validation"]["unreadable"] == report["validation"]["duplicate"] == []
+    assert "1 validation images are training images, too: val/horse/twice.jpg" in report_text(report)
+
+
+def test_the_library_reads_it_as_its_own(both, tmp_path):
+    hub = pytest.importorskip("datasets")
+    root = Path(both[2].train.images.cache_files[0]["filename"]).parents[1]
+    splits = hub.load_from_disk(str(root))
+    assert splits["train"].features["label"].names == ["cat", "horse"]
+    assert splits["validation"][0]["image"].size == (131, 96)
+    assert open_data("hub", name=str(root)).train[3][:2] == both[2].train[3][:2]
+    splits["train"].to_parquet(tmp_path / "some.parquet")
+    files = {"train": str(tmp_path / "some.parquet")}
+    options = {"train_split": "train", "val_split": "train", "cache": str(tmp_path / "cache")}
+    assert open_data("hub", name="parquet", data_files=files, **options).val[3][:2] == both[2].train[3][:2]
+
+
+def test_the_fingerprint_is_of_names_labels_and_contents(both, tmp_path):
+    source, _, stored = both
+    same = open_data("folder", root=source.train.root)
+    assert same.fingerprint() == source.fingerprint() != stored.fingerprint()
+    assert without_images(same, ["val/cat/0.jpg"]).fingerprint() != same.fingerprint()
+    root = Path(stored.train.images.cache_files[0]["filename"]).parents[1]
+    assert open_data("prepared", root=str(root)).fingerprint() == stored.fingerprint()
+
+
+@pytest.mark.slow
+def test_unreadable_validation_images_stop_it_until_they_are_mended(tmp_path):
+    files = usual_files(20)
+    root = make_files(tmp_path / "images", files | {"val/cat/3.jpg": b"GIF89a"})
+    data = open_data("folder", root=str(root))
+    with pytest.raises(ValueError, match=r"^1 validation images cannot be read: val/cat/3.jpg: .*exclude="):
+        prepare(data, tmp_path / "store", SMALL, workers=1)
+    with pytest.raises(ValueError, match="not a finished one"):
+        open_data("prepared", root=str(tmp_path / "store"))
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*.arrow")}
+    make_files(root, {"val/cat/3.jpg": files["val/cat/3.jpg"]})
+    prepare(data, tmp_path / "store", SMALL, workers=1)
+    changed = [file.relative_to(tmp_path / "store") for file in written if file.stat().st_mtime_ns != written[file]]
+    assert [str(file) for file in changed] == ["validation/data-00000.arrow"]
+    assert open_data("prepared", root=str(tmp_path / "store")).val[3] == data.val[3]
+    # A finished store is shown, not written again, and never mixed with another.
+    store = {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*")}
+    assert prepare(data, tmp_path / "store", SMALL, workers=1)["train"]["images"] == 40
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*")} == store
+    with pytest.raises(ValueError, match="give another out="):
+        prepare(data, tmp_path / "store", Settings(short_side=64, quality=95), workers=1)
+    with pytest.raises(ValueError, match="found images, store, expected a new folder"):
+        prepare(data, tmp_path, SMALL, workers=1)
+
+
+def command(root, out, *options):
+    arguments = ["data=folder", f"data.root={root}", f"out={out}", *options]
+    return [sys.executable, str(SCRIPT), *arguments]
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
+    root = make_files(tmp_path / "images", usual_files(48, 480, 640))
+    killed = subprocess.Popen(command(root, tmp_path / "killed", "workers=1"), stdout=subprocess.DEVNULL)
+    while len(list(tmp_path.glob("killed/train/*.json"))) < 2:
+        time.sleep(0.02)
+        assert killed.poll() is None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    time.sleep(1)  # the worker leaves, too, and writes no more
+    there = sorted(tmp_path.glob("killed/*/*.json"))
+    assert not (tmp_path / "killed" / "dataset_dict.json").exists()
+    again = subprocess.run(
+        command(root, tmp_path / "killed", "workers=2"), capture_output=True, text=True, check=True
+    ).stdout
+    assert f"going on after {16 * len(there)} of 192 images" in again
+    whole = prepare(open_data("folder", root=str(root)), tmp_path / "whole", Settings(256, 95), workers=1)
+    stores = [open_data("prepared", root=str(tmp_path / name)) for name in ("killed", "whole")]
+    assert stores[0].fingerprint() == stores[1].fingerprint()
+    assert [stores[0].train[i] for i in range(96)] == [stores[1].train[i] for i in range(96)]
+    assert whole["train"]["images"] == 96
+    assert not list(tmp_path.rglob("*.partial*"))
+    shown = subprocess.run(command(root, tmp_path / "killed"), capture_output=True, text=True, check=True).stdout
+    assert "train: 96 images" in shown
+
+
+@pytest.mark.parametrize("settings", [Settings(0, 95), Settings(256, 0), Settings(256, 101)])
+def test_settings_out_of_range_are_refused(both, tmp_path, settings):
+    with pytest.raises(ValueError, match="short_side >= 1 and quality 1 to 100"):
+        prepare(both[0], tmp_path / "out", settings, workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["workers=0"], "workers=0: must be at least 1"),
+        (["exclude=[val/cat/99.jpg]"], "exclude=val/cat/99.jpg: no image has this name"),
+        (["quality=high"], "quality"),
+    ],
+)
+def test_wrong_commands_are_refused_in_one_line(tmp_path, options, message):
+    root = make_files(tmp_path / "images", usual_files(1))
+    done = subprocess.run(command(root, tmp_path / "out", *options), capture_output=True, text=True)
+    assert done.returncode == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_excluded_images_are_left_out(tmp_path):
+    data = open_data("folder", root=str(make_files(tmp_path, usual_files(2))))
+    fewer = without_images(data, ["train/cat/0.jpg", "val/horse/1.jpg"])
+    assert (len(fewer.train), len(fewer.val)) == (3, 3)
+    assert "train/cat/0.jpg" not in by_name(fewer.train)
+    with pytest.raises(ValueError, match=r"exclude=nothing: no image has this name; such a name is train/cat/0\.jpg"):
+        without_images(data, ["nothing"])

@@ -60,6 +60,23 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_two_processes_learn_what_one_does(tmp_path):
+    """The same batches in the same order, split in two: but for rounding, the same losses and the same counts."""
+    root = make_image_folder(tmp_path / "images", train=13, val=7)
+    arguments = [*SMALL, f"data.root={root}", "recipe.dropout=0"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    results = []
+    for name, more in (("one", []), ("two", two)):
+        done = train(*arguments, f"run={name}", *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("run directory") == 2
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+    for one, other in zip(*(result["history"] for result in results), strict=True):
+        assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+        assert (other["n"], other["top1_wrong"]) == (14, one["top1_wrong"])
+
+
+@pytest.mark.slow
 def test_train_be_killed_resume_be_finished(folder, tmp_path):
     arguments = [*SMALL, f"data.root={folder}"]
     whole = train(*arguments, "run=whole", cwd=tmp_path)

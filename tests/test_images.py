@@ -24,6 +24,7 @@ from sppnet.images import (
     resize_batch,
     resize_shorter_side,
     to_network_input,
+    training_input,
 )
 
 
@@ -350,12 +351,35 @@ def test_batch_resize_is_torchvisions(size):
     assert (resize_batch(batch, size) is batch) == (size == 224)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_network_input_is_the_same_in_every_memory_format(dtype):
+    batch, scale = (torch.rand(2, 3, 5, 7) * 255).to(dtype), ((120, 118, 110), (58, 57, 59))
+    expected = to_network_input(batch, *scale)
+    result = to_network_input(batch.contiguous(memory_format=torch.channels_last), *scale)
+    assert torch.equal(result, expected)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_network_input():
     batch = torch.tensor([0, 100, 200], dtype=torch.uint8).reshape(1, 3, 1, 1)
     result = to_network_input(batch, mean=(128, 100, 50), std=[1, 2, 3])
     assert result.dtype == torch.float32
     assert result.flatten().tolist() == [-128, 0, 50]
     assert to_network_input(batch.bfloat16(), [0, 0, 0], [1, 1, 1]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("color", [None, torch.tensor([[0.1, 0.0, -0.2], [0.0, 0.3, 0.0]])])
+def test_training_input_is_mirrored_altered_resized_and_scaled_in_channels_last(color):
+    crops = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mirrored, scale = torch.tensor([True, False]), ((120, 118, 110), (58, 57, 59))
+    expected = crops.float()
+    expected[0] = expected[0].flip(-1)
+    if color is not None:
+        expected = alter_color(expected, color)
+    expected = to_network_input(resize_batch(expected, 11), *scale)
+    result = training_input(crops.permute(0, 2, 3, 1), mirrored, color, 11, *scale)
+    torch.testing.assert_close(result, expected)
+    assert result.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradients_reach_the_pixels():

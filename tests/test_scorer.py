@@ -254,8 +254,8 @@ def test_whole_scales_hold_each_scale_once():
 def test_inputs_are_crops_or_whole_images():
     inputs = ViewInputs(random_pictures([(70, 93)]), ViewProtocol(**TEN, full_scales=[95]))[0]
     assert isinstance(inputs, Inputs)
-    assert inputs.crops.shape == (5, 3, 64, 64)
-    assert [whole.shape for whole in inputs.whole] == [(3, 95, 126)]
+    assert inputs.crops.shape == (5, 64, 64, 3)
+    assert [whole.shape for whole in inputs.whole] == [(95, 126, 3)]
     assert inputs.crops.dtype == torch.uint8
 
 

@@ -22,13 +22,11 @@ from sppnet.images import (
     COLOR_STANDARD_DEVIATION,
     CROP_POSITIONS,
     UnreadableImage,
-    alter_color,
     crop,
     decode_image,
-    mirror,
-    resize_batch,
     resize_shorter_side,
     to_network_input,
+    training_input,
 )
 
 # A training image that cannot be read is replaced by another; after this many in a row the data set is at fault.
@@ -43,7 +41,7 @@ def shorter_side_for(crop_side: int) -> int:
 class TrainingCrops(Dataset[dict[str, Any]]):
     """A training image at one of the paper's five crop positions, with the random numbers for the device.
 
-    Indexed by (epoch, index). Gives `image` uint8 (3, side, side), `label`, `mirrored` bool, `color` float32 (3,) and
+    Indexed by (epoch, index). Gives `image` uint8 (side, side, 3), `label`, `mirrored` bool, `color` float32 (3,) and
     `unreadable`, the names of files that had to be replaced, joined by a tab ("" nearly always). The replacement is the
     image at an index that is itself drawn from (seed, epoch, index).
     """
@@ -69,7 +67,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
                     raise UnreadableImage(f"{MOST_REPLACEMENTS} unreadable images in a row, last {error}") from error
                 index = int(random.integers(len(self.images)))
         return {
-            "image": crop(image, self.side, position),
+            "image": crop(image, self.side, position).permute(1, 2, 0),
             "label": label,
             "mirrored": mirrored,
             "color": torch.from_numpy(color),
@@ -78,7 +76,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
 
 
 class CenterCrops(Dataset[dict[str, Any]]):
-    """The centre crop of every image: `image` uint8 (3, side, side) and `label`. An unreadable file raises."""
+    """The centre crop of every image: `image` uint8 (side, side, 3) and `label`. An unreadable file raises."""
 
     def __init__(self, images: Any, *, side: int) -> None:
         self.images, self.side = images, side
@@ -89,7 +87,7 @@ class CenterCrops(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         data, label, name = self.images[index]
         image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
-        return {"image": crop(image, self.side, "center"), "label": label}
+        return {"image": crop(image, self.side, "center").permute(1, 2, 0), "label": label}
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -143,6 +141,7 @@ class ClassificationData(LightningDataModule):
         color: whether training changes colours (AlexNet's PCA lighting).
         seed: of order, crops, mirroring and colours.
         workers: loader processes, 0 to load in the training process.
+        compiled: whether the work on training batches on the device is compiled, once per size.
     """
 
     def __init__(
@@ -157,6 +156,7 @@ class ClassificationData(LightningDataModule):
         color: bool,
         seed: int,
         workers: int,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.data, self.batch_size, self.crop_side, self.size_of_epoch = (
@@ -167,6 +167,7 @@ class ClassificationData(LightningDataModule):
         )
         self.input_mean, self.input_std, self.color = tuple(input_mean), tuple(input_std), color
         self.seed, self.workers = seed, workers
+        self.training_input = torch.compile(training_input, dynamic=False) if compiled else training_input
         self.unreadable: set[str] = set()
 
     def train_dataloader(self) -> DataLoader:
@@ -184,21 +185,19 @@ class ClassificationData(LightningDataModule):
         sampler = ShareSampler(len(self.data.val), rank=rank, processes=processes)
         return self._loader(CenterCrops(self.data.val, side=self.crop_side), sampler)
 
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: which data it was trained on."""
+        return {"fingerprint": self.data.fingerprint()}
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         assert self.trainer is not None
         if not self.trainer.training:
-            return self.to_input(batch["image"].float()), batch["label"]
+            return to_network_input(batch["image"].permute(0, 3, 1, 2), self.input_mean, self.input_std), batch["label"]
         self._warn_of_unreadable(batch["unreadable"])
-        images = mirror(batch["image"].float(), batch["mirrored"])
-        if self.color:
-            images = alter_color(images, batch["color"])
+        color = batch["color"] if self.color else None
         size = self.size_of_epoch(self.trainer.current_epoch)
-        return self.to_input(resize_batch(images, size)), batch["label"]
-
-    def to_input(self, images: Tensor) -> Tensor:
-        """Float images (N, 3, h, w) in 0..255 -> the network's scale, in the memory format that convolutions like."""
-        images = to_network_input(images, self.input_mean, self.input_std)
-        return images.contiguous(memory_format=torch.channels_last)
+        images = self.training_input(batch["image"], batch["mirrored"], color, size, self.input_mean, self.input_std)
+        return images, batch["label"]
 
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -14,8 +14,21 @@ def worker_count(requested: int | None, processes: int = 1) -> int:
         if requested < 0:
             raise ValueError(f"workers={requested}: must be at least 0")
         return requested
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // max(1, processes)))
+    return min(16, max(1, core_count() // max(1, processes)))
+
+
+def core_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a run on several devices that a person reads. True where there is one alone.
+
+    Tells by what torchrun, SLURM and Lightning put into the environment.
+    """
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((rank for rank in ranks if rank), "0") == "0"
 
 
 def bf16_is_fast(device: str) -> bool:

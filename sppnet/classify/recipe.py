@@ -60,7 +60,7 @@ class Machine:
     num_nodes: int = 1
     strategy: str = "auto"  # "auto", "ddp", ...: Lightning's
     precision: str | None = None  # None: bf16-mixed where the hardware is made for it, else 32-true
-    compile: bool | None = None  # torch.compile of the network; None: on a GPU
+    compile: bool | None = None  # torch.compile; None: on a GPU, for up to four sizes
     workers: int | None = None  # loader processes; None: one per core, at most 16
     deterministic: bool = False
     validate_every: int = 1  # epochs; recipe.epochs must be a multiple of it

@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -20,6 +20,9 @@ from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
 from sppnet.datasets import ImageData
 from sppnet.network import SPPNet
 from sppnet.records import RESULT_FILE, checkpoint_digest, environment, write_json
+
+# Compiling one takes up to a minute, and torch gives up beyond eight.
+MOST_COMPILED_SIZES = 4
 
 
 def train_classifier(
@@ -47,6 +50,7 @@ def train_classifier(
     processes = trainer.num_devices * trainer.num_nodes
     if recipe.batch_size % processes:
         raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
+    compiled = is_compiled(machine, {size_of_epoch(epoch) for epoch in range(recipe.epochs)})
     module = ClassificationData(
         data,
         batch_size=recipe.batch_size // processes,
@@ -57,9 +61,10 @@ def train_classifier(
         color=recipe.color,
         seed=seed,
         workers=worker_count(machine.workers, max(1, torch.cuda.device_count())),
+        compiled=compiled,
     )
     network.to(memory_format=torch.channels_last)
-    if machine.compile or (machine.compile is None and _on_gpu(trainer)):
+    if compiled:
         # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
         network.compile(dynamic=False)
     classifier = Classifier(network, recipe, seed)
@@ -75,6 +80,27 @@ def train_classifier(
         result["checkpoint"] = checkpoint_digest(run)
         write_json(run / RESULT_FILE, result)
     return result
+
+
+def device_type(machine: Machine) -> str:
+    """ "cuda" or "cpu"."""
+    return "cuda" if machine.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def precision(machine: Machine) -> str:
+    """As Lightning names it."""
+    return machine.precision or ("bf16-mixed" if bf16_is_fast(device_type(machine)) else "32-true")
+
+
+def is_compiled(machine: Machine, sizes: set[int]) -> bool:
+    """Whether the network is compiled: by default on a GPU, for as many sizes as are worth a graph each."""
+    few = len(sizes) <= MOST_COMPILED_SIZES
+    if machine.compile and not few:
+        raise ValueError(
+            f"trainer.compile=true: this run trains at {len(sizes)} sizes, and every one would be compiled; at most "
+            f"{MOST_COMPILED_SIZES}, or leave trainer.compile out"
+        )
+    return device_type(machine) == "cuda" and few if machine.compile is None else machine.compile
 
 
 def _check_validation(recipe: Recipe, machine: Machine) -> None:
@@ -103,7 +129,7 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet)
         devices=machine.devices,
         num_nodes=machine.num_nodes,
         strategy=machine.strategy,
-        precision=machine.precision or _best_precision(machine.accelerator),  # type: ignore[arg-type]
+        precision=precision(machine),  # type: ignore[arg-type]
         deterministic=machine.deterministic,
         max_epochs=recipe.epochs,
         check_val_every_n_epoch=machine.validate_every,
@@ -114,15 +140,6 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet)
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-
-
-def _best_precision(accelerator: str) -> Literal["bf16-mixed", "32-true"]:
-    on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    return "bf16-mixed" if bf16_is_fast("cuda" if on_gpu else "cpu") else "32-true"
-
-
-def _on_gpu(trainer: Trainer) -> bool:
-    return trainer.strategy.root_device.type == "cuda"
 
 
 def _quieten_lightning() -> None:
@@ -150,6 +167,7 @@ def _result(classifier: Classifier, data: ImageData, crop_side: int) -> dict[str
         "n": n,
         "num_classes": network.num_classes,
         "training_images": len(data.train),
+        "data_fingerprint": data.fingerprint(),
         "epochs": len(classifier.history),
         "seconds": sum(epoch["seconds"] for epoch in classifier.history),
         "seed": classifier.seed,

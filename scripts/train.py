@@ -1,8 +1,9 @@
 """Trains an SPP-net classifier: python scripts/train.py --help."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -41,17 +42,28 @@ def pooling(*, levels: list[int] | None) -> list[int] | None:
     return levels
 
 
-def train(config: DictConfig) -> float:
+class Parts(NamedTuple):
+    """What a run is put together from, all of it checked."""
+
+    recipe: Any  # a Recipe
+    machine: Any  # a Machine
+    levels: list[int] | None
+    sizes: dict[str, Any]  # arguments of `size_of_epoch`
+    crop_side: int
+    backbone: Any
+    source: str
+    data_options: dict[str, Any]
+
+
+def read_parts(config: DictConfig) -> Parts:
+    """The sections of the configuration as objects and plain values. Opens no data."""
     # Imported here because torch takes seconds, and --help should not.
     import torch
 
     from sppnet.backbones import BACKBONES, build_backbone
-    from sppnet.classify.machine import claim_gpu
     from sppnet.classify.recipe import Machine, Recipe
     from sppnet.classify.schedules import check_sizes, check_sizes_fit, size_of_epoch
-    from sppnet.datasets import DATA_SOURCES, open_data
-    from sppnet.network import SPPNet
-    from sppnet.records import read_result, result_text
+    from sppnet.datasets import DATA_SOURCES
 
     recipe = Recipe(**bound(config.recipe, Recipe, "recipe."))
     machine = Machine(**bound(config.trainer, Machine, "trainer."))
@@ -60,53 +72,74 @@ def train(config: DictConfig) -> float:
     smallest, largest = check_sizes(sizes.get("cycle"), sizes.get("uniform"))
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     source, data_options = bound_choice(config.data, "source", DATA_SOURCES, "data.")
-
     if config.seed < 0:
         raise ValueError(f"seed={config.seed}: must be at least 0")
     torch.manual_seed(config.seed)
     backbone = build_backbone(architecture, **backbone_options)
     check_sizes_fit(backbone, levels, smallest, largest)
+    return Parts(recipe, machine, levels, {"seed": config.seed, **sizes}, largest, backbone, source, data_options)
+
+
+def build_network(parts: Parts, hidden: int, classes: Sequence[str]) -> Any:
+    from sppnet.network import SPPNet
+
+    recipe = parts.recipe
+    return SPPNet(
+        parts.backbone,
+        parts.levels,
+        len(classes),
+        hidden=hidden,
+        dropout=recipe.dropout,
+        initialization=recipe.initialization,
+        input_mean=recipe.input_mean,
+        input_std=recipe.input_std,
+        classes=classes,
+    )
+
+
+def train(config: DictConfig) -> float:
+    parts = read_parts(config)
+    import torch
+
+    from sppnet.classify.machine import claim_gpu, is_first_process
+    from sppnet.classify.schedules import size_of_epoch
+    from sppnet.datasets import open_data
+    from sppnet.records import read_result, result_text
+
     run, outcome = run_directory(config)
     result = read_result(run)
     if result is None:
-        data = open_data(source, **data_options)
+        data = open_data(parts.source, **parts.data_options)
         # Lightning takes more seconds, which a command that went wrong until here need not wait for.
         from sppnet.classify.training import train_classifier
 
+        machine = parts.machine
         if in_sweep() and machine.devices == "auto" and torch.cuda.device_count() > 1:
             machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
-        network = SPPNet(
-            backbone,
-            levels,
-            len(data.classes),
-            hidden=config.hidden,
-            dropout=recipe.dropout,
-            initialization=recipe.initialization,
-            input_mean=recipe.input_mean,
-            input_std=recipe.input_std,
-            classes=data.classes,
-        )
+        network = build_network(parts, config.hidden, data.classes)
         claim_run_directory(run, outcome)
-        print(
-            f"{network.summary()} on {source}: {len(data.train):,} + {len(data.val):,} images of "
-            f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
-            flush=True,
-        )
+        if is_first_process():
+            print(
+                f"{network.summary()} on {parts.source}: {len(data.train):,} + {len(data.val):,} images of "
+                f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
+                flush=True,
+            )
         result = train_classifier(
             network,
             data,
-            recipe=recipe,
+            recipe=parts.recipe,
             machine=machine,
-            crop_side=largest,
-            size_of_epoch=partial(size_of_epoch, **{"seed": config.seed, **sizes}),
+            crop_side=parts.crop_side,
+            size_of_epoch=partial(size_of_epoch, **parts.sizes),
             seed=config.seed,
-            data_name=source,
+            data_name=parts.source,
             run=run,
         )
     else:
         claim_run_directory(run, outcome)
         print("already finished")
-    print(result_text(result, run))
+    if is_first_process():
+        print(result_text(result, run))
     return float(result["top1_error"])
 
 

@@ -18,8 +18,11 @@ ORDER = (
     {"backbones"},
     {"network"},
     {"images", "metrics", "shapes"},
-    {"datasets", "records"},
-    {"classify", "detect", "results", "transfer"},
+    {"folders", "records"},
+    {"progress", "stores"},
+    {"datasets"},
+    {"classify", "detect", "prepare", "results", "transfer"},
+    {"benchmark"},
 )
 ROW = {part: row for row, parts in enumerate(ORDER) for part in parts}
 

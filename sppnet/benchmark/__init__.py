@@ -1,0 +1,1 @@
+"""Where the time goes on this machine, and how ours compares with what a user would write."""

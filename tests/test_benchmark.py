@@ -1,0 +1,151 @@
+"""The references give the same numbers as ours; what follows from rates; both commands run. No clock is read."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from conftest import make_image_folder
+from sppnet.backbones import build_backbone
+from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
+from sppnet.benchmark.report import advice, judge, ratios_page, stages_page
+from sppnet.benchmark.side_by_side import Comparison, Goal, SideBySide, draw_photographs
+from sppnet.benchmark.stages import FORWARD, LOADER, Stage, Training, input_name, step_name, total_name
+from sppnet.benchmark.timing import Ratio, compare
+from sppnet.classify.recipe import Machine, Recipe
+from sppnet.datasets import open_data
+from sppnet.network import SPPNet
+from sppnet.pyramid import SpatialPyramidPool
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
+
+
+def test_plain_modules_are_zf5_with_the_same_loss_and_gradients():
+    torch.manual_seed(0)
+    ours = SPPNet(build_backbone("zf5", normalization="across_channels"), num_classes=7, hidden=64, dropout=0)
+    plain = plain_zf5(7, hidden=64, dropout=0)
+    with torch.no_grad():
+        for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
+            theirs.copy_(mine)
+    images, labels = 50 * torch.randn(2, 3, 96, 81), torch.tensor([1, 4])
+    losses = [F.cross_entropy(network(images), labels) for network in (ours, plain)]
+    torch.testing.assert_close(*losses)
+    gradients = [
+        torch.autograd.grad(loss, network.parameters()) for loss, network in zip(losses, (ours, plain), strict=True)
+    ]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [(6, 3, 2, 1), (4, 3, 2, 1), (5, 1)])
+def test_plain_pyramid_is_the_pyramid(levels):
+    maps = torch.randn(2, 3, 13, 11)
+    assert torch.equal(PlainPyramid(levels)(maps), SpatialPyramidPool(levels)(maps))
+
+
+def test_the_plain_loader_gives_the_network_input(tmp_path):
+    root = tmp_path / "grey"
+    for name in ("a", "b"):
+        (root / name).mkdir(parents=True)
+        Image.fromarray(np.full((300, 280, 3), 100, np.uint8)).save(root / name / "0.png")
+    ((images, labels),) = plain_loader(root, batch_size=2, workers=0, mean=(90, 100, 110), std=(1, 2, 4))
+    assert images.shape == (2, 3, 224, 224)
+    torch.testing.assert_close(images[0, :, 5, 7], torch.tensor([10, 0, -2.5]), atol=1e-4, rtol=0)
+    assert sorted(labels.tolist()) == [0, 1]
+
+
+def test_photographs_are_drawn_in_two_classes(tmp_path):
+    data = open_data("folder", root=str(draw_photographs(tmp_path, 6, 37, 50)))
+    assert (len(data.train), len(data.val), data.classes) == (6, 2, ("class0", "class1"))
+    with Image.open(tmp_path / "train" / "class0" / "2.jpg") as image:
+        assert image.size == (50, 37)
+        assert np.asarray(image).std() > 20
+
+
+def test_a_ratio_is_counted_from_rounds_in_turn():
+    calls = []
+    ratio = compare(lambda: calls.append("ours"), lambda: calls.append("reference"), rounds=3, seconds=1e-9)
+    assert calls == [*["ours", "reference"] * 5]  # to warm up, to count, three rounds
+    assert len(ratio.rounds) == 3
+    assert Ratio([3.0, 1.0, 2.0], 1.0, 2.0).median == 2.0
+
+
+def training(tmp_path, **machine):
+    recipe = Recipe(epochs=10, batch_size=128, learning_rate=0.01, momentum=0.9, weight_decay=0, warmup_epochs=0)
+    data = open_data("folder", root=str(make_image_folder(tmp_path / "images", train=100, val=50)))
+    return Training(lambda: None, data, recipe, Machine(**machine), [224, 180], 224, 0)
+
+
+def stages(loader, steps=(100, 200), inputs=1e9, total=80, forward=400):
+    sizes = (224, 180)
+    return [
+        Stage(LOADER, loader, "4 workers"),
+        *(Stage(input_name(size), inputs, "cpu") for size in sizes),
+        *(Stage(step_name(size), rate, "cpu") for size, rate in zip(sizes, steps, strict=True)),
+        *(Stage(total_name(size), total, "this machine") for size in sizes),
+        Stage(FORWARD, forward, "cpu", testing=True),
+    ]
+
+
+def test_the_slower_side_is_the_bottleneck_and_the_run_takes_what_it_takes(tmp_path):
+    job = training(tmp_path)
+    computing = judge(job, stages(loader=1000))
+    assert computing.bottleneck == "computing"
+    assert computing.computing == pytest.approx(2 / (1 / 100 + 1 / 200))  # as many images at either size
+    assert computing.efficiency == pytest.approx(80 / 133.33, rel=1e-3)
+    assert computing.epoch_seconds == pytest.approx(200 / 80 + 100 / 400)
+    assert computing.run_seconds == pytest.approx(10 * computing.epoch_seconds)
+    loading = judge(job, stages(loader=90))
+    assert loading.bottleneck == "loading"
+    every_fifth = judge(job._replace(machine=Machine(validate_every=5)), stages(loader=1000))
+    assert every_fifth.run_seconds == pytest.approx(10 * 200 / 80 + 2 * 100 / 400)
+
+    def say(verdict, **known):
+        return " ".join(advice(job, verdict, **({"prepared": False, "workers": 4, "cores": 4, "gpu": False} | known)))
+
+    assert "prepare_data.py" in say(loading)
+    assert "trainer.workers=8" in say(loading, prepared=True, cores=8)
+    assert "more cores" in say(loading, prepared=True)
+    assert "a GPU" in say(computing)
+    assert "recipe.batch_size=256" in say(computing, gpu=True)
+    text = stages_page("machine", job, stages(loader=1000), computing, ["luck"]).markdown()
+    assert "Bottleneck: the device (loader 1,000 images/s, device 133)" in text
+    assert "An epoch of 200 images" in text
+
+
+def test_ratios_are_held_against_the_goal_of_the_device():
+    results = [(Comparison("a: b", Goal(2.0, None), tuple), Ratio([2.5, 1.5, 2.1], 1, 2))]
+    assert "| 2.00 | yes" in ratios_page("x", results, gpu=False).markdown()
+    assert "yes" not in ratios_page("x", results, gpu=True).markdown()
+
+
+@pytest.mark.slow
+def test_every_comparison_runs_on_both_sides():
+    with SideBySide("cpu", images=1, photographs=4, hidden=16) as side_by_side:
+        for comparison in side_by_side.comparisons():
+            if "96 views" not in comparison.name:  # takes seconds
+                for work in comparison.works():
+                    work()
+
+
+@pytest.mark.slow
+def test_the_page_of_stages(tmp_path):
+    root = make_image_folder(tmp_path / "images", train=8, val=2)
+    arguments = [f"data.root={root}", "data=folder", "recipe=fast", "trainer=cpu", "backbone.width=0.05", "hidden=16"]
+    small = ["recipe.epochs=2", "recipe.batch_size=4", "sizes=alternate", "seconds=0.01", "recipe.warmup_epochs=0"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments, *small, "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    records = json.loads(done.stdout)
+    names = [stage["name"] for stage in records["stages"]]
+    assert {"decode", LOADER, step_name(224), step_name(180), total_name(180), "test by multi_view"} <= set(names)
+    assert all(stage["images_per_second"] > 0 for stage in records["stages"])
+    assert records["bottleneck"] in ("loading", "computing")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

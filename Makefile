@@ -27,7 +27,7 @@ demo: setup
 	@$(BIN)/python scripts/train.py experiment=demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: setup
 	$(BIN)/ruff format --check .

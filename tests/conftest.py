@@ -1,6 +1,7 @@
 """Real image files, made on the fly."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
+# As many test processes as cores run side by side.
+os.environ["OMP_NUM_THREADS"] = "1"  # for what they start
+torch.set_num_threads(1)
 
 
 def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:

@@ -54,7 +54,7 @@ def test_there_is_a_choice_in_every_group():
 
 @pytest.mark.parametrize(("group", "choice"), choices())
 def test_every_shipped_choice_fits_the_code(group, choice):
-    needs_root = group == "experiment" or choice in {"folder", "imagenet", "caltech101"}
+    needs_root = group == "experiment" or choice in {"folder", "imagenet", "caltech101", "prepared"}
     check(composed(f"{group}={choice}", *([ROOT] if needs_root else [])))
 
 

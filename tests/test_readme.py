@@ -10,13 +10,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+import benchmark
 import evaluate
+import prepare_data
 import tables
-from command_line import bound
+from command_line import bound, bound_choice
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
+from sppnet.datasets import DATA_SOURCES
 from sppnet.network import SPPNet, save_network
-from test_configs import check, composed
+from test_configs import ROOT, check, composed
+from train import read_parts
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -39,7 +43,7 @@ def one_of_the_sweep(word):
         return f"{key}=0.01"
     depth, end = 0, len(value)
     for i, letter in enumerate(value):
-        depth += {"[": 1, "]": -1}.get(letter, 0)
+        depth += (letter in "[{") - (letter in "]}")
         if letter == "," and depth == 0:
             end = i
             break
@@ -73,6 +77,23 @@ def test_a_table_command_fits_the_code(arguments):
     what, *rest = arguments
     assert what in tables.CHOICES
     tables.settings(**bound(OmegaConf.from_dotlist(rest), tables.settings))
+
+
+@pytest.mark.parametrize("arguments", commands_of("prepare_data"), ids=" ".join)
+def test_a_preparation_command_composes_and_fits_the_code(arguments):
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        config = compose("prepare_data", [word for word in arguments if not word.startswith("-")] or [ROOT, "out=x"])
+    bound(config, prepare_data.settings)
+    bound_choice(config.data, "source", DATA_SOURCES, "data.")
+
+
+@pytest.mark.parametrize("arguments", commands_of("benchmark"), ids=" ".join)
+def test_a_benchmark_command_composes_and_fits_the_code(arguments):
+    overrides = [word for word in arguments if word not in benchmark.WORDS]
+    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        config = compose("benchmark", overrides)
+    OmegaConf.resolve(config)
+    read_parts(config)
 
 
 def test_the_makefile_has_the_targets():

@@ -1,3 +1,4 @@
+import ctypes
 import subprocess
 import sys
 
@@ -50,3 +51,25 @@ input()
             assert claimed == ["0", "0"]
             third.communicate("\n")
             second.communicate("\n")
+
+
+NEW_PAGES = """
+import resource, sys, torch
+from sppnet.classify.machine import keep_freed_memory
+
+keep_freed_memory(sys.argv[1] == "keep")
+for i in range(40):
+    torch.ones(2**24)  # 64 MB
+    if i == 29:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
+def test_kept_memory_is_not_mapped_anew():
+    kept, mapped = (
+        int(subprocess.check_output([sys.executable, "-c", NEW_PAGES, word])) for word in ("keep", "give back")
+    )
+    assert kept * 100 < mapped

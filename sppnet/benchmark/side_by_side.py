@@ -19,7 +19,8 @@ from sppnet.backbones import build_backbone
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.timing import Work, seconds_of
 from sppnet.classify.datamodule import ClassificationData
-from sppnet.classify.machine import bf16_is_fast, core_count
+from sppnet.classify.evaluator import Hardware
+from sppnet.classify.machine import bf16_is_fast, core_count, keep_freed_memory
 from sppnet.classify.scorer import Inputs, Scorer
 from sppnet.classify.views import POSITIONS, ViewProtocol, windows_at
 from sppnet.datasets import ImageData, open_data, select_images
@@ -70,10 +71,13 @@ class SideBySide:
 
     def __enter__(self) -> "SideBySide":
         self._folder = tempfile.TemporaryDirectory()
+        if self.device.type == "cpu":
+            keep_freed_memory()  # as training and testing do
         return self
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
+        keep_freed_memory(False)
 
     def comparisons(self) -> Iterator[Comparison]:
         """In the order of the work of a training step, then of loading, then of testing."""
@@ -103,7 +107,7 @@ class SideBySide:
         reference_autocast = self.device.type == "cuda"
         if reference_autocast:
             reference = reference.to(memory_format=torch.channels_last)
-        return self._step(self._network((6, 3, 2, 1))), self._step(reference, reference_autocast)
+        return self._step(self._network((6, 3, 2, 1))), _as_it_starts(self._step(reference, reference_autocast))
 
     def pyramid_costs(self) -> tuple[Work, Work]:
         return self._step(self._network(None)), self._step(self._network((6, 3, 2, 1)))
@@ -120,10 +124,11 @@ class SideBySide:
         return open_data("prepared", root=str(store))
 
     def loaders(self) -> tuple[Work, Work]:
-        return self._load(open_data("folder", root=str(self.files))), self._load_plainly()
+        files = open_data("folder", root=str(self.files))
+        return _on_one_thread(self._load(files)), _as_it_starts(self._load_plainly())
 
     def prepared_loaders(self) -> tuple[Work, Work]:
-        return self._load(self.stored), self._load_plainly()
+        return _on_one_thread(self._load(self.stored)), _as_it_starts(self._load_plainly())
 
     def end_to_end(self) -> tuple[Work, Work]:
         """Four batches from a prepared store: loaded and trained on, against the slower of the two alone."""
@@ -186,14 +191,14 @@ class SideBySide:
         whole = [
             torch.from_numpy(random.integers(0, 256, (scale, round(scale * 4 / 3), 3), np.uint8)) for scale in scales
         ]
-        works = []
+        autocast = torch.bfloat16 if self.autocast else None
+        works, images = [], 0
         for maps in (True, False):
             protocol = ViewProtocol(scales=scales, positions=positions, mirrored=True, maps=maps)
-            autocast = torch.bfloat16 if self.autocast else None
-            pixels = 32_000_000 if self.device.type == "cuda" else 2_000_000
-            scorer = Scorer(network, protocol, pixels=pixels, autocast=autocast)
+            scorer = Scorer(network, protocol, pixels=Hardware(accelerator=self.device.type).pixels, autocast=autocast)
             inputs = Inputs(0, None, whole) if maps else Inputs(0, _crops(protocol, whole), [])
-            works.append(partial(scorer, [inputs] * min(4, self.images)))
+            images = images or min(self.images, scorer.images_per_pass(inputs))  # as many on either side
+            works.append(partial(_score, scorer, [inputs] * images))
         return works[0], works[1]
 
     def _random(self, *shape: int) -> Tensor:
@@ -230,6 +235,31 @@ class SideBySide:
         return step
 
 
+def _on_one_thread(work: Work) -> Work:
+    """Workers have the cores; threads that wait for each other in this process would take them away."""
+
+    def on_one_thread() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            work()
+        finally:
+            torch.set_num_threads(threads)
+
+    return on_one_thread
+
+
+def _as_it_starts(work: Work) -> Work:
+    """With malloc as a process finds it."""
+
+    def as_it_starts() -> None:
+        keep_freed_memory(False)
+        work()
+        keep_freed_memory()
+
+    return as_it_starts
+
+
 def _there_and_back(module: nn.Module, maps: Tensor) -> Work:
     gradient = torch.ones_like(module(maps))
 
@@ -237,6 +267,13 @@ def _there_and_back(module: nn.Module, maps: Tensor) -> Work:
         torch.autograd.grad(module(maps), maps, gradient)
 
     return work
+
+
+def _score(scorer: Scorer, batch: list[Inputs]) -> None:
+    """In passes as large as those of a test."""
+    size = scorer.images_per_pass(batch[0])
+    for start in range(0, len(batch), size):
+        scorer(batch[start : start + size])
 
 
 def _crops(protocol: ViewProtocol, whole: list[Tensor]) -> Tensor:

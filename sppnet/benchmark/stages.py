@@ -19,6 +19,7 @@ from torch import Tensor
 from sppnet.benchmark.timing import rate
 from sppnet.classify.datamodule import ClassificationData, TrainingCrops
 from sppnet.classify.evaluator import Hardware
+from sppnet.classify.machine import keep_freed_memory
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.scorer import Scorer, ViewInputs
 from sppnet.classify.training import train_classifier
@@ -100,6 +101,8 @@ def device_stages(
     count = len(batch["label"])
     name = device.type
     stages = []
+    if name == "cpu":
+        keep_freed_memory()  # as training does
     if name == "cuda":
         pinned = batch["image"].pin_memory()
         stages.append(Stage("copy to the device", rate(lambda: pinned.to(device), count, seconds), name))

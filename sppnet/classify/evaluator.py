@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.classify.machine import bf16_is_fast, worker_count
+from sppnet.classify.machine import bf16_is_fast, keep_freed_memory, worker_count
 from sppnet.classify.scorer import Scorer, score_images
 from sppnet.classify.views import ViewProtocol
 from sppnet.datasets import EncodedImages
@@ -120,7 +120,8 @@ def _score_share(rank: int, job: EvaluationJob, left: np.ndarray, title: str) ->
     """One process: its share of the images left, saved in parts along the way."""
     hardware = job.hardware
     device = torch.device("cuda", rank) if hardware.device == "cuda" else torch.device("cpu")
-    if hardware.processes > 1 and device.type == "cpu":
+    if device.type == "cpu":
+        keep_freed_memory()
         torch.set_num_threads(max(1, torch.get_num_threads() // hardware.processes))
     scorer = Scorer(job.network.to(device), job.protocol, pixels=hardware.pixels, autocast=hardware.autocast)
     share = left[rank :: hardware.processes].tolist()

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData, shorter_side_for
-from sppnet.classify.machine import bf16_is_fast, worker_count
+from sppnet.classify.machine import bf16_is_fast, keep_freed_memory, worker_count
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
 from sppnet.datasets import ImageData
@@ -64,6 +64,8 @@ def train_classifier(
         compiled=compiled,
     )
     network.to(memory_format=torch.channels_last)
+    if device_type(machine) == "cpu":
+        keep_freed_memory()
     if compiled:
         # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
         network.compile(dynamic=False)

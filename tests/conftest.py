@@ -1,7 +1,9 @@
-"""Real image files, made on the fly."""
+"""Real image files, made on the fly, and what several tests need."""
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +41,24 @@ def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), tra
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     return make_image_folder(tmp_path / "images")
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Root may write anywhere; so it steps down. What is needed has to be imported, and open or the current folder."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU, tests that are marked `gpu` are left out, and counted as deselected."""
+    if not torch.cuda.is_available():
+        left_out = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]

@@ -1,4 +1,5 @@
 import torch
+from pytorch_lightning import Trainer
 
 from sppnet.backbones import build_backbone
 from sppnet.classify.classifier import Classifier
@@ -31,6 +32,7 @@ def test_the_rate_drops_with_the_history_of_validation_errors():
 
 def test_a_checkpoint_carries_the_description_and_the_history_in_plain_values(tmp_path):
     module, checkpoint = classifier(), {}
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module.history = [{"epoch": 1, "top1_wrong": 1, "n": 2}]
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "file")

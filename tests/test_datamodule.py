@@ -149,6 +149,42 @@ def test_batches_are_the_same_for_any_number_of_workers():
             assert torch.equal(one[key], two[key])
 
 
+def test_more_unreadable_images_than_are_allowed_stop_it():
+    files = Files([*noise(8).files, b"no picture", b"neither"])
+    module = data_module(files, max_unreadable=0.1)
+    module._warn_of_unreadable([])
+    with pytest.warns(UserWarning, match="8.jpg"):
+        module._warn_of_unreadable(["8.jpg: bad", ""])
+    module._warn_of_unreadable(["8.jpg: bad"])  # once is enough
+    with (
+        pytest.warns(UserWarning, match="9.jpg"),
+        pytest.raises(ValueError, match=r"2 of 10 .*trainer\.max_unreadable=0\.1"),
+    ):
+        module._warn_of_unreadable(["9.jpg: bad"])
+    assert module.unreadable == {"8.jpg: bad", "9.jpg: bad"}
+
+
+def test_an_epoch_goes_on_after_the_batches_of_its_checkpoint():
+    def batches(loader, epoch):
+        loader.sampler.set_epoch(epoch)
+        return [batch["label"].tolist() for batch in loader]
+
+    images = noise(11)
+    whole = data_module(images).train_dataloader()
+    epochs = [batches(whole, epoch) for epoch in range(3)]
+    assert whole.state_dict() == {"batches": 0}  # at the end of an epoch the next one begins
+    stopped = data_module(images).train_dataloader()
+    stopped.sampler.set_epoch(1)
+    begun = iter(stopped)
+    assert next(begun)["label"].tolist() == epochs[1][0]
+    assert stopped.state_dict() == {"batches": 1}
+    resumed = data_module(images, workers=1).train_dataloader()
+    resumed.load_state_dict(stopped.state_dict())
+    assert len(resumed) == 2
+    assert batches(resumed, 1) == epochs[1][1:]
+    assert batches(resumed, 2) == epochs[2]
+
+
 def test_an_epoch_smaller_than_a_batch_is_one_batch():
     assert [len(batch["label"]) for batch in data_module(noise(3)).train_dataloader()] == [3]
     assert [len(batch["label"]) for batch in data_module(noise(9)).train_dataloader()] == [4, 4]

@@ -130,11 +130,11 @@ def test_a_missed_image_is_an_error(network, images, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accelerator": "gpu"}, "accelerator=gpu: must be one of auto, cpu, cuda"),
-        ({"accelerator": "cpu", "devices": 0}, "devices=0: must be 1 to"),
-        ({"precision": "half"}, "precision=half: must be bf16, float32 or null"),
-        ({"megapixels": 0}, "megapixels=0: must be above 0"),
-        ({"workers": -1}, "workers=-1: must be at least 0"),
+        ({"accelerator": "cuda"}, "hardware.accelerator=cuda: must be one of auto, cpu, gpu"),
+        ({"accelerator": "cpu", "devices": 0}, "hardware.devices=0: must be 1 to"),
+        ({"precision": "half"}, "hardware.precision=half: must be bf16, float32 or null"),
+        ({"megapixels": 0}, "hardware.megapixels=0: must be above 0"),
+        ({"workers": -1}, "hardware.workers=-1: must be at least 0"),
     ],
 )
 def test_hardware_out_of_range_is_refused(options, message):

@@ -1,6 +1,8 @@
 """One training step, one validation pass, and what they report."""
 
+import math
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from sppnet.metrics import count_wrong
 from sppnet.network import SPPNet
 
 LOG_EVERY = 50  # steps between the numbers that cost a wait for the device
+CHANCE_EPOCHS, CHANCE_STEPS = 3, 200  # that a network may take to learn anything
 
 
 class Classifier(LightningModule):
@@ -23,7 +26,9 @@ class Classifier(LightningModule):
     `history` holds a dict per finished epoch: epoch from 1, size in pixels, train_loss, learning_rate,
     images_per_second and seconds; and, after a validation, top1_wrong and top5_wrong of n images. It travels in the
     checkpoint, and the learning rate of a step is a function of it and of the step: a resumed run has no schedule to
-    restore.
+    restore. The same holds for the sums of an epoch under way.
+
+    Raises ValueError where the loss or a weight is no longer finite: at the latest before that would be saved.
     """
 
     def __init__(self, network: SPPNet, recipe: Recipe, seed: int) -> None:
@@ -34,6 +39,7 @@ class Classifier(LightningModule):
         self.loss_sum = torch.zeros(())
         self.images_seen = 0
         self.epoch_started = 0.0
+        self.warned_of_chance = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
@@ -59,6 +65,9 @@ class Classifier(LightningModule):
             warmup = round(self.recipe.warmup_epochs * total / self.recipe.epochs)
             factor = cosine_factor(self.global_step, warmup, total)
         return factor * self.recipe.learning_rate
+
+    def on_train_start(self) -> None:
+        self.loss_sum = self.loss_sum.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
@@ -91,6 +100,7 @@ class Classifier(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if self.trainer.is_last_batch:
+            self._check_finite()
             seconds = time.perf_counter() - self.epoch_started
             self.history.append(
                 {
@@ -102,6 +112,7 @@ class Classifier(LightningModule):
                     "seconds": seconds,
                 }
             )
+            self._warn_of_chance()
             self._write("train/epoch_loss", self.history[-1]["train_loss"])
             self._write("train/images_per_second", self.history[-1]["images_per_second"])
 
@@ -126,13 +137,50 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # What load_network needs, in plain values, so that the file loads with weights_only=True.
+        self._check_finite()
         checkpoint["network"] = self.network.description()
         checkpoint["history"] = self.history
+        checkpoint["epoch_so_far"] = {
+            "loss_sum": self.trainer.strategy.reduce(self.loss_sum),
+            "images_seen": self.images_seen,
+            "seconds": time.perf_counter() - self.epoch_started,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = checkpoint["history"]
+        so_far = checkpoint["epoch_so_far"]
+        self.loss_sum, self.images_seen = so_far["loss_sum"], so_far["images_seen"]
+        self.epoch_started = time.perf_counter() - so_far["seconds"]
+
+    def _check_finite(self) -> None:
+        finite = torch.stack([self.loss_sum.isfinite(), *(p.isfinite().all() for p in self.parameters())])
+        if finite.all():
+            return
+        trainer = self.trainer
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        what = "the loss is" if not finite[0] else "weights are"
+        raise ValueError(
+            f"{what} not finite any more, at the latest in epoch {trainer.current_epoch + 1}, step "
+            f"{self.global_step}, size {trainer.datamodule.size_of_epoch(trainer.current_epoch)}, "  # type: ignore[attr-defined]
+            f"rate {self.learning_rate():.3g}, gradient norm {float(norm):.3g}; the last checkpoint is of before; "
+            "lower recipe.learning_rate, or set recipe.clip_gradient_norm=5"
+        )
+
+    def _warn_of_chance(self) -> None:
+        """Where the network still knows no more than how many classes there are."""
+        epochs, chance = len(self.history), math.log(self.network.num_classes)
+        patient = epochs < max(CHANCE_EPOCHS, 1 + (self.recipe.warmup_epochs or 0)) or self.global_step < CHANCE_STEPS
+        if not patient and not self.warned_of_chance and self.history[-1]["train_loss"] > 0.99 * chance:
+            self.warned_of_chance = True
+            warnings.warn(
+                f"the loss after {epochs} epochs is {self.history[-1]['train_loss']:.3f}; guessing gives {chance:.3f}: "
+                "is recipe.learning_rate too low, or too high for recipe.batch_size? do recipe.initialization and "
+                "recipe.input_std belong together (paper with 1, fan_in with about 58)?",
+                stacklevel=2,
+            )
 
     def _log_step(self, loss: Tensor, size: int) -> None:
+        self._check_finite()
         self._write("train/loss", float(loss.detach()))
         self._write("train/learning_rate", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
         self._write("train/size", float(size))

@@ -7,8 +7,12 @@ resized (arXiv:1406.4729v4, §2.3), so switching sizes is one call on the device
 Everything random about an image is a function of (seed, epoch, index), whatever the number of workers.
 """
 
+import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from sppnet.classify.checkpoints import SIGNALS
 from sppnet.datasets import ImageData
 from sppnet.images import (
     COLOR_STANDARD_DEVIATION,
@@ -94,12 +99,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, index) of this process's share of an epoch, in an order that is a function of (seed, epoch).
 
     Every image stands once in the shares of all processes together, up to the last few that would make the shares
-    unequal. Lightning calls `set_epoch`.
+    unequal. Lightning calls `set_epoch`. The first `start` of the next epoch that is gone through are left out.
     """
 
     def __init__(self, images: int, *, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.images, self.seed, self.rank, self.processes = images, seed, rank, processes
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -109,7 +114,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
-        share = order[self.rank :: self.processes][: len(self)]
+        share = order[self.rank :: self.processes][self.start : len(self)]
+        self.start = 0
         return ((self.epoch, int(index)) for index in share)
 
 
@@ -124,6 +130,45 @@ class ShareSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)
+
+
+class TrainingLoader(DataLoader[dict[str, Any]]):
+    """Goes on inside an epoch where a checkpoint stood; Lightning saves and restores its state.
+
+    Its sampler is an EpochSampler.
+    """
+
+    handed_out = 0  # batches of the epoch under way
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.handed_out = self.sampler.start // self.batch_size  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self.handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.handed_out % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # Fewer than there were if the data has changed; an epoch under way needs a last batch.
+        done = min(state["batches"], len(self) - 1)
+        self.sampler.start = done * self.batch_size  # type: ignore[attr-defined, operator]
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Schedulers and terminals signal all processes of a job, but the step under way needs its batch."""
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+        elif hasattr(signal, "sigwaitinfo"):  # not on macOS
+            signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+            threading.Thread(target=_end_when_the_trainer_says, daemon=True).start()
+
+
+def _end_when_the_trainer_says() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class ClassificationData(LightningDataModule):
@@ -142,6 +187,8 @@ class ClassificationData(LightningDataModule):
         seed: of order, crops, mirroring and colours.
         workers: loader processes, 0 to load in the training process.
         compiled: whether the work on training batches on the device is compiled, once per size.
+        max_unreadable: share of the training images that may be skipped because they cannot be read.
+        allow_changed_data: whether to go on from a checkpoint that was trained on other names or labels.
     """
 
     def __init__(
@@ -157,6 +204,8 @@ class ClassificationData(LightningDataModule):
         seed: int,
         workers: int,
         compiled: bool = False,
+        max_unreadable: float = 1.0,
+        allow_changed_data: bool = False,
     ) -> None:
         super().__init__()
         self.data, self.batch_size, self.crop_side, self.size_of_epoch = (
@@ -168,26 +217,45 @@ class ClassificationData(LightningDataModule):
         self.input_mean, self.input_std, self.color = tuple(input_mean), tuple(input_std), color
         self.seed, self.workers = seed, workers
         self.training_input = torch.compile(training_input, dynamic=False) if compiled else training_input
-        self.unreadable: set[str] = set()
+        self.max_unreadable, self.allow_changed_data = max_unreadable, allow_changed_data
+        self.unreadable: set[str] = set()  # messages that begin with the name
 
     def train_dataloader(self) -> DataLoader:
         rank, processes = self._place()
         sampler = EpochSampler(len(self.data.train), seed=self.seed, rank=rank, processes=processes)
-        return self._loader(
-            TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed),
-            sampler,
-            # A last batch of another size would cost a compiled graph; but never drop the only one.
-            drop_last=len(sampler) >= self.batch_size,
-        )
+        # A last batch of another size would cost a compiled graph; but never drop the only one.
+        options = self._loader_options() | {"sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
+        return TrainingLoader(TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed), **options)
 
     def val_dataloader(self) -> DataLoader:
         rank, processes = self._place()
         sampler = ShareSampler(len(self.data.val), rank=rank, processes=processes)
-        return self._loader(CenterCrops(self.data.val, side=self.crop_side), sampler)
+        return DataLoader(CenterCrops(self.data.val, side=self.crop_side), sampler=sampler, **self._loader_options())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint()
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint: which data it was trained on."""
-        return {"fingerprint": self.data.fingerprint()}
+        """For the checkpoint: which data it was trained on, and what of it could not be read.
+
+        Each process has to call it.
+        """
+        if (processes := self._place()[1]) > 1:
+            found: list[set[str]] = [set()] * processes
+            torch.distributed.all_gather_object(found, self.unreadable)
+            self.unreadable = set().union(*found)
+        return {"fingerprint": self.fingerprint, "unreadable": sorted(self.unreadable)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        there = state_dict["fingerprint"]
+        if there != self.fingerprint and not self.allow_changed_data:
+            raise ValueError(
+                f"the data has changed since the checkpoint was saved: its fingerprint was {there} and is "
+                f"{self.fingerprint}; put it back, start anew with another run=PATH, or go on with it by "
+                "trainer.allow_changed_data=true"
+            )
+        self.unreadable = set(state_dict["unreadable"])
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         assert self.trainer is not None
@@ -202,16 +270,14 @@ class ClassificationData(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, dataset: Dataset[Any], sampler: Sampler[Any], drop_last: bool = False) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": _leave_signals_to_the_trainer,
+        }
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:
         """Names each unreadable training image once, in the process that a person reads."""
@@ -219,3 +285,10 @@ class ClassificationData(LightningDataModule):
             if message and message not in self.unreadable:
                 self.unreadable.add(message)
                 warnings.warn(f"skipping an unreadable training image: {message}", stacklevel=2)
+        bad, total = len(self.unreadable), len(self.data.train)
+        if bad > self.max_unreadable * total:
+            raise ValueError(
+                f"{bad} of {total} training images cannot be read, more than "
+                f"trainer.max_unreadable={self.max_unreadable}; the warnings name them; "
+                "scripts/prepare_data.py makes a store without them"
+            )

@@ -34,7 +34,7 @@ SECONDS_BETWEEN_PARTS = 20.0
 class Hardware:
     """What an evaluation runs on. None chooses what suits the machine. ValueError for values out of range."""
 
-    accelerator: str = "auto"  # "cpu", "cuda", or "auto": cuda where there is a GPU
+    accelerator: str = "auto"  # "auto", "cpu", "gpu"
     devices: int | None = None  # processes that share the images; None: every GPU, or one process on the CPU
     workers: int | None = None  # loader processes per device; None: one per core, at most 16
     precision: str | None = None  # "bf16" or "float32"; None: bf16 where the hardware is made for it
@@ -42,19 +42,19 @@ class Hardware:
 
     def __post_init__(self) -> None:
         gpus = torch.cuda.device_count()
-        if self.accelerator not in ("auto", "cpu", "cuda"):
-            raise ValueError(f"accelerator={self.accelerator}: must be one of auto, cpu, cuda")
-        if self.accelerator == "cuda" and not gpus:
-            raise ValueError("accelerator=cuda: this machine has no GPU that torch can use")
+        if self.accelerator not in ("auto", "cpu", "gpu"):
+            raise ValueError(f"hardware.accelerator={self.accelerator}: must be one of auto, cpu, gpu")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ValueError("hardware.accelerator=gpu: torch finds no GPU on this machine")
         most = gpus if self.device == "cuda" else os.cpu_count() or 1
         if self.devices is not None and not 1 <= self.devices <= most:
-            raise ValueError(f"devices={self.devices}: must be 1 to {most} on this machine ({self.device})")
+            raise ValueError(f"hardware.devices={self.devices}: must be 1 to {most} on this machine ({self.device})")
         if self.precision not in (None, "bf16", "float32"):
-            raise ValueError(f"precision={self.precision}: must be bf16, float32 or null")
+            raise ValueError(f"hardware.precision={self.precision}: must be bf16, float32 or null")
         if self.megapixels is not None and not self.megapixels > 0:
-            raise ValueError(f"megapixels={self.megapixels}: must be above 0")
+            raise ValueError(f"hardware.megapixels={self.megapixels}: must be above 0")
         if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers={self.workers}: must be at least 0")
+            raise ValueError(f"hardware.workers={self.workers}: must be at least 0")
 
     @property
     def device(self) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from sppnet.classify.checkpoints import CheckpointFiles, Checkpoints, newest_whole
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData, shorter_side_for
 from sppnet.classify.machine import bf16_is_fast, keep_freed_memory, worker_count
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.recipe import Machine, Recipe, check_validation
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
 from sppnet.datasets import ImageData
 from sppnet.network import SPPNet
@@ -39,14 +39,16 @@ def train_classifier(
 ) -> dict[str, Any]:
     """Trains until `recipe.epochs` are done, from the last checkpoint in `run` if there is one.
 
-    Writes `checkpoints/last.ckpt` after every epoch, `tensorboard/` along the way and `result.json` at the end.
+    Writes `checkpoints/last.ckpt` after every epoch and inside of them as `machine` says, `tensorboard/` along the way
+    and `result.json` at the end. Told to stop by a signal, it saves and raises `sppnet.classify.checkpoints.Stopped`.
 
     Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
     versions, commit and hardware.
     """
-    _check_validation(recipe, machine)
+    check_validation(recipe, machine)
     _quieten_lightning()
-    trainer = _build_trainer(recipe, machine, run, network)
+    checkpoints = Checkpoints(run / "checkpoints", steps=machine.save_every_steps, minutes=machine.save_every_minutes)
+    trainer = _build_trainer(recipe, machine, run, network, checkpoints)
     processes = trainer.num_devices * trainer.num_nodes
     if recipe.batch_size % processes:
         raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
@@ -62,6 +64,8 @@ def train_classifier(
         seed=seed,
         workers=worker_count(machine.workers, max(1, torch.cuda.device_count())),
         compiled=compiled,
+        max_unreadable=machine.max_unreadable,
+        allow_changed_data=machine.allow_changed_data,
     )
     network.to(memory_format=torch.channels_last)
     if device_type(machine) == "cpu":
@@ -70,14 +74,12 @@ def train_classifier(
         # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
         network.compile(dynamic=False)
     classifier = Classifier(network, recipe, seed)
-    last = run / "checkpoints" / "last.ckpt"
-    resumed = last.is_file()
-    if resumed and trainer.is_global_zero:
-        print(f"resuming from {last}", flush=True)
-    trainer.fit(classifier, datamodule=module, ckpt_path=str(last) if resumed else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    result = {"data": data_name} | _result(classifier, data, crop_side)
+    newest = newest_whole(run / "checkpoints")
+    if newest is not None and trainer.is_global_zero:
+        print(f"resuming from {newest}", flush=True)
+    with checkpoints.stopping_on_signals():
+        trainer.fit(classifier, datamodule=module, ckpt_path=newest, weights_only=True)
+    result = {"data": data_name} | _result(classifier, module)
     if trainer.is_global_zero:
         result["checkpoint"] = checkpoint_digest(run)
         write_json(run / RESULT_FILE, result)
@@ -105,27 +107,9 @@ def is_compiled(machine: Machine, sizes: set[int]) -> bool:
     return device_type(machine) == "cuda" and few if machine.compile is None else machine.compile
 
 
-def _check_validation(recipe: Recipe, machine: Machine) -> None:
-    every = machine.validate_every
-    if recipe.epochs % every:
-        raise ValueError(
-            f"trainer.validate_every={every}: recipe.epochs={recipe.epochs} must be a multiple of it, so that the last "
-            "epoch is validated"
-        )
-    if recipe.plateau_patience is not None and every != 1:
-        raise ValueError(
-            f"trainer.validate_every={every}: must be 1, because the learning rate follows the validation error "
-            f"(recipe.plateau_patience={recipe.plateau_patience})"
-        )
-
-
-def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet) -> Trainer:
-    # Two names would leave a moment without a checkpoint; one name is written anew and renamed over the old.
-    checkpoint = ModelCheckpoint(
-        run / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
+def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet, checkpoints: Checkpoints) -> Trainer:
     terminal = sys.stderr.isatty()
-    callbacks: list[Callback] = [checkpoint, EpochLines(), Pictures(network.input_mean, network.input_std)]
+    callbacks: list[Callback] = [EpochLines(), Pictures(network.input_mean, network.input_std), checkpoints]
     return Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -137,6 +121,8 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet)
         check_val_every_n_epoch=machine.validate_every,
         logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
         callbacks=[*callbacks, ProgressBar(refresh_rate=10)] if terminal else callbacks,
+        plugins=[CheckpointFiles()],
+        enable_checkpointing=False,
         enable_progress_bar=terminal,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -156,8 +142,8 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _result(classifier: Classifier, data: ImageData, crop_side: int) -> dict[str, Any]:
-    last, network = classifier.history[-1], classifier.network
+def _result(classifier: Classifier, module: ClassificationData) -> dict[str, Any]:
+    last, network, crop_side = classifier.history[-1], classifier.network, module.crop_side
     n = last["n"]
     return {
         "network": network.summary(),
@@ -168,8 +154,9 @@ def _result(classifier: Classifier, data: ImageData, crop_side: int) -> dict[str
         "top5_wrong": last["top5_wrong"],
         "n": n,
         "num_classes": network.num_classes,
-        "training_images": len(data.train),
-        "data_fingerprint": data.fingerprint(),
+        "training_images": len(module.data.train),
+        "unreadable_training_images": len(module.unreadable),
+        "data_fingerprint": module.fingerprint,
         "epochs": len(classifier.history),
         "seconds": sum(epoch["seconds"] for epoch in classifier.history),
         "seed": classifier.seed,

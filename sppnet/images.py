@@ -6,6 +6,7 @@ the host wait for the device.
 """
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -23,8 +24,21 @@ try:
 except (ImportError, OSError, RuntimeError):  # not installed, or its libraries do not load on this machine
     _torchcodec = None
 
-# Where Pillow itself refuses a file: 0.5 GB as uint8 RGB. Real cameras make pictures of 150 megapixels.
-MAX_PIXELS = 178_956_970
+
+def _max_pixels() -> int:
+    """What is decoded at most, from the environment, which reaches every process; else 0.5 GB as uint8 RGB.
+
+    Real cameras make pictures of 150 megapixels.
+    """
+    value = os.environ.get("SPPNET_MAX_PIXELS", "178956970")
+    if not value.isdecimal() or int(value) == 0:
+        raise ValueError(f"SPPNET_MAX_PIXELS={value}: must be a whole number above 0")
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow itself refuses twice as many as this
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(value))
+    return int(value)
+
+
+MAX_PIXELS = _max_pixels()
 
 # What sets of pictures hold. Pillow knows forty more formats; for one (EPS) it starts another program.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
@@ -54,8 +68,8 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor
     16 bits are scaled to 8. In memory the tensor is channels-last: a view of (h, w, 3).
 
     Raises UnreadableImage, naming `name` and the reason, for all else: other files, damaged or truncated ones, and
-    those whose header states more than `max_pixels` pixels, which are not decoded. Pillow never goes beyond
-    MAX_PIXELS.
+    those whose header states more than `max_pixels` pixels, which are not decoded; the environment variable
+    SPPNET_MAX_PIXELS sets that.
     """
     try:
         # Pillow warns about harmless things such as a damaged EXIF block; the picture counts here.
@@ -69,7 +83,7 @@ def _decode(data: bytes, max_pixels: int) -> Tensor:
     image = Image.open(io.BytesIO(data), formats=_FORMATS)  # reads the header alone
     width, height = image.size
     if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} pixels, more than max_pixels={max_pixels}")
+        raise ValueError(f"{width}x{height} pixels, more than SPPNET_MAX_PIXELS={max_pixels}")
     # TorchCodec gives the same pixels as Pillow, CMYK and orientation included, 1.3 to 1.5 times as fast.
     if image.format in ("JPEG", "MPO") and _torchcodec is not None:
         return _torchcodec.decode_jpeg(data)

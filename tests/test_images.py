@@ -1,8 +1,12 @@
 """Decoding of files made here, crops of a picture whose pixels say where they are, and the functions on batches."""
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,8 +238,27 @@ def test_unreadable(case):
 @on_both_decoders
 def test_size_limit_counts_pixels_before_decoding():
     assert decode_image(JPEG, "a.jpg", max_pixels=80 * 60).shape == (3, 60, 80)
-    with pytest.raises(UnreadableImage, match=r"a\.jpg: 80x60 pixels, more than max_pixels=4799"):
+    with pytest.raises(UnreadableImage, match=r"a\.jpg: 80x60 pixels, more than SPPNET_MAX_PIXELS=4799"):
         decode_image(JPEG[:-200], "a.jpg", max_pixels=80 * 60 - 1)  # truncated: decoding it would say so
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("4799", "a.jpg: 80x60 pixels, more than SPPNET_MAX_PIXELS=4799"),
+        ("1e9", "SPPNET_MAX_PIXELS=1e9: must be a whole number above 0"),
+        ("400000000", "400000000"),
+    ],
+)
+def test_the_environment_sets_how_much_is_decoded(limit, said, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    code = (
+        "from sppnet.images import decode_image; decode_image(open('a.jpg', 'rb').read(), 'a.jpg'); "
+        "from PIL import Image; exit(str(Image.MAX_IMAGE_PIXELS))"
+    )
+    environment = os.environ | {"SPPNET_MAX_PIXELS": limit, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stderr.strip().endswith(said)
 
 
 # Sizes and crops.

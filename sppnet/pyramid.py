@@ -41,7 +41,7 @@ class SpatialPyramidPool(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if maps.ndim != 4 or 0 in maps.shape[2:]:
             raise ValueError(f"feature maps of shape {tuple(maps.shape)}: must be (N, C, H, W) with H, W >= 1")
-        return pool_levels(self.levels, lambda n: F.adaptive_max_pool2d(maps, n))
+        return pool_levels(self.levels, lambda n: _max_of_bins(maps, n))
 
     def extra_repr(self) -> str:
         return f"levels={list(self.levels)}"
@@ -81,8 +81,26 @@ def pool_levels(levels: tuple[int, ...], pool: Callable[[int], Tensor]) -> Tenso
     pooled: dict[int, Tensor] = {}
     for n in sorted(levels, reverse=True):
         finer = next((m for m in pooled if m % n == 0), None)
-        pooled[n] = pool(n) if finer is None else F.adaptive_max_pool2d(pooled[finer], n)
+        pooled[n] = pool(n) if finer is None else _max_of_bins(pooled[finer], n)
     return torch.cat([pooled[n].flatten(1) for n in levels], dim=1)
+
+
+def _max_of_bins(maps: Tensor, n: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, n, n)."""
+    if maps.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return bins_one_by_one(maps, n)  # torch has no deterministic backward of adaptive pooling there
+    return F.adaptive_max_pool2d(maps, n)
+
+
+def bins_one_by_one(maps: Tensor, n: int) -> Tensor:
+    """`F.adaptive_max_pool2d(maps, n)` by n * n maxima, whose gradients add up in a fixed order on every device."""
+    rows, columns = (pyramid_bins(side, n) for side in maps.shape[2:])
+    maxima = [
+        maps[:, :, top:bottom, left:right].flatten(2).max(dim=2).values
+        for top, bottom in rows
+        for left, right in columns
+    ]
+    return torch.stack(maxima, dim=2).unflatten(2, (n, n))
 
 
 def _check_windows(features: Tensor, windows: Tensor) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from references import pool_windows_by_cutting, pyramid_pool_by_loops
 from sppnet.geometry import pyramid_bins
-from sppnet.pyramid import SpatialPyramidPool, pool_windows
+from sppnet.pyramid import SpatialPyramidPool, bins_one_by_one, pool_windows
 
 SIZES = [(1, 1), (1, 7), (2, 3), (5, 4), (6, 6), (7, 7), (7, 10), (10, 10), (11, 13), (13, 13), (18, 14), (35, 22)]
 PYRAMIDS = [(6, 3, 2, 1), (4, 3, 2, 1), (1,), (5, 3), (2, 6, 1), (3, 3), (7, 5)]
@@ -289,3 +289,25 @@ def test_windows_of_the_wrong_kind_are_named(windows, named):
 def test_features_of_the_wrong_shape_are_named():
     with pytest.raises(ValueError, match=r"\(3, 4, 5\)"):
         pool_windows(torch.zeros(3, 4, 5), torch.tensor([[0, 0, 0, 1, 1]]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [(1, 1), (7, 11), (13, 13), (4, 10)])
+def test_bins_one_by_one_are_adaptive_pooling_with_the_same_gradient(n, size):
+    maps = torch.randperm(2 * 3 * size[0] * size[1]).reshape(2, 3, *size).double().requires_grad_()  # no ties
+    upstream = torch.rand(2, 3, n, n, dtype=torch.float64)
+    one, other = bins_one_by_one(maps, n), F.adaptive_max_pool2d(maps, n)
+    assert torch.equal(one, other)
+    gradients = [torch.autograd.grad(pooled, maps, upstream)[0] for pooled in (one, other)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.gpu
+def test_deterministic_training_has_a_backward_pass_on_a_gpu():
+    maps = torch.rand(4, 8, 13, 13, device="cuda", requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        gradients = [torch.autograd.grad(SpatialPyramidPool()(maps).square().sum(), maps)[0] for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(*gradients)

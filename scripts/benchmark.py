@@ -19,8 +19,9 @@ def main(words: set[str]) -> None:
     def job(config: DictConfig) -> None:
         with one_line_job("nothing was changed"):
             OmegaConf.resolve(config)
-            if not (config.seconds > 0 and config.rounds >= 1):
-                raise ValueError(f"seconds={config.seconds}, rounds={config.rounds}: must be above 0")
+            for key in ("seconds", "rounds"):
+                if not isinstance(config[key], int | float) or not config[key] > 0:
+                    raise ValueError(f"{key}={config[key]}: must be a number above 0")
             page, records = (references if "references" in words else stages)(config)
             print(json.dumps(records, indent=2) if "--json" in words else page.markdown())
 

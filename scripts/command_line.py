@@ -6,7 +6,10 @@ import hashlib
 import inspect
 import json
 import os
+import re
+import socket
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Callable, Iterator
@@ -132,6 +135,36 @@ def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
             )
 
 
+@contextmanager
+def sole_training(run: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same directory at the same time. Raises ValueError naming the holder.
+
+    The lock ends with the process, however that dies.
+    """
+    import fcntl  # not on Windows
+
+    # The file stays: another process might hold it open, and lock what has no name any more.
+    with (run / "lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: children would inherit it and outlive us
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ValueError(
+                f"{run}: {file.read() or 'another process'} trains here; wait for it, or give another run=PATH"
+            ) from error
+        except OSError as error:
+            warnings.warn(
+                f"{file.name}: {error.strerror}; see to it yourself that one process trains here", stacklevel=3
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
@@ -173,8 +206,16 @@ def _one_line(error: Exception) -> str:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         options = error.options or sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
         return f"{group}={choice}: must be one of {', '.join(options)}"
+    if isinstance(error, HydraException) and (match := re.match(r"Could not override '([\w.]+)'", str(error))):
+        section, _, key = match[1].rpartition(".")
+        keys: set[str] = set() if section else {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+        for file in (CONFIGS / section).glob("*.yaml"):
+            keys |= {str(name) for name in OmegaConf.load(file)} - {"defaults", "hydra"}
+        return f"{match[1]}: no such key; {_allowed(key, sorted(keys))}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return " ".join(line.strip() for line in str(error).splitlines()[:2])
+    if str(error).startswith("Caught ") and "Original Traceback" in str(error):  # by torch, in a loader process
+        return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", str(error), flags=re.MULTILINE)[-1].strip()
     return str(error)
 
 

@@ -2,13 +2,23 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import bound, bound_choice, claim_run_directory, in_sweep, one_line_job, run_directory, run_main
+from command_line import (
+    bound,
+    bound_choice,
+    claim_run_directory,
+    in_sweep,
+    one_line_job,
+    run_directory,
+    run_main,
+    sole_training,
+)
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
@@ -61,13 +71,21 @@ def read_parts(config: DictConfig) -> Parts:
     import torch
 
     from sppnet.backbones import BACKBONES, build_backbone
-    from sppnet.classify.recipe import Machine, Recipe
+    from sppnet.classify.recipe import Machine, Recipe, check_validation
     from sppnet.classify.schedules import check_sizes, check_sizes_fit, size_of_epoch
     from sppnet.datasets import DATA_SOURCES
+    from sppnet.geometry import check_levels
 
     recipe = Recipe(**bound(config.recipe, Recipe, "recipe."))
     machine = Machine(**bound(config.trainer, Machine, "trainer."))
+    check_validation(recipe, machine)
+    if config.hidden < 1:
+        raise ValueError(f"hidden={config.hidden}: must be at least 1")
+    if machine.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("trainer.accelerator=gpu: torch finds no GPU on this machine")
     levels = pooling(**bound(config.pooling, pooling, "pooling."))
+    if levels is not None:
+        check_levels(levels)
     sizes = bound(config.sizes, size_of_epoch, "sizes.")
     smallest, largest = check_sizes(sizes.get("cycle"), sizes.get("uniform"))
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
@@ -124,17 +142,18 @@ def train(config: DictConfig) -> float:
                 f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
                 flush=True,
             )
-        result = train_classifier(
-            network,
-            data,
-            recipe=parts.recipe,
-            machine=machine,
-            crop_side=parts.crop_side,
-            size_of_epoch=partial(size_of_epoch, **parts.sizes),
-            seed=config.seed,
-            data_name=parts.source,
-            run=run,
-        )
+        with sole_training(run) if is_first_process() else nullcontext():
+            result = train_classifier(
+                network,
+                data,
+                recipe=parts.recipe,
+                machine=machine,
+                crop_side=parts.crop_side,
+                size_of_epoch=partial(size_of_epoch, **parts.sizes),
+                seed=config.seed,
+                data_name=parts.source,
+                run=run,
+            )
     else:
         claim_run_directory(run, outcome)
         print("already finished")

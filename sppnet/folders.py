@@ -125,8 +125,10 @@ def _read_classes(top: Path, split: str) -> ImageFiles:
     """The images in the class folders of `top`/`split`, sorted by class, then by path."""
     base = top / split
     classes = _class_folders(base)
-    if len(classes) < 2:
-        raise ValueError(f"{base}: found {_contents(base)}, expected a folder for each of two or more classes")
+    # A single folder in `top` itself is rather another level of folders than a class.
+    if len(classes) < (1 if split else 2):
+        expected = "a folder for each class" if split else "a folder for each of two or more classes"
+        raise ValueError(f"{base}: found {_contents(base)}, expected {expected}")
     paths, counts = [], []
     for name in classes:
         found = sorted(_image_paths(base / name, f"{split}/{name}" if split else name))

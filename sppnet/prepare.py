@@ -120,6 +120,8 @@ def _plan(data: ImageData, settings: Settings) -> str:
 
 
 def _check_folder(out: Path, plan: str) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out}: found a file, expected a new folder or an unfinished store")
     if (out / MARKER).is_file():
         report = out / REPORT
         there = json.loads(report.read_text()).get("plan") if report.is_file() else None

@@ -1,14 +1,21 @@
 """Every shipped config composes and fits the signatures it is given to; wrong ones stop with a line that helps."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import evaluate as evaluate_script
 import train as train_script
-from command_line import bound, bound_choice, claim_run_directory, run_directory
+from command_line import bound, bound_choice, claim_run_directory, run_directory, sole_training
 from sppnet.backbones import BACKBONES
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.recipe import Machine, Recipe
@@ -167,3 +174,76 @@ def test_a_run_directory_of_another_network_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"backbone\.width is 1\.0 there and 0\.5 here"):
         claim_run_directory(tmp_path / "run", other)
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from command_line import sole_training
+with sole_training(Path(sys.argv[1])):
+    print("holds it", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent / "scripts")}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "holds it\n"
+        held = rf": process {holder.pid} on \S+, since \S+ \S+, trains here"
+        with pytest.raises(ValueError, match=held), sole_training(tmp_path):
+            pass
+        holder.kill()
+        holder.wait()
+    with sole_training(tmp_path):  # the lock of a dead process is none
+        assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
+    assert (tmp_path / "lock").read_text() == ""
+
+
+VALUES = [
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1",
+    "7",
+    "1e309",
+    "nan",
+    "-0.5",
+    "abc",
+    "''",
+    "[]",
+    "[0]",
+    "[6,3]",
+    "[224]",
+    "{a: 1}",
+]
+KEYS = sorted(
+    f"{section}.{key}"
+    for section in ("backbone", "pooling", "sizes", "data", "recipe", "trainer")
+    for key in OmegaConf.to_container(composed()[section])
+    if key != "width"  # wide networks take long to build
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES), min_size=1, max_size=3))
+def test_any_value_of_any_key_is_taken_or_refused_in_words(values):
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    try:
+        config = composed("backbone.width=0.05", *overrides)
+        check(config)
+        train_script.read_parts(config)
+    except (ValueError, OmegaConfBaseException, HydraException) as error:
+        words = str(error)
+    else:
+        words = "taken"
+    assert words.strip()
+
+
+def test_the_configuration_of_a_run_directory_runs_nothing(tmp_path):
+    owned = tmp_path / "owned"
+    for line in (f"!!python/object/apply:os.mkdir ['{owned}']", f"{{_target_: os.mkdir, path: {owned}}}"):
+        (tmp_path / "config.yaml").write_text(f"seed: {line}\n")
+        with pytest.raises(ValueError, match=r"config\.yaml"):
+            claim_run_directory(tmp_path, run_directory(composed())[1])
+        assert not owned.exists()

@@ -3,12 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test lint format tensorboard
+# Often set in containers. Then every process would compile 3,500 files anew, which is more than half of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help setup demo test stress lint format tensorboard
 
 help:
 	@echo "make setup        install the pinned versions into .venv (the others do it when needed)"
 	@echo "make demo         draw the shapes data set and train a small SPP-net on it: about 4 minutes on 2 cores"
 	@echo "make test         run all tests"
+	@echo "make stress       kill 10 small runs 30 times, and compare bit for bit: about 10 minutes"
 	@echo "make lint         check formatting, lint and types"
 	@echo "make format       format the code"
 	@echo "make tensorboard  look at the runs in a browser"
@@ -28,6 +32,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+stress: setup
+	$(BIN)/python scripts/stress.py
 
 lint: setup
 	$(BIN)/ruff format --check .

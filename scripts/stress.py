@@ -1,0 +1,129 @@
+"""Kills training again and again, and compares what comes out with training undisturbed."""
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TRAIN = Path(__file__).with_name("train.py")
+SMALL = [
+    *("data=shapes", "data.train=60", "data.val=20", "trainer=cpu", "trainer.precision=32-true"),
+    *("backbone.width=0.05", "hidden=16", "sizes.cycle=[96,72]", "recipe.epochs=8", "recipe.batch_size=6"),
+    "recipe.color=true",
+]
+SCHEDULES = {
+    "cosine": ["recipe=fast", "recipe.warmup_epochs=1", "trainer.validate_every=2"],
+    "plateau": ["recipe=paper", "recipe.plateau_patience=1", "recipe.learning_rate=0.01"],
+}
+
+
+class Ending(NamedTuple):
+    """How an attempt ended."""
+
+    finished: bool
+    resumed: bool
+    seconds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10, help="at least so many (default: 10)")
+    parser.add_argument("--kills", type=int, default=30, help="at least so many, over all runs (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        differences = stress(Path(folder), arguments.runs, arguments.kills, arguments.seed)
+    sys.exit(1 if differences else 0)
+
+
+def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
+    """Prints a line per run and the sums; returns how many runs ended with something else than the undisturbed one."""
+    moments = random.Random(seed)
+    undisturbed: dict[str, tuple[float, Any]] = {}
+    run = killed = resumed = differences = 0
+    lost = 0.0
+    while run < runs or killed < kills:
+        run += 1
+        name = list(SCHEDULES)[run % len(SCHEDULES)]
+        if name not in undisturbed:
+            whole = attempt(folder, name, [*SCHEDULES[name], "trainer.workers=0"], None)
+            undisturbed[name] = whole.seconds, outcome(folder / name)
+        seconds, expected = undisturbed[name]
+        endings: list[Ending] = []
+        while not (endings and endings[-1].finished):
+            # Other workers and intervals every time: neither may matter.
+            machine = [
+                f"trainer.workers={moments.choice([0, 1, 2])}",
+                f"trainer.save_every_steps={moments.choice([1, 2, 5, 'null'])}",
+            ]
+            # Half of it: late moments come with the later kills.
+            kill_after = moments.uniform(0, seconds / 2) if len(endings) < kills / runs else None
+            endings.append(attempt(folder, f"run{run}", [*SCHEDULES[name], *machine], kill_after))
+        same = outcome(folder / f"run{run}") == expected
+        differences += not same
+        killed += len(endings) - 1
+        resumed += sum(ending.resumed for ending in endings)
+        lost += sum(ending.seconds for ending in endings) - seconds
+        print(f"run {run}, {name}: {len(endings) - 1} kills, {'the same' if same else 'ANOTHER OUTCOME'}", flush=True)
+    print(
+        f"{run} runs, {killed} kills, {resumed} resumes (the others began anew), {differences} differences; "
+        f"{lost / max(1, killed):.1f} seconds of training lost per kill"
+    )
+    return differences
+
+
+def attempt(folder: Path, run: str, overrides: list[str], kill_after: float | None) -> Ending:
+    """Trains until the end, or until SIGKILL some seconds after training began. Counts seconds of training alone."""
+    command = [sys.executable, str(TRAIN), *SMALL, *overrides, f"data.root={folder / 'shapes'}", f"run={folder / run}"]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        assert process.stdout is not None
+        while not (line := process.stdout.readline()).startswith("run directory"):
+            if line.startswith("already finished"):  # killed between its result and its end
+                process.communicate()
+                return Ending(finished=True, resumed=False, seconds=0.0)
+            if not line:
+                process.wait()
+                errors.seek(0)
+                raise RuntimeError(errors.read().decode())
+        began = time.monotonic()
+        try:
+            said, _ = process.communicate(timeout=kill_after)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            said, _ = process.communicate()
+        seconds = time.monotonic() - began
+        if process.returncode not in (0, -signal.SIGKILL):
+            errors.seek(0)
+            raise RuntimeError(errors.read().decode())
+        return Ending(process.returncode == 0, "resuming from" in said, seconds)
+
+
+def outcome(run: Path) -> tuple[Any, ...]:
+    """What must not depend on kills: every bit of the weights and of the optimizer, metrics, schedule."""
+    import json
+
+    import torch
+
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    clocks = ("seconds", "images_per_second")
+    history = json.loads((run / "result.json").read_text())["history"]
+    metrics = [{key: value for key, value in epoch.items() if key not in clocks} for epoch in history]
+    tensors, rest = [], []
+    for leaf in torch.utils._pytree.tree_leaves((checkpoint["state_dict"], checkpoint["optimizer_states"])):
+        if isinstance(leaf, torch.Tensor):
+            tensors.append(leaf.numpy().tobytes())
+        else:
+            rest.append(leaf)
+    return tensors, rest, metrics, checkpoint["global_step"]
+
+
+if __name__ == "__main__":
+    main()

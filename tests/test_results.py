@@ -1,5 +1,6 @@
 """The paper's tables, sweeps and comparisons from runs written by hand."""
 
+import dataclasses
 import json
 import shutil
 
@@ -231,6 +232,21 @@ def test_comparison_and_classes(three_arms):
     assert "&lt;dog&gt;" in classes_page(runs[0]).html()
     with pytest.raises(ValueError, match="no views that all were tested on"):
         comparison_page(read_runs([str(three_arms)]))
+
+
+def test_names_that_look_like_paths_are_names(tmp_path):
+    run = make_run(tmp_path / "runs", "single")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    evil = "../../../evil"
+    scores = made_scores("center", 5, config, classes=[evil, "bee", "cat", "dog"])
+    scores = dataclasses.replace(
+        scores, names=np.array([f"{evil}{i}" for i in range(40)]), about=scores.about | {"views": evil}
+    )
+    write_scores(run / "scores" / "center.npz", scores)
+    before = set(tmp_path.parent.rglob("*"))
+    written = classes_page(*read_runs([str(tmp_path / "runs")])).write(tmp_path / "pages", "classes")
+    assert evil in written[0].read_text()
+    assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / "pages", *written}
 
 
 # Runs.

@@ -124,6 +124,8 @@ def _reason(data: bytes, error: Exception) -> str:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image that can be read ({', '.join(_FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError) and (pixels := re.search(r"\d+", str(error))):
+        return f"{pixels[0]} pixels, more than SPPNET_MAX_PIXELS={MAX_PIXELS}"
     line = (str(error).splitlines() or [type(error).__name__])[0]
     return re.sub(r"^.*\.cpp:\d+, ", "", line)  # TorchCodec starts with the place in its source
 

@@ -217,7 +217,7 @@ UNREADABLE = {
     "half_tiff": (encode(noise(60, 80), "TIFF")[:5000], ""),
     "half_webp": (encode(noise(60, 80), "WEBP")[:2000], ""),
     "broken_png": (b"\x89PNG\r\n\x1a\n" + bytes(30), ""),
-    "bomb": (BOMB, "pixels"),
+    "bomb": (BOMB, "pixels, more than SPPNET_MAX_PIXELS=178956970"),
 }
 
 

@@ -131,7 +131,9 @@ def _by_blocks(function: Callable[..., Tensor], margin: int, maps: Tensor, *more
     enabled to differentiate once more, which cannot see through results copied into place.
     """
     if maps.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return function(maps, *more).to(maps.dtype)
+        result = function(maps, *more)
+        # torch 2.11 compiles a conversion that does nothing into a gradient of zeros.
+        return result if result.dtype == maps.dtype else result.to(maps.dtype)
     height, values = maps.shape[2], max(1, maps[:1].numel())
     block_values = BLOCK_VALUES * torch.get_num_threads()
     images, rows = max(1, block_values // values), max(1, block_values * height // values)

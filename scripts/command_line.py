@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -208,15 +209,33 @@ def _one_line(error: Exception) -> str:
         return f"{group}={choice}: must be one of {', '.join(options)}"
     if isinstance(error, HydraException) and (match := re.match(r"Could not override '([\w.]+)'", str(error))):
         section, _, key = match[1].rpartition(".")
-        keys: set[str] = set() if section else {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-        for file in (CONFIGS / section).glob("*.yaml"):
-            keys |= {str(name) for name in OmegaConf.load(file)} - {"defaults", "hydra"}
+        keys = _keys(section)
+        if not keys:
+            return f"{section}: no such section; {_allowed(section, sorted(_keys('')))}"
+        if key in keys:
+            return f"{match[1]}: the chosen {section} has no such key"
         return f"{match[1]}: no such key; {_allowed(key, sorted(keys))}"
+    if isinstance(error, HydraException) and (
+        match := re.search(r"parsing override '(.*)'\nmissing EQUAL", str(error))
+    ):
+        return f"{match[1]}: must be KEY=VALUE"
+    if isinstance(error, yaml.YAMLError):
+        return " ".join(line.strip() for line in str(error).splitlines())
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return " ".join(line.strip() for line in str(error).splitlines()[:2])
     if str(error).startswith("Caught ") and "Original Traceback" in str(error):  # by torch, in a loader process
         return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", str(error), flags=re.MULTILINE)[-1].strip()
     return str(error)
+
+
+def _keys(section: str) -> set[str]:
+    """What stands in a section of the configurations, whichever is chosen; "": in their roots."""
+    parts = [OmegaConf.load(file) for file in (CONFIGS / section).glob("*.yaml")]
+    if section:
+        parts += [OmegaConf.select(OmegaConf.load(file), section) for file in CONFIGS.glob("*.yaml")]
+    keys = {str(key) for part in parts if isinstance(part, DictConfig) for key in part}
+    groups = set() if section else {path.name for path in CONFIGS.iterdir() if path.is_dir()}
+    return (keys | groups) - {"defaults", "hydra"}
 
 
 def in_sweep() -> bool:
@@ -247,4 +266,6 @@ def _can_be_mended(error: Exception) -> bool:
     """Whether an error speaks of what the user gave, rather than of the code."""
     # Lightning's, for a GPU where there is none, say; by name, because importing Lightning takes seconds.
     misconfigured = type(error).__name__ == "MisconfigurationException"
-    return misconfigured or isinstance(error, (ValueError, OSError, OmegaConfBaseException, HydraException))
+    return misconfigured or isinstance(
+        error, (ValueError, OSError, yaml.YAMLError, OmegaConfBaseException, HydraException)
+    )

@@ -1,6 +1,9 @@
 """Trains an SPP-net classifier: python scripts/train.py --help."""
 
 import dataclasses
+import os
+import signal
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -24,7 +27,7 @@ from command_line import (
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> float:
     """The top-1 error, a fraction: what a sweeper such as Optuna's minimizes."""
-    with one_line_job("the same command goes on after the last finished epoch"):
+    with one_line_job("the same command goes on from its last checkpoint, if there is one"):
         OmegaConf.resolve(config)
         bound(config, settings)
         return train(config)
@@ -162,5 +165,12 @@ def train(config: DictConfig) -> float:
     return float(result["top1_error"])
 
 
+def stopped_before_training(number: int, frame: Any) -> None:
+    print(f"stopped by {signal.Signals(number).name} outside of training; the same command goes on", file=sys.stderr)
+    sys.exit(os.EX_TEMPFAIL)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stopped_before_training)
     run_main(main)

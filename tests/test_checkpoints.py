@@ -122,10 +122,26 @@ def test_stopped_in_validation_it_loses_nothing_and_validates_anew(data, whole, 
     assert_same(outcome(tmp_path, train(data, tmp_path)), whole)
 
 
+def test_a_validation_that_fails_keeps_its_epoch(data, whole, tmp_path):
+    class Damaged(SignalAt):
+        def __getitem__(self, index):
+            return (b"", 0, "a.jpg") if index == 4 else self.images[index]
+
+    with pytest.raises(
+        ValueError, match=r"a\.jpg: the file is empty; mend it, or leave it out by prepare_data.py excl"
+    ):
+        train(data._replace(val=Damaged(data.val, 0)), tmp_path)
+    result = train(data, tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / PREVIOUS, weights_only=True)["global_step"] == 8
+    assert_same(outcome(tmp_path, result), whole)
+
+
 def test_told_before_the_first_step_it_stops_there(data, whole, tmp_path, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+
     class Opened(SignalAt):
         def __len__(self):
-            if not self.done:
+            if not self.done and signal.getsignal(signal.SIGTERM) is not before:
                 self.done.append(None)
                 os.kill(os.getpid(), signal.SIGTERM)
             return len(self.images)

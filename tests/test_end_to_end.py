@@ -170,6 +170,17 @@ def test_a_second_ctrl_c_ends_it_at_once(folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_told_to_stop_before_training_it_says_so(folder, tmp_path):
+    command = [*SCRIPT, *SMALL, f"data.root={folder}", "run=run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+    assert process.returncode == os.EX_TEMPFAIL
+    assert said.strip().splitlines()[-1].startswith("stopped by SIGTERM")
+
+
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_does_not_start_its_next_job(folder, tmp_path):
     with training("-m", "seed=1,2", *SMALL, f"data.root={folder}", "recipe.epochs=2000", cwd=tmp_path) as process:
         process.send_signal(signal.SIGTERM)
@@ -256,13 +267,19 @@ def test_what_is_wrong_with_the_data_is_said_in_one_line(tmp_path, overrides, ch
 
 
 @pytest.mark.slow
-def test_a_misspelt_key_in_an_experiment_file_stops(folder, tmp_path):
+def test_what_is_wrong_in_an_experiment_file_is_said(folder, tmp_path):
     configs = tmp_path / "configs"
     shutil.copytree(PROJECT / "configs", configs)
-    (configs / "experiment" / "mine.yaml").write_text("# @package _global_\nrecipe:\n  epochz: 3\n")
+    mine = configs / "experiment" / "mine.yaml"
+    mine.write_text("# @package _global_\nrecipe:\n  epochz: 3\n")
     done = train("-cd", str(configs), "experiment=mine", *SMALL, f"data.root={folder}", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: recipe.epochz: no such key; did you mean epochs?"
+    mine.write_text("# @package _global_\nrecipe: [\n")
+    done = train("-cd", str(configs), "experiment=mine", *SMALL, f"data.root={folder}", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert 'mine.yaml", line 3' in done.stderr
 
 
 @pytest.mark.slow

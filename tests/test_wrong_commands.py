@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,9 @@ TRAIN = [
     ("trainer=tpu", "trainer=tpu: must be one of"),
     ("sizes=double", "sizes=double: must be one of"),
     ("backbones=zf5", "backbones: no such key; did you mean backbone?"),
+    ("datta.root=x", "datta: no such section; did you mean data?"),
+    ("data=folder data.root=images data.train=60", "data.train: the chosen data has no such key"),
+    ("demo", "demo: must be KEY=VALUE"),
     # Wrong types.
     ("recipe.epochs=soon", "recipe.epochs: Value 'soon'"),
     ("recipe.epochs=2.5", "recipe.epochs: Value '2.5'"),
@@ -167,7 +171,8 @@ COMMANDS = [
     *(("prepare_data", *row) for row in PREPARE),
     *(("tables", *row) for row in TABLES),
     ("benchmark", "seconds=0", "seconds=0"),
-    ("benchmark", "rounds=x references", "rounds"),
+    ("benchmark", "rounds=x references", "rounds=x: must be a number above 0"),
+    ("benchmark", "referencs", "referencs: must be KEY=VALUE"),
 ]
 
 
@@ -180,7 +185,12 @@ def run(script, arguments, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
     path = str(PROJECT / "scripts" / f"{script}.py")
     monkeypatch.setattr(sys, "argv", [path, *arguments])
-    runpy.run_path(path, run_name="__main__")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        runpy.run_path(path, run_name="__main__")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

@@ -158,21 +158,27 @@ class Checkpoints(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._any_told_to_stop(trainer):
-            self._stop_validation(trainer)
+            self._save_to_validate(trainer)
+            self._stop(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         # Several processes may have different numbers of batches, and cannot ask each other here.
         if trainer.world_size == 1 and self.signal is not None:
-            self._stop_validation(trainer)
+            self._save_to_validate(trainer)
+            self._stop(trainer)
 
-    def _stop_validation(self, trainer: Trainer) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # A single process alone: others would wait for it for ever.
+        if trainer.validating and trainer.world_size == 1 and not isinstance(exception, Stopped):
+            self._save_to_validate(trainer)
+
+    def _save_to_validate(self, trainer: Trainer) -> None:
         # This is how Lightning knows that a validation was begun and has to be run after a restart, from its start.
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         progress.reset()
         progress.increment_ready()
         progress.increment_started()
         self._save(trainer)
-        self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)

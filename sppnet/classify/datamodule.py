@@ -91,7 +91,10 @@ class CenterCrops(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         data, label, name = self.images[index]
-        image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
+        try:
+            image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{error}; mend it, or leave it out by prepare_data.py exclude=[{name}]") from error
         return {"image": crop(image, self.side, "center").permute(1, 2, 0), "label": label}
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from sppnet.classify.views import ViewProtocol, Window, mirrored_window, windows_at
 from sppnet.datasets import EncodedImages
 from sppnet.geometry import window_to_cells
-from sppnet.images import decode_image, resize_shorter_side, to_network_input
+from sppnet.images import UnreadableImage, decode_image, resize_shorter_side, to_network_input
 from sppnet.network import SPPNet
 from sppnet.pyramid import pool_windows
 
@@ -45,7 +45,11 @@ class ViewInputs(Dataset[Inputs]):
 
     def __getitem__(self, index: int) -> Inputs:
         data, _, name = self.images[index]
-        image, crops = decode_image(data, name), []
+        try:
+            image = decode_image(data, name)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{error}; mend it, or leave it out by exclude=[{name}]") from error
+        crops = []
         if not self.protocol.maps:
             for scale in self.protocol.scales:
                 resized = resize_shorter_side(image, scale)

@@ -52,6 +52,10 @@ def train_classifier(
     processes = trainer.num_devices * trainer.num_nodes
     if recipe.batch_size % processes:
         raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
+    if min(len(data.train), len(data.val)) < processes:
+        raise ValueError(
+            f"{len(data.train)} + {len(data.val)} images: must be at least one for each of {processes} devices"
+        )
     compiled = is_compiled(machine, {size_of_epoch(epoch) for epoch in range(recipe.epochs)})
     module = ClassificationData(
         data,

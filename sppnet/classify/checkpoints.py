@@ -104,8 +104,10 @@ def newest_whole(folder: Path) -> Path | None:
 class Checkpoints(Callback):
     """Saves `folder`/last.ckpt after every epoch and at intervals inside epochs, and stops a run that is told to stop.
 
+    A validation that fails keeps its epoch as well; it is run again after a restart.
+
     Args:
-        steps: between checkpoints inside an epoch; None: none by steps.
+        steps: between checkpoints inside an epoch; None: none by steps. Several processes: at multiples of ASK_EVERY.
         minutes: the same by the clock.
     """
 
@@ -139,7 +141,7 @@ class Checkpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()  # Lightning's own handlers save in the middle of a step (SIGUSR1) or first end the epoch
-        trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()  # what `_stop_validation` wrote has been read
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()  # what `_save_to_validate` wrote has been read
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
         if trainer.ckpt_path:
             self.where = f"{trainer.ckpt_path} is what it went on from"

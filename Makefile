@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make setup        install the pinned versions into .venv (the others do it when needed)"
-	@echo "make demo         draw the shapes data set and train a small SPP-net on it: about 4 minutes on 2 cores"
+	@echo "make demo         draw the shapes data set and train a small SPP-net on it: about 3 minutes on 2 cores"
 	@echo "make test         run all tests"
 	@echo "make stress       kill 10 small runs 30 times, and compare bit for bit: about 10 minutes"
 	@echo "make lint         check formatting, lint and types"

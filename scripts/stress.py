@@ -1,6 +1,7 @@
 """Kills training again and again, and compares what comes out with training undisturbed."""
 
 import argparse
+import json
 import random
 import signal
 import subprocess
@@ -108,9 +109,7 @@ def attempt(folder: Path, run: str, overrides: list[str], kill_after: float | No
 
 def outcome(run: Path) -> tuple[Any, ...]:
     """What must not depend on kills: every bit of the weights and of the optimizer, metrics, schedule."""
-    import json
-
-    import torch
+    import torch  # takes seconds, and --help should not
 
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     clocks = ("seconds", "images_per_second")

@@ -127,11 +127,14 @@ def test_ratios_are_held_against_the_goal_of_the_device():
 
 @pytest.mark.slow
 def test_every_comparison_runs_on_both_sides():
+    run = []
     with SideBySide("cpu", images=1, photographs=4, hidden=16) as side_by_side:
         for comparison in side_by_side.comparisons():
             if "96 views" not in comparison.name:  # takes seconds
                 for work in comparison.works():
                     work()
+                    run.append(comparison.name)
+    assert len(run) == 2 * len(set(run)) == 16
 
 
 @pytest.mark.slow

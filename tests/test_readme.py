@@ -84,7 +84,7 @@ def test_a_preparation_command_composes_and_fits_the_code(arguments):
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         config = compose("prepare_data", [word for word in arguments if not word.startswith("-")] or [ROOT, "out=x"])
     bound(config, prepare_data.settings)
-    bound_choice(config.data, "source", DATA_SOURCES, "data.")
+    assert bound_choice(config.data, "source", DATA_SOURCES, "data.")[0] == config.data.source
 
 
 @pytest.mark.parametrize("arguments", commands_of("benchmark"), ids=" ".join)
@@ -93,7 +93,7 @@ def test_a_benchmark_command_composes_and_fits_the_code(arguments):
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         config = compose("benchmark", overrides)
     OmegaConf.resolve(config)
-    read_parts(config)
+    assert read_parts(config).source == config.data.source
 
 
 def test_the_makefile_has_the_targets():

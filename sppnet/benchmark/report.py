@@ -31,6 +31,11 @@ class Verdict(NamedTuple):
 
 
 def judge(training: Training, stages: Sequence[Stage]) -> Verdict:
+    """Needs all stages but those of testing by views.
+
+    The step of a size and its input follow each other, sizes by turns; validation takes the slower of loader and
+    forward.
+    """
     rates = {stage.name: stage.images_per_second for stage in stages}
     sizes, recipe = training.sizes, training.recipe
     computing = [1 / (1 / rates[input_name(size)] + 1 / rates[step_name(size)]) for size in sizes]

@@ -30,6 +30,7 @@ def combine(several: Sequence[Scores]) -> Scores:
 
 
 def check_same_images(first: Scores, other: Scores) -> None:
+    """Raises ValueError unless both are of the same images in the same order, with the same labels and classes."""
     same = first.scores.shape == other.scores.shape and np.array_equal(first.names, other.names)
     if not same or not np.array_equal(first.labels, other.labels):
         raise ValueError(

@@ -122,6 +122,43 @@ def window_to_cells(
     return left, top, right, bottom
 
 
+def crop_to_cells(
+    window: tuple[int, int, int, int], stride: int, crop_size: tuple[int, int], map_size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """The cells of a whole image's feature map that correspond to the map of a crop.
+
+    As many cells as the crop's own map has, beginning at the cell whose centre is nearest to that of the crop's first
+    cell: a crop that starts at pixel x has its first cell at x + offset, the map has cell i at stride * i + offset, so
+    i = round(x / stride), whatever the offset. `window_to_cells` counts centres instead, which gives a 224 window at
+    the border of ZF-5's map 14 cells where the crop has 13, unless every padding is floor(kernel / 2).
+
+    Args:
+        window: (x0, y0, x1, y1) in pixels of the image that the map was computed from, inside that image.
+        stride: pixels between the centres of neighbouring cells.
+        crop_size: (height, width) in cells of the map that the network gives for the crop itself.
+        map_size: (height, width) of the whole image's map in cells.
+
+    Returns:
+        (x0, y0, x1, y1): half-open cells, all inside the map; halves of a cell are rounded up, and a window that would
+        end beyond the map is moved to its border.
+
+    Raises ValueError for a stride below 1, and sizes below 1.
+    """
+    if stride < 1 or min(*crop_size, *map_size) < 1:
+        raise ValueError(
+            f"stride={stride}, crop_size={tuple(crop_size)}, map_size={tuple(map_size)}: all must be at least 1"
+        )
+    left, right = _cells_of_crop(window[0], stride, crop_size[1], map_size[1])
+    top, bottom = _cells_of_crop(window[1], stride, crop_size[0], map_size[0])
+    return left, top, right, bottom
+
+
+def _cells_of_crop(start: int, stride: int, crop_cells: int, cells: int) -> tuple[int, int]:
+    count = min(crop_cells, cells)
+    first = min(max((2 * start + stride) // (2 * stride), 0), cells - count)
+    return first, first + count
+
+
 def _cells_inside(start: float, end: float, stride: int, offset: float | Fraction, cells: int) -> tuple[int, int]:
     first = (start - offset) // stride + 1
     last = -((offset - end) // stride) - 1

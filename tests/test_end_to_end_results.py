@@ -122,7 +122,7 @@ def spoil(place):
     ("script", "arguments", "message"),
     [
         ("evaluate.py", [], "run: missing; give it as run=VALUE"),
-        ("evaluate.py", ["run=SINGLE", "views=[centre]"], "views=centre: must be one of center, full, full_as_trained"),
+        ("evaluate.py", ["run=SINGLE", "views=[centre]"], "views=centre: must be one of center, full, full_aligned"),
         ("evaluate.py", ["run=SINGLE", "hardware.megapixel=3"], "hardware.megapixel"),
         ("evaluate.py", ["run=SINGLE", "data=folder", "data.root=cars"], "only in the network cat, dog"),
         ("tables.py", ["table5"], "table5: must be one of table2, table3"),

@@ -14,6 +14,7 @@ from references import cells_by_enumeration, center_by_enumeration
 from sppnet.geometry import (
     Footprint,
     check_levels,
+    crop_to_cells,
     first_center,
     pyramid_bins,
     side_lengths,
@@ -299,3 +300,44 @@ def test_wrong_windows_are_named(window):
 def test_wrong_strides_and_maps_are_named(stride, map_size):
     with pytest.raises(ValueError, match=rf"stride={stride}, map_size=\({map_size[0]}, {map_size[1]}\)"):
         window_to_cells((0, 0, 5, 5), stride, 0, map_size)
+
+
+@pytest.mark.parametrize(
+    "rows", [ZF5, ZF5_RELEASE, CONVNET5, OVERFEAT5, OVERFEAT5_CNN_S, ZF5_ALIGNED, CONVNET5_ALIGNED]
+)
+def test_a_crop_takes_as_many_cells_of_the_map_as_it_has_itself_from_the_nearest_one(rows):
+    footprints_of, stride = layers(rows), total_stride(layers(rows))
+    for image, size in ((256, 224), (341, 224), (357, 180), (560, 224), (224, 224)):
+        cells, count = side_lengths(image, footprints_of)[-1], side_lengths(size, footprints_of)[-1]
+        for x in range(image - size + 1):
+            x0, y0, x1, y1 = crop_to_cells((x, 0, x + size, size), stride, (count, count), (cells, cells))
+            assert (x1 - x0, y0, y1) == (count, 0, count)
+            # The cell whose centre is nearest to the crop's first one, the right one of two; the crop must fit.
+            nearest = min(range(cells - count + 1), key=lambda i: (abs(stride * i - x), -i))
+            assert x0 == nearest
+
+
+@pytest.mark.parametrize(
+    ("window", "expected"),
+    [
+        ((0, 0, 99, 99), (0, 0, 3, 2)),
+        ((7, 0, 99, 99), (0, 0, 3, 2)),
+        ((8, 0, 99, 99), (1, 0, 4, 2)),  # half a stride: the right cell
+        ((23, 24, 99, 99), (1, 2, 4, 4)),
+        ((24, 23, 99, 99), (2, 1, 5, 3)),
+        ((999, 999, 999, 999), (4, 3, 7, 5)),  # moved to the border
+        ((-999, -999, 0, 0), (0, 0, 3, 2)),
+    ],
+)
+def test_crop_to_cells_by_hand(window, expected):
+    assert crop_to_cells(window, 16, (2, 3), (5, 7)) == expected
+
+
+def test_a_crop_with_more_cells_than_the_map_takes_them_all():
+    assert crop_to_cells((3, 3, 9, 9), 16, (5, 5), (2, 3)) == (0, 0, 3, 2)
+
+
+@pytest.mark.parametrize(("stride", "crop", "cells"), [(0, (1, 1), (1, 1)), (1, (0, 1), (1, 1)), (1, (1, 1), (1, 0))])
+def test_wrong_crops_are_named(stride, crop, cells):
+    with pytest.raises(ValueError, match=rf"stride={stride}, crop_size=\({crop[0]}, {crop[1]}\), map_size="):
+        crop_to_cells((0, 0, 5, 5), stride, crop, cells)

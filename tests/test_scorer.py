@@ -12,7 +12,7 @@ from sppnet.backbones import build_backbone
 from sppnet.classify.scorer import Inputs, Scorer, ViewInputs, score_images, whole_scales
 from sppnet.classify.views import POSITIONS, ViewProtocol, mirrored_window, views_of
 from sppnet.datasets import open_data
-from sppnet.geometry import window_to_cells
+from sppnet.geometry import crop_to_cells, window_to_cells
 from sppnet.images import crop, decode_image, resize_shorter_side, to_network_input
 from sppnet.network import SPPNet
 
@@ -73,17 +73,17 @@ def softmax(network, image):
         return network(to_network_input(image[None], network.input_mean, network.input_std)).softmax(1)[0]
 
 
-def test_full_is_the_aligned_network_on_the_whole_image(network):
+def test_full_is_the_network_itself_on_the_whole_image(network):
     pictures = random_pictures()
     scores = scores_of(network, pictures, ViewProtocol(full_scales=[72]))
-    expected = [softmax(network.aligned(), pixels_of(pictures, i, 72)) for i in range(len(pictures))]
+    expected = [softmax(network, pixels_of(pictures, i, 72)) for i in range(len(pictures))]
     torch.testing.assert_close(scores, torch.stack(expected))
 
 
-def test_full_as_trained_is_the_network_itself_on_the_whole_image(network):
+def test_full_aligned_is_the_aligned_network_on_the_whole_image(network):
     pictures = random_pictures()
-    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], aligned=False))
-    expected = [softmax(network, pixels_of(pictures, i, 72)) for i in range(len(pictures))]
+    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], aligned=True))
+    expected = [softmax(network.aligned(), pixels_of(pictures, i, 72)) for i in range(len(pictures))]
     torch.testing.assert_close(scores, torch.stack(expected))
 
 
@@ -92,7 +92,7 @@ def test_full_flip_averages_the_image_and_its_mirror(network):
     scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], mirrored=True))
     for i, score in enumerate(scores):
         image = pixels_of(pictures, i, 72)
-        both = [softmax(network.aligned(), image), softmax(network.aligned(), image.flip(-1))]
+        both = [softmax(network, image), softmax(network, image.flip(-1))]
         torch.testing.assert_close(score, torch.stack(both).mean(0))
 
 
@@ -109,11 +109,12 @@ def test_ten_crop_is_a_loop_over_ten_crops(network):
         torch.testing.assert_close(score, torch.stack(views).mean(0))
 
 
-@pytest.mark.parametrize("as_deployed", [True, False])
-def test_views_on_maps_are_a_loop_over_windows(network, as_deployed):
-    pictures, protocol = random_pictures(), ViewProtocol(**MANY, full_scales=[72], aligned=as_deployed)
+@pytest.mark.parametrize("aligned", [True, False])
+def test_views_on_maps_are_a_loop_over_windows(network, aligned):
+    pictures, protocol = random_pictures(), ViewProtocol(**MANY, full_scales=[72], aligned=aligned)
     scores = scores_of(network, pictures, protocol)
-    aligned = network.aligned() if as_deployed else network
+    tested = network.aligned() if aligned else network
+    backbone = tested.backbone
     for i, score in enumerate(scores):
         views = []
         for view in views_of(protocol, *pictures.pixels[i].shape[:2]):
@@ -123,13 +124,24 @@ def test_views_on_maps_are_a_loop_over_windows(network, as_deployed):
                 window = window and mirrored_window(window, image.shape[2])
                 image = image.flip(-1)
             with torch.inference_mode():
-                maps = aligned.maps(to_network_input(image[None], network.input_mean, network.input_std))
+                maps = tested.maps(to_network_input(image[None], network.input_mean, network.input_std))
                 if window is not None:
                     size = (maps.shape[2], maps.shape[3])
-                    x0, y0, x1, y1 = window_to_cells(window, aligned.backbone.stride, aligned.backbone.offset, size)
+                    if aligned:
+                        x0, y0, x1, y1 = window_to_cells(window, backbone.stride, backbone.offset, size)
+                    else:
+                        crop_size = tuple(backbone(torch.zeros(1, 3, 64, 64)).shape[2:])
+                        x0, y0, x1, y1 = crop_to_cells(window, backbone.stride, crop_size, size)
                     maps = maps[:, :, y0:y1, x0:x1]
-                views.append(aligned.classify(aligned.pool(maps)).softmax(1)[0])
+                views.append(tested.classify(tested.pool(maps)).softmax(1)[0])
         torch.testing.assert_close(score, torch.stack(views).mean(0))
+
+
+def test_a_window_as_large_as_the_image_is_the_crop(network):
+    pictures = random_pictures([(64, 64), (72, 72)])
+    one = {"scales": [64], "view_size": 64, "positions": ["center"], "mirrored": True}
+    crops, windows = (scores_of(network, pictures, ViewProtocol(**one, maps=maps)) for maps in (False, True))
+    torch.testing.assert_close(windows, crops)
 
 
 @pytest.mark.parametrize("protocol", [TEN, {**TEN, "maps": True}, MANY, {"full_scales": [72], "mirrored": True}])

@@ -1,5 +1,6 @@
 """Protocols as lists of views, against lists written by hand and properties over all shapes of images."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,11 @@ VIEWS = Path(__file__).parent.parent / "configs" / "views"
 SHIPPED = (
     "center",
     "full",
-    "full_as_trained",
+    "full_aligned",
     "full_flip",
     "multi_view",
     "multi_view_full",
+    "multi_view_full_aligned",
     "ten_crop",
     "ten_crop_maps",
 )
@@ -147,9 +149,11 @@ def test_text_says_what_is_tested():
     )
 
 
-def test_only_one_protocol_keeps_the_paddings_of_training():
-    assert [name for name in SHIPPED if not shipped(name).aligned] == ["full_as_trained"]
-    assert shipped("full_as_trained").text() == "whole image at shorter side 256, paddings of training"
+def test_paddings_are_those_of_training_unless_the_name_says_aligned():
+    assert [name for name in SHIPPED if shipped(name).aligned] == ["full_aligned", "multi_view_full_aligned"]
+    assert shipped("full_aligned").text() == "whole image at shorter side 256, aligned paddings"
+    full, aligned = shipped("multi_view_full"), shipped("multi_view_full_aligned")
+    assert dataclasses.replace(full, aligned=True) == aligned
 
 
 def test_what_a_network_without_a_pyramid_cannot():

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppnet.classify.views import ViewProtocol, Window, mirrored_window, windows_at
 from sppnet.datasets import EncodedImages
-from sppnet.geometry import window_to_cells
+from sppnet.geometry import crop_to_cells, window_to_cells
 from sppnet.images import UnreadableImage, decode_image, resize_shorter_side, to_network_input
 from sppnet.network import SPPNet
 from sppnet.pyramid import pool_windows
@@ -64,8 +64,10 @@ class ViewInputs(Dataset[Inputs]):
 class Scorer:
     """Mean softmax scores of images over the views of a protocol.
 
-    Crops go through the network as it was trained. Whole images and windows on maps go through `network.aligned()`,
-    in which cell i is centred on pixel stride * i (arXiv:1406.4729v4, Appendix A), unless the protocol says otherwise.
+    Everything goes through the network with the paddings of training, and a window on maps takes the cells that a crop
+    has (`crop_to_cells`). With `protocol.aligned`, whole images and windows on maps go through `network.aligned()`
+    instead, in which cell i is centred on pixel stride * i, and a window takes the cells whose centres lie inside it
+    (`window_to_cells`): arXiv:1406.4729v4, Appendix A.
 
     Args:
         network: on its device, in eval mode.
@@ -137,8 +139,13 @@ class Scorer:
         return torch.cat(scores).unflatten(0, (images, -1))
 
     def _cells(self, window: Window, maps: Tensor) -> Window:
-        backbone = self.whole.backbone
-        return window_to_cells(window, backbone.stride, backbone.offset, (maps.shape[2], maps.shape[3]))
+        backbone, map_size = self.whole.backbone, (maps.shape[2], maps.shape[3])
+        if self.protocol.aligned:
+            return window_to_cells(window, backbone.stride, backbone.offset, map_size)
+        x0, y0, x1, y1 = window
+        return crop_to_cells(
+            window, backbone.stride, (backbone.map_side(y1 - y0), backbone.map_side(x1 - x0)), map_size
+        )
 
     def _sides(self) -> tuple[bool, ...]:
         return (False, True) if self.protocol.mirrored else (False,)

@@ -47,8 +47,8 @@ class ViewProtocol:
         mirrored: whether every view, windows and whole images, is joined by its mirror image.
         maps: True pools windows from the feature maps of the whole image, computed once per scale (§3.1.5); False sends
             crops through the network.
-        aligned: whether whole images go through `network.aligned()`, with the paper's paddings for deployment (Appendix
-            A), or through the network as it was trained. Crops always go through the latter.
+        aligned: whether whole images go through `network.aligned()`, whose paddings are floor(kernel / 2) (Appendix A),
+            or through the network with the paddings of training. Crops always go through the latter.
 
     Raises ValueError for a protocol without views, an unknown or repeated entry, and windows larger than the image.
     """
@@ -59,7 +59,7 @@ class ViewProtocol:
     full_scales: list[int] = field(default_factory=list)
     mirrored: bool = False
     maps: bool = False
-    aligned: bool = True
+    aligned: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.positions if name not in POSITIONS]
@@ -99,7 +99,7 @@ class ViewProtocol:
         return (
             " + ".join(parts)
             + (", each also mirrored" if self.mirrored else "")
-            + (", paddings of training" if whole and not self.aligned else "")
+            + (", aligned paddings" if whole and self.aligned else "")
         )
 
     @property

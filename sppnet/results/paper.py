@@ -70,13 +70,18 @@ TABLES = {
     "table3": TableSpec(
         "Table 3: one view, the centre crop or the whole image",
         tuple(VARIANTS),
-        {"center": None, "full": "center", "full_as_trained": "center"},
+        {"center": None, "full": "center", "full_aligned": "center"},
         False,
     ),
     "table4": TableSpec(
         "Table 4: 10 views, 96 views on maps, 96 views and 2 whole images",
         ("alternate",),
-        {"ten_crop": None, "multi_view": "ten_crop", "multi_view_full": "ten_crop"},
+        {
+            "ten_crop": None,
+            "multi_view": "ten_crop",
+            "multi_view_full": "ten_crop",
+            "multi_view_full_aligned": "ten_crop",
+        },
         False,
     ),
 }

@@ -133,7 +133,7 @@ def _single_view(protocol: Mapping[str, object]) -> tuple[str, int] | None:
     if protocol["mirrored"] or not isinstance(scales, list) or not isinstance(full_scales, list):
         return None
     if len(full_scales) == 1 and not scales:
-        return f"full image{'' if protocol['aligned'] else ', paddings of training'}", int(full_scales[0])
+        return f"full image{', aligned paddings' if protocol['aligned'] else ''}", int(full_scales[0])
     if len(scales) == 1 and not full_scales and protocol["positions"] == ["center"] and not protocol["maps"]:
         return "centre crop", int(scales[0])
     return None

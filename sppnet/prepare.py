@@ -9,10 +9,8 @@ import hashlib
 import io
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +24,7 @@ from PIL import ExifTags, Image
 from sppnet.datasets import EncodedImages, ImageData
 from sppnet.folders import listing
 from sppnet.images import UnreadableImage, decode_image, resize_shorter_side
+from sppnet.processes import exit_with_parent
 from sppnet.progress import Progress
 from sppnet.records import write_json
 from sppnet.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, VALIDATION, column_values
@@ -146,18 +145,10 @@ _settings: Settings
 
 def _start_worker(data: ImageData, settings: Settings) -> None:
     global _data, _settings
+    exit_with_parent()  # it would otherwise wait for work for ever
     _data, _settings = data, settings
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A pool whose process was killed would otherwise wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _write_shards(data: ImageData, settings: Settings, shards: list[Shard], workers: int) -> None:

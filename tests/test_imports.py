@@ -17,7 +17,7 @@ ORDER = (
     {"pyramid", "normalization"},
     {"backbones"},
     {"network"},
-    {"images", "metrics", "shapes"},
+    {"images", "metrics", "processes", "shapes"},
     {"folders", "records"},
     {"progress", "stores"},
     {"datasets"},

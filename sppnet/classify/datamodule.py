@@ -33,6 +33,7 @@ from sppnet.images import (
     to_network_input,
     training_input,
 )
+from sppnet.processes import exit_with_parent
 
 # A training image that cannot be read is replaced by another; after this many in a row the data set is at fault.
 MOST_REPLACEMENTS = 20
@@ -158,8 +159,13 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         self.sampler.start = done * self.batch_size  # type: ignore[attr-defined, operator]
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Schedulers and terminals signal all processes of a job, but the step under way needs its batch."""
+def _start_worker(worker: int) -> None:
+    """Called by torch in every loader process, before it loads anything.
+
+    It ends with the trainer. Signals are left to the trainer: schedulers and terminals signal all processes of a job,
+    but the step in progress needs its batch.
+    """
+    exit_with_parent()
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
@@ -279,7 +285,7 @@ class ClassificationData(LightningDataModule):
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _leave_signals_to_the_trainer,
+            "worker_init_fn": _start_worker,
         }
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:

@@ -33,7 +33,7 @@ from sppnet.images import (
     to_network_input,
     training_input,
 )
-from sppnet.processes import exit_with_parent
+from sppnet.processes import LOADER_TIMEOUT, start_loader_worker
 
 # A training image that cannot be read is replaced by another; after this many in a row the data set is at fault.
 MOST_REPLACEMENTS = 20
@@ -162,10 +162,10 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
 def _start_worker(worker: int) -> None:
     """Called by torch in every loader process, before it loads anything.
 
-    It ends with the trainer. Signals are left to the trainer: schedulers and terminals signal all processes of a job,
-    but the step in progress needs its batch.
+    Signals are left to the trainer: schedulers and terminals signal all processes of a job, but the step in progress
+    needs its batch.
     """
-    exit_with_parent()
+    start_loader_worker(worker)
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
@@ -286,6 +286,7 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": _start_worker,
+            "timeout": LOADER_TIMEOUT if self.workers else 0,
         }
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:

@@ -43,7 +43,9 @@ def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), tra
 
 
 @contextmanager
-def started(command: Sequence[str | Path], *, limit: float = 300, **options: Any) -> Iterator[subprocess.Popen[str]]:
+def started_process(
+    command: Sequence[str | Path], *, limit: float = 300, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
     """A process in a group of its own, which is killed as a whole at the end of the block, however that is left.
 
     After `limit` seconds it is killed earlier, so that nothing waits for it, and the test fails.
@@ -68,10 +70,12 @@ def started(command: Sequence[str | Path], *, limit: float = 300, **options: Any
     assert not late.is_set(), f"{command}: still running after {limit} seconds"
 
 
-def run(command: Sequence[str | Path], *, limit: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` with both outputs captured and no input, under the limits of `started`."""
+def run_process(
+    command: Sequence[str | Path], *, limit: float = 300, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with both outputs captured and no input, under the limits of `started_process`."""
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with started(command, limit=limit, **(pipes | options)) as process:
+    with started_process(command, limit=limit, **(pipes | options)) as process:
         output, errors = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import run, started
+from conftest import run_process, started_process
 from sppnet.processes import exit_with_parent, explained_loader_failures
 from test_datamodule import data_module, noise
 
@@ -40,7 +40,7 @@ def test_a_worker_whose_parent_died_before_it_began_ends(method, worker, tmp_pat
     """Whoever reads the output waits until the last process that could write to it is gone."""
     script = tmp_path / "orphan.py"
     script.write_text(ORPHAN)
-    with started([sys.executable, script, method, worker], stdout=subprocess.PIPE) as process:
+    with started_process([sys.executable, script, method, worker], stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == "started\n"
         process.stdout.read()
 
@@ -58,7 +58,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_loader_workers_end_with_a_trainer_that_is_killed(tmp_path):
     command = [sys.executable, "-c", TRAINER]
-    with started(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as process:
+    with started_process(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as process:
         assert process.stdout.read() == "trains\n"
 
 
@@ -103,7 +103,7 @@ except OSError as error:
 @pytest.mark.parametrize("limit", [14, 20, 24])
 def test_too_few_open_files_are_said_instead_of_waiting_for_ever(limit):
     """At various places: while the processes start, in theirs, and in the one that they load for."""
-    done = run([sys.executable, "-c", FEW_FILES, limit], cwd=Path(__file__).parent)
+    done = run_process([sys.executable, "-c", FEW_FILES, limit], cwd=Path(__file__).parent)
     assert done.stdout == (
         f"too many open files, at most {limit} are allowed: raise the limit (ulimit -n 4096) or use fewer "
         "trainer.workers\n"

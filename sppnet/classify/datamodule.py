@@ -33,6 +33,7 @@ from sppnet.images import (
     to_network_input,
     training_input,
 )
+from sppnet.names import printable
 from sppnet.processes import LOADER_TIMEOUT, start_loader_worker
 
 # A training image that cannot be read is replaced by another; after this many in a row the data set is at fault.
@@ -48,8 +49,8 @@ class TrainingCrops(Dataset[dict[str, Any]]):
     """A training image at one of the paper's five crop positions, with the random numbers for the device.
 
     Indexed by (epoch, index). Gives `image` uint8 (side, side, 3), `label`, `mirrored` bool, `color` float32 (3,) and
-    `unreadable`, the names of files that had to be replaced, joined by a tab ("" nearly always). The replacement is the
-    image at an index that is itself drawn from (seed, epoch, index).
+    `unreadable`, a line for each file that had to be replaced ("" nearly always). The replacement is the image at an
+    index that is itself drawn from (seed, epoch, index).
     """
 
     def __init__(self, images: Any, *, side: int, seed: int) -> None:
@@ -63,8 +64,8 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         color = random.normal(0.0, COLOR_STANDARD_DEVIATION, 3).astype(np.float32)
         unreadable: list[str] = []
         while True:
-            data, label, name = self.images[index]
             try:
+                data, label, name = self.images[index]
                 image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
                 break
             except UnreadableImage as error:
@@ -77,7 +78,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
             "label": label,
             "mirrored": mirrored,
             "color": torch.from_numpy(color),
-            "unreadable": "\t".join(unreadable),
+            "unreadable": "\n".join(unreadable),
         }
 
 
@@ -91,11 +92,12 @@ class CenterCrops(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        data, label, name = self.images[index]
         try:
+            data, label, name = self.images[index]
             image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
         except UnreadableImage as error:
-            raise UnreadableImage(f"{error}; mend it, or leave it out by prepare_data.py exclude=[{name}]") from error
+            name = printable(self.images.name(index))
+            raise UnreadableImage(f"{error}; repair it, or leave it out by prepare_data.py exclude=[{name}]") from error
         return {"image": crop(image, self.side, "center").permute(1, 2, 0), "label": label}
 
 
@@ -291,7 +293,7 @@ class ClassificationData(LightningDataModule):
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:
         """Names each unreadable training image once, in the process that a person reads."""
-        for message in "\t".join(filter(None, messages)).split("\t"):
+        for message in "\n".join(filter(None, messages)).split("\n"):
             if message and message not in self.unreadable:
                 self.unreadable.add(message)
                 warnings.warn(f"skipping an unreadable training image: {message}", stacklevel=2)

@@ -121,18 +121,18 @@ def limited(command: list[str], errors: IO[bytes]) -> Iterator["subprocess.Popen
 
     Raises RuntimeError after LIMIT seconds, and where processes outlive their parent.
     """
-    late = threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True) as process:
-        timer = threading.Timer(LIMIT, lambda: (late.set(), kill_group(process)))
+        timer = threading.Timer(LIMIT, kill_group, [process])
         timer.start()
         try:
             yield process
         except subprocess.TimeoutExpired as error:
             raise RuntimeError(f"loader processes outlived their trainer by {LIMIT_OF_WORKERS} seconds") from error
         finally:
+            late = timer.finished.is_set()
             timer.cancel()
             kill_group(process)
-    if late.is_set():
+    if late:
         raise RuntimeError(f"still running after {LIMIT} seconds: {' '.join(command)}")
 
 

@@ -206,6 +206,21 @@ def test_an_unreadable_training_image_is_named_and_counted(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_loader_process_stops_it_in_one_line_and_it_resumes(folder, tmp_path):
+    command = [*SMALL, "trainer.workers=1", f"data.root={folder}", "run=run"]
+    with training(*command, "recipe.epochs=2000", cwd=tmp_path) as process:
+        # The loader processes, of training and of validation, are the only children.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        said = process.communicate()[1]
+    assert process.returncode == 2
+    assert said == (
+        "error: a loader process was killed (signal 9), perhaps for lack of memory; use fewer trainer.workers\n"
+    )
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.slow
 def test_a_sweep_trains_every_combination_into_its_own_directory(folder, tmp_path):
     arguments = [*SMALL, f"data.root={folder}", "recipe.epochs=1"]
     done = train("-m", *arguments, "pooling=spp50,spp30", "backbone=zf5,convnet5", cwd=tmp_path)

@@ -167,13 +167,13 @@ def _start_worker(worker: int) -> None:
     Signals are left to the trainer: schedulers and terminals signal all processes of a job, but the step in progress
     needs its batch.
     """
-    start_loader_worker(worker)
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
         elif hasattr(signal, "sigwaitinfo"):  # not on macOS
             signal.pthread_sigmask(signal.SIG_BLOCK, [number])
             threading.Thread(target=_end_when_the_trainer_says, daemon=True).start()
+    start_loader_worker(worker)  # after SIGTERM is blocked, because its thread would receive it
 
 
 def _end_when_the_trainer_says() -> None:

@@ -2,14 +2,18 @@
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 TRAIN = Path(__file__).with_name("train.py")
 SMALL = [
@@ -21,6 +25,10 @@ SCHEDULES = {
     "cosine": ["recipe=fast", "recipe.warmup_epochs=1", "trainer.validate_every=2"],
     "plateau": ["recipe=paper", "recipe.plateau_patience=1", "recipe.learning_rate=0.01"],
 }
+
+# Seconds. Training takes half a minute on an idle machine.
+LIMIT = 900
+LIMIT_OF_WORKERS = 60
 
 
 class Ending(NamedTuple):
@@ -79,32 +87,67 @@ def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
 
 
 def attempt(folder: Path, run: str, overrides: list[str], kill_after: float | None) -> Ending:
-    """Trains until the end, or until SIGKILL some seconds after training began. Counts seconds of training alone."""
+    """Trains until the end, or until SIGKILL some seconds after training began. Counts seconds of training only.
+
+    Only the trainer is killed: its loader processes have to end by themselves. Raises RuntimeError where they do not,
+    where training takes longer than LIMIT, and with what it said where it fails.
+    """
     command = [sys.executable, str(TRAIN), *SMALL, *overrides, f"data.root={folder / 'shapes'}", f"run={folder / run}"]
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-    ):
+    with tempfile.TemporaryFile() as errors, limited(command, errors) as process:
         assert process.stdout is not None
         while not (line := process.stdout.readline()).startswith("run directory"):
             if line.startswith("already finished"):  # killed between its result and its end
                 process.communicate()
                 return Ending(finished=True, resumed=False, seconds=0.0)
             if not line:
-                process.wait()
-                errors.seek(0)
-                raise RuntimeError(errors.read().decode())
+                raise failure(process, errors)
+
         began = time.monotonic()
         try:
             said, _ = process.communicate(timeout=kill_after)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            said, _ = process.communicate()
+            said, _ = process.communicate(timeout=LIMIT_OF_WORKERS)  # until nobody is left who could write
         seconds = time.monotonic() - began
+
         if process.returncode not in (0, -signal.SIGKILL):
-            errors.seek(0)
-            raise RuntimeError(errors.read().decode())
+            raise failure(process, errors)
         return Ending(process.returncode == 0, "resuming from" in said, seconds)
+
+
+@contextmanager
+def limited(command: list[str], errors: IO[bytes]) -> Iterator["subprocess.Popen[str]"]:
+    """A process in a group of its own, killed as a whole at the end of the block and after LIMIT seconds.
+
+    Raises RuntimeError after LIMIT seconds, and where processes outlive their parent.
+    """
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True) as process:
+        timer = threading.Timer(LIMIT, kill_group, [process])
+        timer.start()
+        try:
+            yield process
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"loader processes outlived their trainer by {LIMIT_OF_WORKERS} seconds") from error
+        finally:
+            late = timer.finished.is_set()
+            timer.cancel()
+            kill_group(process)
+    if late:
+        raise RuntimeError(f"still running after {LIMIT} seconds: {' '.join(command)}")
+
+
+def kill_group(process: "subprocess.Popen[str]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def failure(process: "subprocess.Popen[str]", errors: IO[bytes]) -> RuntimeError:
+    """What a process that failed, or was killed for taking too long, said."""
+    process.wait()
+    errors.seek(0)
+    return RuntimeError(
+        errors.read().decode() or f"ended with code {process.returncode}, perhaps after {LIMIT} seconds"
+    )
 
 
 def outcome(run: Path) -> tuple[Any, ...]:

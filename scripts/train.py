@@ -122,7 +122,7 @@ def train(config: DictConfig) -> float:
     parts = read_parts(config)
     import torch
 
-    from sppnet.classify.machine import claim_gpu, is_first_process
+    from sppnet.classify.machine import busy_machine, claim_gpu, is_first_process
     from sppnet.classify.schedules import size_of_epoch
     from sppnet.datasets import open_data
     from sppnet.records import read_result, result_text
@@ -145,6 +145,8 @@ def train(config: DictConfig) -> float:
                 f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
                 flush=True,
             )
+            if note := busy_machine():
+                print(note, flush=True)
         with sole_training(run) if is_first_process() else nullcontext():
             result = train_classifier(
                 network,

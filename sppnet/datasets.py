@@ -30,7 +30,10 @@ class EncodedImages(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[bytes, int, str]:
-        """The bytes of the file, its label, and its name, which no other image of train and val has."""
+        """The bytes of the file, its label, and its name, which no other image of train and val has.
+
+        Raises `sppnet.images.UnreadableImage` where the file cannot be read.
+        """
 
     def name(self, index: int) -> str: ...
 

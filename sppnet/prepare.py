@@ -9,10 +9,8 @@ import hashlib
 import io
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +24,8 @@ from PIL import ExifTags, Image
 from sppnet.datasets import EncodedImages, ImageData
 from sppnet.folders import listing
 from sppnet.images import UnreadableImage, decode_image, resize_shorter_side
+from sppnet.names import is_utf8, printable
+from sppnet.processes import exit_with_parent
 from sppnet.progress import Progress
 from sppnet.records import write_json
 from sppnet.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, VALIDATION, column_values
@@ -94,6 +94,7 @@ def prepare(data: ImageData, out: Path, settings: Settings, *, workers: int) -> 
     """
     if not 1 <= settings.quality <= 100 or settings.short_side < 1:
         raise ValueError(f"{settings}: must be short_side >= 1 and quality 1 to 100")
+    _check_names(data)
     plan = _plan(data, settings)
     _check_folder(out, plan)
     if (out / MARKER).is_file():
@@ -117,6 +118,14 @@ def prepare(data: ImageData, out: Path, settings: Settings, *, workers: int) -> 
 
 def _plan(data: ImageData, settings: Settings) -> str:
     return hashlib.sha256(f"{data.fingerprint()} {settings}".encode()).hexdigest()[:16]
+
+
+def _check_names(data: ImageData) -> None:
+    """ValueError for a name that Arrow cannot store."""
+    for images in (data.train, data.val):
+        for name in map(images.name, range(len(images))):
+            if not is_utf8(name):
+                raise ValueError(printable(f"{name}: the name is not UTF-8; rename the file"))
 
 
 def _check_folder(out: Path, plan: str) -> None:
@@ -146,18 +155,10 @@ _settings: Settings
 
 def _start_worker(data: ImageData, settings: Settings) -> None:
     global _data, _settings
+    exit_with_parent()  # it would otherwise wait for work for ever
     _data, _settings = data, settings
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A pool whose process was killed would otherwise wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _write_shards(data: ImageData, settings: Settings, shards: list[Shard], workers: int) -> None:
@@ -242,11 +243,11 @@ def _features(classes: tuple[str, ...]) -> Any:
 
 def _row(images: EncodedImages, index: int, training: bool, facts: dict[str, Any]) -> dict[str, Any] | None:
     """What is stored of an image, and what is said of it added to `facts`; None where it cannot be read."""
-    data, label, name = images[index]
     try:
+        data, label, name = images[index]
         picture = decode_image(data, name)
     except UnreadableImage as error:
-        facts["unreadable"].append([name, str(error)])
+        facts["unreadable"].append([images.name(index), str(error)])
         return None
     usual = True
     for kind, remark in _remarks(data, name, picture):

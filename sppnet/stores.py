@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sppnet.folders import listing
+from sppnet.images import read_image_file
 
 # The columns of a prepared store.
 IMAGE, LABEL, NAME, DIGEST = "image", "label", "name", "source_sha256"
@@ -31,8 +32,9 @@ class StoredImages:
     def __getitem__(self, index: int) -> tuple[bytes, int, str]:
         index = range(len(self))[index]
         (image,) = self.images[index].values()
-        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-        return data, int(self.labels[index]), self.name(index)
+        name = self.name(index)
+        data = read_image_file(image["path"], name) if image["bytes"] is None else image["bytes"]
+        return data, int(self.labels[index]), name
 
     def name(self, index: int) -> str:
         return f"{self.split}/{index}" if self.names is None else self.names[index][NAME]

@@ -2,9 +2,13 @@
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +40,44 @@ def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), tra
                 pixels[..., label % 3] += 120
                 (folder / f"{i}.jpg").write_bytes(jpeg(pixels))
     return root
+
+
+@contextmanager
+def started_process(
+    command: Sequence[str | Path], *, limit: float = 300, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A process in a group of its own, which is killed as a whole at the end of the block, however that is left.
+
+    After `limit` seconds it is killed earlier, so that nothing waits for it, and the test fails.
+    """
+    process = subprocess.Popen(list(map(str, command)), text=True, start_new_session=True, **options)
+    late = threading.Event()
+
+    def kill_group() -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit, lambda: (late.set(), kill_group()))
+    timer.start()
+    try:
+        with process:
+            try:
+                yield process
+            finally:
+                kill_group()
+    finally:
+        timer.cancel()
+    assert not late.is_set(), f"{command}: still running after {limit} seconds"
+
+
+def run_process(
+    command: Sequence[str | Path], *, limit: float = 300, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` with both outputs captured and no input, under the limits of `started_process`."""
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started_process(command, limit=limit, **(pipes | options)) as process:
+        output, errors = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 @pytest.fixture

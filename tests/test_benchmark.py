@@ -1,7 +1,6 @@
 """The references give the same numbers as ours; what follows from rates; both commands run. No clock is read."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import make_image_folder
+from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.report import advice, judge, ratios_page, stages_page
@@ -142,9 +141,7 @@ def test_the_page_of_stages(tmp_path):
     root = make_image_folder(tmp_path / "images", train=8, val=2)
     arguments = [f"data.root={root}", "data=folder", "recipe=fast", "trainer=cpu", "backbone.width=0.05", "hidden=16"]
     small = ["recipe.epochs=2", "recipe.batch_size=4", "sizes=alternate", "seconds=0.01", "recipe.warmup_epochs=0"]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments, *small, "--json"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = run_process([sys.executable, SCRIPT, *arguments, *small, "--json"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
     names = [stage["name"] for stage in records["stages"]]

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 import evaluate as evaluate_script
 import train as train_script
 from command_line import bound, bound_choice, claim_run_directory, run_directory, sole_training
+from conftest import started_process
 from sppnet.backbones import BACKBONES
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.recipe import Machine, Recipe
@@ -187,7 +188,8 @@ with sole_training(Path(sys.argv[1])):
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent / "scripts")}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started_process(command, env=environment, **pipes) as holder:
         assert holder.stdout.readline() == "holds it\n"
         held = rf": process {holder.pid} on \S+, since \S+ \S+, trains here"
         with pytest.raises(ValueError, match=held), sole_training(tmp_path):

@@ -1,8 +1,11 @@
+import errno
 import functools
 import gc
 import multiprocessing
 import operator
 import os
+import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +37,10 @@ class Files:
         return len(self.files)
 
     def __getitem__(self, index):
-        return self.files[index], index % 3, f"{index}.jpg"
+        return self.files[index], index % 3, self.name(index)
+
+    def name(self, index):
+        return f"{index}.jpg"
 
 
 def noise(count, height=64, width=80, seed=0):
@@ -97,6 +103,72 @@ def test_an_unreadable_training_image_is_named_and_replaced_reproducibly():
     assert item["label"] == again["label"]
     assert torch.equal(item["image"], again["image"])
     assert {crops[epoch, 2]["label"] for epoch in range(30)} == {0, 1}  # 0, 1, 3, 4: not 2 alone, not always the next
+
+
+def unopenable(root, kind):
+    """Puts something that looks like an image to `root`/train/cat, and returns its name and why it is none."""
+    path = root / "train" / "cat" / "odd.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+        reason = "not a regular file"
+    elif kind == "device without end":
+        path.symlink_to("/dev/zero")
+        reason = "not a regular file"
+    elif kind == "link to a folder":
+        path.symlink_to(root)
+        reason = "not a regular file"
+    elif kind == "broken link":
+        path.symlink_to("nowhere")
+        reason = "No such file or directory"
+    elif kind == "link to itself":
+        path.symlink_to(path)
+        reason = "Too many levels of symbolic links"
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as end:
+            path.parent.joinpath("s").unlink(missing_ok=True)
+            before = os.getcwd()
+            os.chdir(path.parent)  # names of sockets are short
+            try:
+                end.bind(path.name)
+            finally:
+                os.chdir(before)
+        reason = os.strerror(errno.ENXIO)
+    else:
+        path.write_bytes(b"")
+        os.truncate(path, 2**40)  # takes no space
+        reason = "1099511627776 bytes, more than "
+    return "train/cat/odd.jpg", reason
+
+
+UNOPENABLE = [
+    *("pipe", "device without end", "link to a folder", "broken link", "link to itself", "socket", "enormous file"),
+]
+
+
+@pytest.mark.parametrize("kind", UNOPENABLE)
+def test_what_cannot_be_opened_is_named_and_replaced_in_training_and_stops_validation(image_folder, kind):
+    name, reason = unopenable(image_folder, kind)
+    images = open_data("folder", root=str(image_folder)).train
+    index = [images.name(i) for i in range(len(images))].index(name)
+    assert TrainingCrops(images, side=32, seed=0)[0, index]["unreadable"].startswith(f"{name}: {reason}")
+    with pytest.raises(UnreadableImage, match=f"^{re.escape(f'{name}: {reason}')}.*; repair it, or leave it out by"):
+        CenterCrops(images, side=32)[index]
+
+
+def test_a_name_of_any_characters_counts_once_and_is_shown_escaped(image_folder):
+    names = ["tab\there.jpg", "line\nbreak.jpg", "clear\x1b[2J.jpg", os.fsdecode(b"latin\xe9.jpg")]
+    for name in names:
+        (image_folder / "train" / "cat" / name).write_bytes(b"")
+    module = data_module(open_data("folder", root=str(image_folder)).train, crop_side=8, batch_size=16)
+    batches = list(module.train_dataloader())
+    with pytest.warns(UserWarning, match="skipping an unreadable training image") as warned:
+        module._warn_of_unreadable([message for batch in batches for message in batch["unreadable"]])
+    shown = [r"tab\there", r"line\nbreak", r"clear\x1b[2J", r"latin\xe9"]
+    expected = {f"train/cat/{name}.jpg: the file is empty" for name in shown}
+    assert module.unreadable == expected
+    assert {
+        str(warning.message).removeprefix("skipping an unreadable training image: ") for warning in warned
+    } == expected
 
 
 def test_a_data_set_without_readable_images_stops():

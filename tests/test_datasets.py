@@ -1,5 +1,6 @@
 """Data sets in small trees made here: what is read, how it is split, and what is said when it is not as expected."""
 
+import os
 import pickle
 import shutil
 import sys
@@ -98,6 +99,17 @@ def test_linked_class_folders_and_files_are_read(tree):
     data = open_data("folder", root=str(tree))
     assert data.classes == ("a", "b", "c")
     assert data.val[len(data.val) - 1] == (b"val/a/image_0.jpg", 2, "val/c/link.jpg")
+
+
+def test_links_among_class_folders_that_lead_nowhere_are_no_classes(tree):
+    (tree / "train" / "gone").symlink_to("nowhere")
+    (tree / "train" / "ring").symlink_to(tree / "train" / "ring")
+    assert open_data("folder", root=str(tree)).classes == ("a", "b")
+
+
+def test_a_class_whose_name_is_not_text_is_named(tree):
+    os.mkdir(os.fsencode(tree / "train") + b"/caf\xe9")
+    assert_refuses(r"train/caf\\xe9: the name of a class must be UTF-8; rename the folder", root=str(tree))
 
 
 def test_names_that_are_not_ascii(tree):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import make_image_folder
+from conftest import make_image_folder, run_process, started_process
 from sppnet.network import load_network
 
 PROJECT = Path(__file__).parent.parent
@@ -26,29 +26,17 @@ SMALL = [
 
 def train(*overrides, cwd, **environment):
     """Runs scripts/train.py in the folder `cwd`, away from a terminal."""
-    return subprocess.run(
-        [*SCRIPT, *overrides],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    return run_process([*SCRIPT, *overrides], cwd=cwd, env=os.environ | environment)
 
 
 def kill_after_epoch(epoch, *overrides, cwd):
     """Starts the same and sends SIGKILL when the line of `epoch` appears."""
-    command = subprocess.Popen(
-        [*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with command:
-        assert command.stdout is not None
-        for line in command.stdout:
+    with started_process([*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for line in process.stdout:
             if line.startswith(f"epoch {epoch}/"):
-                command.send_signal(signal.SIGKILL)
-                break
-        else:
-            raise AssertionError(command.stderr.read() if command.stderr else "")
+                process.kill()
+                return
+        raise AssertionError(process.stderr.read())
 
 
 def weights(run):
@@ -120,11 +108,9 @@ def test_train_be_killed_resume_be_finished(folder, tmp_path):
 @contextmanager
 def training(*overrides, cwd, stderr=subprocess.PIPE):
     """The same, in a process group of its own, from the line of its first epoch on."""
-    with subprocess.Popen(
-        [*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=True
-    ) as process:
-        while not process.stdout.readline().startswith("epoch "):
-            assert process.poll() is None
+    with started_process([*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr) as process:
+        while not (line := process.stdout.readline()).startswith("epoch "):
+            assert line, "ended before its first epoch did"
         yield process
 
 
@@ -172,7 +158,7 @@ def test_a_second_ctrl_c_ends_it_at_once(folder, tmp_path):
 @pytest.mark.slow
 def test_told_to_stop_before_training_it_says_so(folder, tmp_path):
     command = [*SCRIPT, *SMALL, f"data.root={folder}", "run=run"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with started_process(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline()
         process.send_signal(signal.SIGTERM)
         said = process.communicate()[1]
@@ -197,7 +183,7 @@ def test_a_full_disk_stops_it_and_what_is_saved_stays(folder, tmp_path):
     )
     command = [sys.executable, "-c", limited.format(150_000), SCRIPT[1], *SMALL, f"data.root={folder}", "run=full"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "scripts"), str(PROJECT)])}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = run_process(command, cwd=tmp_path, env=environment)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1] == (
         "error: full/checkpoints/last.ckpt.partial: cannot write a checkpoint (File too large); there is none yet"
@@ -217,6 +203,21 @@ def test_an_unreadable_training_image_is_named_and_counted(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ("warning: skipping an unreadable training image: train/cat/0.jpg: the file is empty")
     assert json.loads((tmp_path / "done" / "result.json").read_text())["unreadable_training_images"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_loader_process_stops_it_in_one_line_and_it_resumes(folder, tmp_path):
+    command = [*SMALL, "trainer.workers=1", f"data.root={folder}", "run=run"]
+    with training(*command, "recipe.epochs=2000", cwd=tmp_path) as process:
+        # The loader processes, of training and of validation, are the only children.
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        said = process.communicate()[1]
+    assert process.returncode == 2
+    assert said == (
+        "error: a loader process was killed (signal 9), perhaps for lack of memory; use fewer trainer.workers\n"
+    )
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.slow

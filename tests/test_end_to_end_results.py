@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 import evaluate
 import tables
-from conftest import make_image_folder
+from conftest import make_image_folder, run_process
 
 PROJECT = Path(__file__).parent.parent
 SMALL = [
@@ -27,7 +26,7 @@ CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=flo
 def run(script, *arguments, cwd, **environment):
     command = [sys.executable, str(PROJECT / "scripts" / script), *arguments]
     environment = os.environ | environment
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return run_process(command, cwd=cwd, env=environment)
 
 
 def succeeds(script, *arguments, cwd):

@@ -2,8 +2,8 @@
 
 import io
 import os
+import resource
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
+from conftest import run_process, without_rights
 from sppnet import images
 from sppnet.images import (
     COLOR_STANDARD_DEVIATION,
@@ -257,8 +258,42 @@ def test_the_environment_sets_how_much_is_decoded(limit, said, tmp_path):
         "from PIL import Image; exit(str(Image.MAX_IMAGE_PIXELS))"
     )
     environment = os.environ | {"SPPNET_MAX_PIXELS": limit, "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run_process([sys.executable, "-c", code], cwd=tmp_path, env=environment)
     assert done.stderr.strip().endswith(said)
+
+
+# Reading.
+
+
+def test_a_file_is_read_as_it_is(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    assert images.read_image_file(str(tmp_path / "a.jpg"), "a") == JPEG
+    assert images.read_image_file(str(tmp_path / "a.jpg"), "a", max_bytes=len(JPEG)) == JPEG
+    with pytest.raises(UnreadableImage, match=f"^a: {len(JPEG)} bytes, more than {len(JPEG) - 1}$"):
+        images.read_image_file(str(tmp_path / "a.jpg"), "a", max_bytes=len(JPEG) - 1)
+
+
+def test_a_file_that_may_not_be_read_is_unreadable(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (tmp_path / "a.jpg").chmod(0)
+    with without_rights(), pytest.raises(UnreadableImage, match=r"^a: Permission denied$"):
+        images.read_image_file(str(tmp_path / "a.jpg"), "a")
+
+
+def test_too_many_open_files_are_not_the_fault_of_an_image(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            images.read_image_file(str(tmp_path / "a.jpg"), "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_names_are_escaped_in_errors():
+    with pytest.raises(UnreadableImage, match=r"^a\\n\\x1b\[31mb\\xff: the file is empty$"):
+        decode_image(b"", os.fsdecode(b"a\n\x1b[31mb\xff"))
 
 
 # Sizes and crops.

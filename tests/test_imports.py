@@ -1,23 +1,26 @@
 """Imports run one way, and heavy libraries are loaded by those alone who need them."""
 
 import ast
-import subprocess
+import os
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from conftest import run_process
+
 ROOT = Path(__file__).parents[1]
 PACKAGE, SCRIPTS = ROOT / "sppnet", ROOT / "scripts"
 
 # Every module and folder of the package imports only from rows above its own. A new one needs its place here.
 ORDER = (
-    {"geometry"},
+    {"geometry", "names"},
     {"pyramid", "normalization"},
     {"backbones"},
     {"network"},
-    {"images", "metrics", "shapes"},
+    {"images", "metrics", "processes", "shapes"},
     {"folders", "records"},
     {"progress", "stores"},
     {"datasets"},
@@ -56,8 +59,7 @@ def part(file):
 def loaded_by(statement):
     """Top-level names of all modules that a fresh interpreter has loaded after a statement."""
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
+    return set(run_process([sys.executable, "-c", code], cwd=ROOT).stdout.split())
 
 
 def importers(library):
@@ -124,3 +126,13 @@ def test_the_network_loads_no_training_configuration_or_data_libraries():
     loaded = loaded_by("import sppnet.network")
     assert "torch" in loaded
     assert not heavy & loaded
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_commands_set_how_threads_wait_before_torch_is_loaded_unless_the_user_did(given, used):
+    """As the library of the threads itself reports it."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true", "PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(ROOT)])} | given
+    code = "import command_line, sys; assert 'torch' not in sys.modules; import torch; torch.ones(9).sum()"
+    said = run_process([sys.executable, "-c", code], env=environment).stderr
+    assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", said) == [used]

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from conftest import run_process, started_process
 from sppnet.classify.machine import bf16_is_fast, claim_gpu, worker_count
 
 
@@ -35,22 +36,18 @@ input()
 """
 
     def start():
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        return process, process.stdout.readline().split()
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        return started_process([sys.executable, "-c", code], **pipes)
 
-    with start()[0] as first:
-        second, claimed = start()
-        with second:
-            assert claimed == ["1", "1"]  # a second job of one process keeps its GPU
-            assert claim_gpu(2, tmp_path) in (0, 1)  # none is free: share
-            first.communicate("\n")
-            third, claimed = start()
-            assert claimed == ["0", "0"]
+    with start() as first, start() as second:
+        claims = [process.stdout.readline() for process in (first, second)]
+        assert sorted(claims) == ["0 0\n", "1 1\n"]  # a second job of one process keeps its GPU
+        assert claim_gpu(2, tmp_path) in (0, 1)  # none is free: share
+        first.communicate("\n")
+        with start() as third:
+            assert third.stdout.readline() == claims[0]
             third.communicate("\n")
-            second.communicate("\n")
+        second.communicate("\n")
 
 
 NEW_PAGES = """
@@ -69,7 +66,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
 def test_kept_memory_is_not_mapped_anew():
-    kept, mapped = (
-        int(subprocess.check_output([sys.executable, "-c", NEW_PAGES, word])) for word in ("keep", "give back")
-    )
+    kept, mapped = (int(run_process([sys.executable, "-c", NEW_PAGES, word]).stdout) for word in ("keep", "give back"))
     assert kept * 100 < mapped

@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import jpeg
+from conftest import jpeg, run_process, started_process
 from sppnet.datasets import open_data, without_images
 from sppnet.images import decode_image, resize_shorter_side
-from sppnet.prepare import Settings, prepare, report_text
+from sppnet.prepare import KINDS, Settings, _row, prepare, report_text
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
 SMALL = Settings(short_side=48, quality=95)
@@ -169,6 +168,24 @@ def test_unreadable_validation_images_stop_it_until_they_are_mended(tmp_path):
         prepare(data, tmp_path, SMALL, workers=1)
 
 
+def test_a_file_that_cannot_be_opened_is_left_out_and_reported(tmp_path):
+    root = make_files(tmp_path, usual_files(1))
+    os.mkfifo(root / "train/cat/pipe.jpg")
+    images = open_data("folder", root=str(root)).train
+    facts = {kind: [] for kind in KINDS} | {"images": 0, "bytes": 0}
+    assert [images.name(i) for i in range(2)] == ["train/cat/0.jpg", "train/cat/pipe.jpg"]
+    assert _row(images, 1, True, facts) is None
+    assert facts["unreadable"] == [["train/cat/pipe.jpg", "train/cat/pipe.jpg: not a regular file"]]
+
+
+def test_a_name_that_no_store_can_hold_is_named_before_anything_is_written(tmp_path):
+    root = make_files(tmp_path / "images", usual_files(1))
+    os.rename(root / "val/cat/0.jpg", os.fsencode(root / "val/cat") + b"/caf\xe9.jpg")
+    with pytest.raises(ValueError, match=r"^val/cat/caf\\xe9\.jpg: the name is not UTF-8; rename the file$"):
+        prepare(open_data("folder", root=str(root)), tmp_path / "out", SMALL, workers=1)
+    assert not (tmp_path / "out").exists()
+
+
 def command(root, out, *options):
     arguments = ["data=folder", f"data.root={root}", f"out={out}", *options]
     return [sys.executable, str(SCRIPT), *arguments]
@@ -177,18 +194,15 @@ def command(root, out, *options):
 @pytest.mark.slow
 def test_a_killed_preparation_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     root = make_files(tmp_path / "images", usual_files(48, 480, 640))
-    killed = subprocess.Popen(command(root, tmp_path / "killed", "workers=1"), stdout=subprocess.DEVNULL)
-    while len(list(tmp_path.glob("killed/train/*.json"))) < 2:
-        time.sleep(0.02)
-        assert killed.poll() is None
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    time.sleep(1)  # the worker leaves, too, and writes no more
+    with started_process(command(root, tmp_path / "killed", "workers=1"), stdout=subprocess.PIPE) as killed:
+        while len(list(tmp_path.glob("killed/train/*.json"))) < 2:
+            time.sleep(0.02)
+            assert killed.poll() is None
+        killed.kill()
+        killed.stdout.read()  # until the worker, which could write to it, has ended as well
     there = sorted(tmp_path.glob("killed/*/*.json"))
     assert not (tmp_path / "killed" / "dataset_dict.json").exists()
-    again = subprocess.run(
-        command(root, tmp_path / "killed", "workers=2"), capture_output=True, text=True, check=True
-    ).stdout
+    again = run_process(command(root, tmp_path / "killed", "workers=2")).stdout
     assert f"going on after {16 * len(there)} of 192 images" in again
     whole = prepare(open_data("folder", root=str(root)), tmp_path / "whole", Settings(256, 95), workers=1)
     stores = [open_data("prepared", root=str(tmp_path / name)) for name in ("killed", "whole")]
@@ -196,7 +210,7 @@ def test_a_killed_preparation_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     assert [stores[0].train[i] for i in range(96)] == [stores[1].train[i] for i in range(96)]
     assert whole["train"]["images"] == 96
     assert not list(tmp_path.rglob("*.partial*"))
-    shown = subprocess.run(command(root, tmp_path / "killed"), capture_output=True, text=True, check=True).stdout
+    shown = run_process(command(root, tmp_path / "killed")).stdout
     assert "train: 96 images" in shown
 
 
@@ -218,7 +232,7 @@ def test_settings_out_of_range_are_refused(both, tmp_path, settings):
 )
 def test_wrong_commands_are_refused_in_one_line(tmp_path, options, message):
     root = make_files(tmp_path / "images", usual_files(1))
-    done = subprocess.run(command(root, tmp_path / "out", *options), capture_output=True, text=True)
+    done = run_process(command(root, tmp_path / "out", *options))
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert message in line

@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import evaluate
 import prepare_data
 import tables
 from command_line import bound, bound_choice
-from conftest import make_image_folder
+from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
 from sppnet.datasets import DATA_SOURCES
 from sppnet.network import SPPNet, save_network
@@ -100,7 +99,7 @@ def test_the_makefile_has_the_targets():
     for command in commands():
         if command.startswith("make"):
             target = command.split()[1]
-            done = subprocess.run(["make", "-n", target], cwd=PROJECT, capture_output=True, text=True, check=False)
+            done = run_process(["make", "-n", target], cwd=PROJECT)
             assert done.returncode == 0, done.stderr
 
 

@@ -1,20 +1,19 @@
 """A short form of `make stress`."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from conftest import run_process
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "stress.py"
 
 
 @pytest.mark.slow
 def test_killed_runs_end_bit_equal_to_the_undisturbed_one():
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--runs", "1", "--kills", "2"], capture_output=True, text=True, check=False
-    )
+    done = run_process([sys.executable, SCRIPT, "--runs", "1", "--kills", "2"], limit=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the same") == 1
     assert re.search(r"^1 runs, 2 kills, .* 0 differences; ", done.stdout, re.MULTILINE)

@@ -3,7 +3,6 @@
 import os
 import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from command_line import claim_run_directory, one_line_errors, run_directory
-from conftest import make_image_folder, without_rights
+from conftest import make_image_folder, run_process, without_rights
 from sppnet.backbones import build_backbone
 from sppnet.datasets import open_data
 from sppnet.network import SPPNet, save_network
@@ -232,7 +231,7 @@ def test_there_are_enough():
 def test_the_traceback_is_there_for_who_wants_it(place):
     command = [sys.executable, str(PROJECT / "scripts" / "train.py"), "seed=-1"]
     environment = os.environ | {"HYDRA_FULL_ERROR": "1"}
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    done = run_process(command, cwd=place, env=environment)
     assert done.returncode != 0
     assert "Traceback" in done.stderr
     assert "ValueError: seed=-1: must be at least 0" in done.stderr

@@ -33,6 +33,8 @@ from sppnet.images import (
     to_network_input,
     training_input,
 )
+from sppnet.names import printable
+from sppnet.processes import LOADER_TIMEOUT, start_loader_worker
 
 # A training image that cannot be read is replaced by another; after this many in a row the data set is at fault.
 MOST_REPLACEMENTS = 20
@@ -47,8 +49,8 @@ class TrainingCrops(Dataset[dict[str, Any]]):
     """A training image at one of the paper's five crop positions, with the random numbers for the device.
 
     Indexed by (epoch, index). Gives `image` uint8 (side, side, 3), `label`, `mirrored` bool, `color` float32 (3,) and
-    `unreadable`, the names of files that had to be replaced, joined by a tab ("" nearly always). The replacement is the
-    image at an index that is itself drawn from (seed, epoch, index).
+    `unreadable`, a line for each file that had to be replaced ("" nearly always). The replacement is the image at an
+    index that is itself drawn from (seed, epoch, index).
     """
 
     def __init__(self, images: Any, *, side: int, seed: int) -> None:
@@ -62,8 +64,8 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         color = random.normal(0.0, COLOR_STANDARD_DEVIATION, 3).astype(np.float32)
         unreadable: list[str] = []
         while True:
-            data, label, name = self.images[index]
             try:
+                data, label, name = self.images[index]
                 image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
                 break
             except UnreadableImage as error:
@@ -76,7 +78,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
             "label": label,
             "mirrored": mirrored,
             "color": torch.from_numpy(color),
-            "unreadable": "\t".join(unreadable),
+            "unreadable": "\n".join(unreadable),
         }
 
 
@@ -90,11 +92,12 @@ class CenterCrops(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        data, label, name = self.images[index]
         try:
+            data, label, name = self.images[index]
             image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
         except UnreadableImage as error:
-            raise UnreadableImage(f"{error}; mend it, or leave it out by prepare_data.py exclude=[{name}]") from error
+            name = printable(self.images.name(index))
+            raise UnreadableImage(f"{error}; repair it, or leave it out by prepare_data.py exclude=[{name}]") from error
         return {"image": crop(image, self.side, "center").permute(1, 2, 0), "label": label}
 
 
@@ -158,14 +161,19 @@ class TrainingLoader(DataLoader[dict[str, Any]]):
         self.sampler.start = done * self.batch_size  # type: ignore[attr-defined, operator]
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Schedulers and terminals signal all processes of a job, but the step under way needs its batch."""
+def _start_worker(worker: int) -> None:
+    """Called by torch in every loader process, before it loads anything.
+
+    Signals are left to the trainer: schedulers and terminals signal all processes of a job, but the step in progress
+    needs its batch.
+    """
     for number in SIGNALS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
         elif hasattr(signal, "sigwaitinfo"):  # not on macOS
             signal.pthread_sigmask(signal.SIG_BLOCK, [number])
             threading.Thread(target=_end_when_the_trainer_says, daemon=True).start()
+    start_loader_worker(worker)  # after SIGTERM is blocked, because its thread would receive it
 
 
 def _end_when_the_trainer_says() -> None:
@@ -279,12 +287,13 @@ class ClassificationData(LightningDataModule):
             "num_workers": self.workers,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": _leave_signals_to_the_trainer,
+            "worker_init_fn": _start_worker,
+            "timeout": LOADER_TIMEOUT if self.workers else 0,
         }
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:
         """Names each unreadable training image once, in the process that a person reads."""
-        for message in "\t".join(filter(None, messages)).split("\t"):
+        for message in "\n".join(filter(None, messages)).split("\n"):
             if message and message not in self.unreadable:
                 self.unreadable.add(message)
                 warnings.warn(f"skipping an unreadable training image: {message}", stacklevel=2)

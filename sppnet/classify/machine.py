@@ -23,6 +23,15 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def busy_machine() -> str | None:
+    """A note where other programs already keep all cores of this machine busy, else None."""
+    cores = os.cpu_count() or 1  # of the whole machine, as the load is
+    load = os.getloadavg()[0]
+    if load <= cores:
+        return None
+    return f"this machine is busy (load {load:.1f} on {cores} cores); training will be slower"
+
+
 def is_first_process() -> bool:
     """Whether this process is the one of a run on several devices that a person reads. True where there is one alone.
 

@@ -19,6 +19,7 @@ from sppnet.classify.recipe import Machine, Recipe, check_validation
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
 from sppnet.datasets import ImageData
 from sppnet.network import SPPNet
+from sppnet.processes import explained_loader_failures
 from sppnet.records import RESULT_FILE, checkpoint_digest, environment, write_json
 
 # Compiling one takes up to a minute, and torch gives up beyond eight.
@@ -81,7 +82,7 @@ def train_classifier(
     newest = newest_whole(run / "checkpoints")
     if newest is not None and trainer.is_global_zero:
         print(f"resuming from {newest}", flush=True)
-    with checkpoints.stopping_on_signals():
+    with checkpoints.stopping_on_signals(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=module, ckpt_path=newest, weights_only=True)
     result = {"data": data_name} | _result(classifier, module)
     if trainer.is_global_zero:

@@ -1,0 +1,153 @@
+"""Workers end with the process that started them, whenever that is killed."""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import run_process, started_process
+from sppnet.processes import exit_with_parent, explained_loader_failures
+from test_datamodule import data_module, noise
+
+# A worker that is adopted before it looks for its parent, and would then wait for ever.
+ORPHAN = """
+import multiprocessing, os, sys, time
+from sppnet.classify.datamodule import _start_worker
+from sppnet.processes import exit_with_parent
+
+def work(parent, first):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    first()
+    print("running", flush=True)
+    time.sleep(3600)
+
+if __name__ == "__main__":
+    first = {"any": exit_with_parent, "loader": lambda: _start_worker(0)}[sys.argv[2]]
+    multiprocessing.get_context(sys.argv[1]).Process(target=work, args=(os.getpid(), first)).start()
+    print("started", flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("method", "worker"), [("fork", "any"), ("spawn", "any"), ("fork", "loader")])
+def test_a_worker_whose_parent_died_before_it_began_ends(method, worker, tmp_path):
+    """Whoever reads the output waits until the last process that could write to it is gone."""
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    with started_process([sys.executable, script, method, worker], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == "started\n"
+        process.stdout.read()
+
+
+TRAINER = """
+import os, signal, sys
+from test_datamodule import data_module, noise
+
+batches = iter(data_module(noise(40), workers=2).train_dataloader())
+next(batches)
+print("trains", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_loader_workers_end_with_a_trainer_that_is_killed(tmp_path):
+    command = [sys.executable, "-c", TRAINER]
+    with started_process(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as process:
+        assert process.stdout.read() == "trains\n"
+
+
+def test_a_process_that_is_no_worker_is_refused():
+    with pytest.raises(RuntimeError, match="not a worker"):
+        exit_with_parent()
+
+
+# What is short, or fails.
+
+
+def test_a_killed_loader_process_is_explained():
+    batches = iter(data_module(noise(40), workers=1).train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+
+    def kill_and_continue():  # in one step: torch raises wherever this process is when the worker dies
+        os.kill(worker.pid, signal.SIGKILL)
+        list(batches)
+
+    message = r"^a loader process was killed \(signal 9\), .*; use fewer trainer\.workers$"
+    with pytest.raises(OSError, match=message), explained_loader_failures("trainer.workers"):
+        kill_and_continue()
+
+
+FEW_FILES = """
+import resource, sys
+from sppnet.processes import explained_loader_failures
+from test_datamodule import data_module, noise
+
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+try:
+    with explained_loader_failures("trainer.workers"):
+        for _ in data_module(noise(40), workers=2, batch_size=1).train_dataloader():
+            pass
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [14, 20, 24])
+def test_too_few_open_files_are_said_instead_of_waiting_for_ever(limit):
+    """At various places: while the processes start, in theirs, and in the one that they load for."""
+    done = run_process([sys.executable, "-c", FEW_FILES, limit], cwd=Path(__file__).parent)
+    assert done.stdout == (
+        f"too many open files, at most {limit} are allowed: raise the limit (ulimit -n 4096) or use fewer "
+        "trainer.workers\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        # As torch raised them with a /dev/shm of 100 kB and of 400 kB, and a decoder that crashed.
+        (
+            RuntimeError(
+                "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+                "RuntimeError: unable to allocate shared memory(shm) for file </torch_10_14_0>: No space left on "
+                "device (28)\n"
+            ),
+            "/dev/shm is full: make it larger (docker run --shm-size=1g), or set hardware.workers=0",
+        ),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                "are out of shared memory. Please try to raise your shared memory limit."
+            ),
+            "/dev/shm is full",
+        ),
+        (RuntimeError("DataLoader worker (pid 7) exited unexpectedly with exit code 28. Details"), "/dev/shm is full"),
+        (RuntimeError("DataLoader timed out after 1800 seconds"), "gave no batch for 1800 seconds"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Segmentation fault. "),
+            "a loader process failed (killed by signal: Segmentation fault); hardware.workers=0 shows where",
+        ),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "a loader process was killed (signal 9)"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_failures_of_loaders_say_what_to_change(error, words):
+    with pytest.raises(OSError) as raised, explained_loader_failures("hardware.workers"):  # noqa: PT011
+        raise error
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.ENOSPC, "No space left on device", "x.ckpt")])
+def test_errors_of_other_things_pass(error):
+    with pytest.raises(type(error)) as raised, explained_loader_failures("trainer.workers"):
+        raise error
+    assert raised.value is error

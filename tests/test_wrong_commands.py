@@ -128,6 +128,11 @@ TRAIN = [
     ("data=prepared data.root=images", "images: not a prepared store"),
     ("data=hub data.name=empty", "empty"),
     ("data.train=-1", "train=-1"),
+    # Where the run would be.
+    ("name=../x", "name=../x: may hold letters, digits, dots, dashes and underscores only"),
+    ("name=${oc.env:HOME}", "may hold letters, digits"),
+    ("data=folder data.root=images run=images", "images: found train, val, expected a new folder or a run directory"),
+    ("data=folder data.root=images run=file", "file: found a file, expected a new folder or a run directory"),
     ("data=folder data.root=images runs=file", "file", "Not a directory"),
 ]
 

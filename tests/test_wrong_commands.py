@@ -161,7 +161,8 @@ PREPARE = [
     ("data.root=images out=images", "expected a new folder or an unfinished store"),
     ("data.root=images out=new quality=0", "quality 1 to 100"),
     ("data.root=images out=new short_side=0", "short_side >= 1"),
-    ("data.root=images out=new workers=0", "workers=0: must be at least 1"),
+    ("data.root=images out=new workers=0", "workers=0: must be 1 to "),
+    ("data.root=images out=new workers=1000000", "workers=1000000: must be 1 to "),
 ]
 
 TABLES = [

@@ -96,8 +96,10 @@ def run_directory(config: DictConfig) -> tuple[Path, dict[str, Any]]:
 
     outcome = plain(OmegaConf.masked_copy(config, list(OUTCOME)))
     digest = content_hash({**outcome, "data": without_folders(outcome["data"])})
-    name = f"{config.name or _default_name(config)}-seed{config.seed}-{digest}"
-    return Path(config.run or Path(config.runs) / name), outcome
+    name = str(config.name or _default_name(config))
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"name={name}: may hold letters, digits, dots, dashes and underscores only")
+    return Path(config.run or Path(config.runs) / f"{name}-seed{config.seed}-{digest}"), outcome
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -109,7 +111,7 @@ def content_hash(content: dict[str, Any]) -> str:
 
 
 def _default_name(config: DictConfig) -> str:
-    network = config.backbone.get("name", config.backbone.architecture)
+    network = re.sub(r"[^\w.-]+", "-", config.backbone.get("name", config.backbone.architecture))
     levels = config.pooling.levels
     pyramid = "none" if levels is None else f"spp{sum(n * n for n in levels)}"
     sizes = "-".join(str(side) for side in config.sizes.get("cycle") or ["random", *config.sizes.uniform])
@@ -119,19 +121,22 @@ def _default_name(config: DictConfig) -> str:
 def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
     """Writes config.yaml into a new run directory; in one that is there, makes sure that it is of the same run.
 
-    Raises ValueError naming the first key that differs.
+    Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
     """
+    from sppnet.files import atomic_file
+    from sppnet.folders import listing
     from sppnet.records import read_run_config, without_folders
 
+    # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
+    others = _other_files(run)
     there = read_run_config(run)
     if there is None:
-        run.mkdir(parents=True, exist_ok=True)
-        file = run / "config.yaml"
-        partial = file.with_name(f"config.yaml.partial{os.getpid()}")
+        if others:
+            raise ValueError(f"{run}: found {listing(others)}, expected a new folder or a run directory")
         if outcome["data"].get("root"):  # evaluate.py may be called from another folder
             outcome = {**outcome, "data": {**outcome["data"], "root": os.path.abspath(outcome["data"]["root"])}}
-        OmegaConf.save(OmegaConf.create(outcome), partial)
-        partial.replace(file)
+        with atomic_file(run / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(OmegaConf.create(outcome)).encode())
         return
     old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (there, outcome))
     for key in sorted(old.keys() | new.keys()):
@@ -142,13 +147,25 @@ def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
             )
 
 
+def _other_files(run: Path) -> list[str]:
+    """What lies in a folder, hidden and temporary files aside."""
+    from sppnet.files import is_temporary
+
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run}: found a file, expected a new folder or a run directory")
+    names = [path.name for path in run.iterdir()] if run.is_dir() else []
+    return sorted(name for name in names if not name.startswith(".") and not is_temporary(name))
+
+
 @contextmanager
 def sole_training(run: Path) -> Iterator[None]:
     """Keeps other processes from training in the same directory at the same time. Raises ValueError naming the holder.
 
-    The lock ends with the process, however that dies.
+    The lock ends with the process, however that dies. Removes the temporary files of processes that were killed there.
     """
     import fcntl  # not on Windows
+
+    from sppnet.files import remove_stale_files
 
     # The file stays: another process might hold it open, and lock what has no name any more.
     with (run / "lock").open("a+") as file:
@@ -166,6 +183,8 @@ def sole_training(run: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
         file.flush()
+        for folder in (run, run / "checkpoints"):
+            remove_stale_files(folder)
         try:
             yield
         finally:

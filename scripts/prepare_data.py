@@ -37,8 +37,6 @@ def prepare_data(
     found = (len(images.train), len(images.val))
     if source == "imagenet" and found != ILSVRC_2012:
         print("warning: ILSVRC 2012 has {:,} + {:,} images".format(*ILSVRC_2012))
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers={workers}: must be at least 1")
     report = prepare(
         images, Path(out), Settings(short_side, quality), workers=core_count() if workers is None else workers
     )

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -30,9 +30,9 @@ except (ImportError, OSError, RuntimeError):  # not installed, or its libraries 
 
 
 def _max_pixels() -> int:
-    """What is decoded at most, from the environment, which reaches every process; else 0.5 GB as uint8 RGB.
+    """The largest image to decode, in pixels: SPPNET_MAX_PIXELS, which worker processes inherit, or the default.
 
-    Real cameras make pictures of 150 megapixels.
+    Real cameras make images of 150 megapixels. At BYTES_PER_PIXEL the default takes 1.25 GB while it is decoded.
     """
     value = os.environ.get("SPPNET_MAX_PIXELS", "178956970")
     if not value.isdecimal() or int(value) == 0:
@@ -45,19 +45,27 @@ def _max_pixels() -> int:
 MAX_PIXELS = _max_pixels()
 MAX_FILE_BYTES = 3 * MAX_PIXELS + 2**24  # the largest image stored without compression, and what else is in its file
 
+# Memory that decoding takes at most, the result of 3 bytes included. Measured by a test for every kind of image.
+BYTES_PER_PIXEL = 7
+# Decoders that need more make each pixel count as several against the limit: these keep whole frames beside the result.
+_BYTES_PER_PIXEL_OF = {"WEBP": 21, "AVIF": 21}
+_BYTES_PER_PIXEL_PROGRESSIVE = 14  # of JPEG, whose coefficients are all kept until the last pass
+_STRIP_PIXELS = 1 << 18  # converted at once
+
 # What sets of pictures hold. Pillow knows forty more formats; for one (EPS) it starts another program.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
 
-# EXIF tag 0x0112, "Orientation": what turns the stored picture upright; 1 is upright already.
+# EXIF tag 0x0112, "Orientation": views of an upright image (h, w, 3) as it is stored. 1 is stored upright.
 _ORIENTATION_TAG = 0x0112
-_TURN_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: upright.transpose(1, 0, 2)[::-1],
+    7: lambda upright: upright.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda upright: upright.transpose(1, 0, 2)[:, ::-1],
 }
 
 
@@ -101,7 +109,8 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor
 
     Raises UnreadableImage, naming `name` and the reason, for all else: other files, damaged or truncated ones, and
     those whose header states more than `max_pixels` pixels, which are not decoded; the environment variable
-    SPPNET_MAX_PIXELS sets that.
+    SPPNET_MAX_PIXELS sets that. The memory in use stays below BYTES_PER_PIXEL * `max_pixels`: as WebP, AVIF and
+    progressive JPEG need more per pixel, their pixels count two or three times.
     """
     try:
         # Pillow warns about harmless things such as a damaged EXIF block; the picture counts here.
@@ -113,23 +122,48 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor
 
 def _decode(data: bytes, max_pixels: int) -> Tensor:
     image = Image.open(io.BytesIO(data), formats=_FORMATS)  # reads the header alone
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ValueError(f"{width}x{height} pixels, more than SPPNET_MAX_PIXELS={max_pixels}")
+    _check_pixels(image, max_pixels)
     # TorchCodec gives the same pixels as Pillow, CMYK and orientation included, 1.3 to 1.5 times as fast.
     if image.format in ("JPEG", "MPO") and _torchcodec is not None:
         return _torchcodec.decode_jpeg(data)
     image.load()
-    return torch.from_numpy(np.array(_to_rgb(_upright(image)))).permute(2, 0, 1)
+    return torch.from_numpy(_upright_rgb(image)).permute(2, 0, 1)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The loaded `image`, turned as its EXIF block says; as it is stored where that block cannot be read."""
+def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    width, height = image.size
+    kind, needed = image.format, _BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
+    if image.info.get("progressive"):
+        kind, needed = "progressive JPEG", _BYTES_PER_PIXEL_PROGRESSIVE
+    times = needed // BYTES_PER_PIXEL
+    if width * height * times > max_pixels:
+        counted = f", which count {times} times as {kind}" if times > 1 else ""
+        raise ValueError(f"{width}x{height} pixels{counted}, more than SPPNET_MAX_PIXELS={max_pixels}")
+
+
+def _upright_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 (h, w, 3) of a loaded image: RGB, turned as its EXIF block says.
+
+    Made strip by strip: Pillow keeps 4 bytes per pixel, and whole copies in other modes would add 4 each.
+    """
+    width, height = image.size
+    orientation = _orientation(image)
+    pixels = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
+    stored = _AS_STORED[orientation](pixels)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        stored[top : top + rows] = np.asarray(_to_rgb(strip))
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8 as in EXIF; 1, upright, where the block cannot be read."""
     try:
-        turn = _TURN_UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # not `ImageOps.exif_transpose`: it gives up the picture for a damaged block
-        return image
-    return image if turn is None else image.transpose(turn)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # not `ImageOps.exif_transpose`: it gives up the image for a damaged block
+        return 1
+    return orientation if orientation in _AS_STORED else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

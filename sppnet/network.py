@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.backbones import Backbone, Convolution, TimmBackbone, build_backbone
+from sppnet.files import atomic_file
 from sppnet.pyramid import SpatialPyramidPool
 
 # Mean of ImageNet's RGB values in 0..255, and their standard deviation.
@@ -246,18 +247,13 @@ INITIALIZATIONS = {"paper": _initialize_as_paper, "fan_in": _initialize_by_fan_i
 
 
 def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
-    """Writes what `load_network` reads: {"network": description, "state_dict": weights}, plain values only.
+    """Writes what `load_network` reads, atomically.
 
-    The file appears whole or not at all.
+    That is {"network": description, "state_dict": weights}, plain values only.
     """
-    path = Path(path)
     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
-    partial = path.with_name(path.name + f".partial{os.getpid()}")
-    try:
-        torch.save({"network": network.description(), "state_dict": weights}, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(Path(path)) as file:
+        torch.save({"network": network.description(), "state_dict": weights}, file)
 
 
 def load_network(path: str | os.PathLike[str]) -> SPPNet:

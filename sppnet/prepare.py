@@ -10,10 +10,13 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +25,7 @@ import torch
 from PIL import ExifTags, Image
 
 from sppnet.datasets import EncodedImages, ImageData
+from sppnet.files import atomic_file, is_temporary, remove_stale_files
 from sppnet.folders import listing
 from sppnet.images import UnreadableImage, decode_image, resize_shorter_side
 from sppnet.names import is_utf8, printable
@@ -50,7 +54,10 @@ SUFFIXES = {
 
 MARKER = "dataset_dict.json"  # what `datasets` looks for; written last
 REPORT = "report.json"
+_OWN_FILES = re.compile(rf"{TRAIN}|{VALIDATION}|{re.escape(REPORT)}")
+_OWN_SPLIT_FILES = re.compile(r"data-\d{5,}\.(arrow|json)|state\.json|dataset_info\.json")
 ROWS_PER_BATCH = 64  # of Arrow, the unit in which it looks rows up
+MOST_WORKERS_PER_CORE = 16  # beyond them they only take memory
 
 
 class Settings(NamedTuple):
@@ -76,12 +83,12 @@ class Shard(NamedTuple):
 
     @property
     def facts(self) -> Path:
-        """Written after the Arrow file: what is known of its images."""
+        """Written after the Arrow file: its size in bytes, and what is known of its images."""
         return self.folder / f"data-{self.number:05}.json"
 
 
 def prepare(data: ImageData, out: Path, settings: Settings, *, workers: int) -> dict[str, Any]:
-    """Writes the store `out`, going on with what is there, and returns its report.
+    """Writes the store `out`, except for what is there, and returns its report. A finished store is repaired.
 
     The report, also in `out`/report.json, holds per split the numbers of images and bytes and, for every key of KINDS,
     [name, remark] of the images that it is said of; and `both`, [validation name, training name] of equal files.
@@ -95,19 +102,25 @@ def prepare(data: ImageData, out: Path, settings: Settings, *, workers: int) -> 
     if not 1 <= settings.quality <= 100 or settings.short_side < 1:
         raise ValueError(f"{settings}: must be short_side >= 1 and quality 1 to 100")
     _check_names(data)
+    most = MOST_WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if not 1 <= workers <= most:
+        raise ValueError(f"workers={workers}: must be 1 to {most} on this machine")
     plan = _plan(data, settings)
     _check_folder(out, plan)
-    if (out / MARKER).is_file():
-        report: dict[str, Any] = json.loads((out / REPORT).read_text())
-        return report
     shards = [*_shards(TRAIN, data.train, out, plan), *_shards(VALIDATION, data.val, out, plan)]
+    report = _read_json(out / REPORT)
+    if (out / MARKER).is_file() and report is not None and all(_is_done(shard) for shard in shards):
+        return report
+    for folder in (out, out / TRAIN, out / VALIDATION):
+        remove_stale_files(folder)
+    (out / MARKER).unlink(missing_ok=True)
     _write_shards(data, settings, shards, workers)
     report = _report(shards) | {"plan": plan, **settings._asdict()}
     unreadable = report[VALIDATION]["unreadable"]
     if unreadable:
         raise ValueError(
             f"{len(unreadable)} validation images cannot be read: {listing([remark for _, remark in unreadable])}; "
-            "mend them, or leave them out by name with exclude=[...], and give the command again: the rest is done"
+            "repair them, or leave them out by name with exclude=[...], and give the command again: the rest is done"
         )
     for split in (TRAIN, VALIDATION):
         _finish_split(out / split, split, [shard for shard in shards if shard.split == split], data.classes)
@@ -132,12 +145,35 @@ def _check_folder(out: Path, plan: str) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: found a file, expected a new folder or an unfinished store")
     if (out / MARKER).is_file():
-        report = out / REPORT
-        there = json.loads(report.read_text()).get("plan") if report.is_file() else None
-        if there != plan:
+        if _plan_of(out) != plan:
             raise ValueError(f"{out}: holds another data set, or one prepared in another way; give another out=")
-    elif out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - {TRAIN, VALIDATION, REPORT})):
+    elif others := sorted(_foreign_files(out)):
         raise ValueError(f"{out}: found {listing(others)}, expected a new folder or an unfinished store")
+
+
+def _foreign_files(out: Path) -> Iterator[str]:
+    """What lies in a folder and was not written by `prepare`."""
+    for folder, own in ((out, _OWN_FILES), (out / TRAIN, _OWN_SPLIT_FILES), (out / VALIDATION, _OWN_SPLIT_FILES)):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if not own.fullmatch(path.name) and not is_temporary(path.name):
+                yield str(path.relative_to(out))
+
+
+def _plan_of(out: Path) -> str | None:
+    """By which a store was made: as its report says, or where that is damaged, its shards."""
+    for file in (out / REPORT, *sorted(out.glob("*/data-*.json"))):
+        if (content := _read_json(file)) is not None:
+            return content.get("plan")
+    return None
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """None where there is no such file, and for one that was cut by a power failure."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _shards(split: str, images: EncodedImages, out: Path, plan: str) -> Iterator[Shard]:
@@ -151,12 +187,13 @@ def _shards(split: str, images: EncodedImages, out: Path, plan: str) -> Iterator
 
 _data: ImageData
 _settings: Settings
+_stopped: Event
 
 
-def _start_worker(data: ImageData, settings: Settings) -> None:
-    global _data, _settings
+def _start_worker(data: ImageData, settings: Settings, stopped: Event) -> None:
+    global _data, _settings, _stopped
     exit_with_parent()  # it would otherwise wait for work for ever
-    _data, _settings = data, settings
+    _data, _settings, _stopped = data, settings, stopped
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
 
@@ -173,9 +210,10 @@ def _write_shards(data: ImageData, settings: Settings, shards: list[Shard], work
         shard.folder.mkdir(parents=True, exist_ok=True)
     # Not forked: the threads of torch do not survive that.
     context = multiprocessing.get_context("spawn")
+    stopped = context.Event()
     with (
         Progress("prepare", done) as progress,
-        ProcessPoolExecutor(workers, context, _start_worker, (data, settings)) as pool,
+        ProcessPoolExecutor(min(workers, len(left)), context, _start_worker, (data, settings, stopped)) as pool,
     ):
         waiting: dict[Future[None], Shard] = {pool.submit(_write_shard, shard): shard for shard in left}
         try:
@@ -190,20 +228,31 @@ def _write_shards(data: ImageData, settings: Settings, shards: list[Shard], work
                 "with fewer workers"
             ) from error
         finally:
+            stopped.set()  # after Ctrl-C or an error; the shards that are not finished would take minutes
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _is_done(shard: Shard) -> bool:
-    """Written by the same plan, and without unreadable images: those may have been mended."""
-    facts = _facts(shard)
-    return facts is not None and facts["plan"] == shard.plan and not facts["unreadable"]
+    """Written by the same plan, whole, and without unreadable images: those may have been repaired."""
+    facts = _read_json(shard.facts)
+    if facts is None or facts.get("plan") != shard.plan or facts.get("unreadable") != []:
+        return False
+    return (
+        shard.arrow.is_file()
+        and shard.arrow.stat().st_size == facts.get("size")
+        and _rows(shard) == facts.get("images")
+    )
 
 
-def _facts(shard: Shard) -> dict[str, Any] | None:
-    if not shard.facts.is_file() or not shard.arrow.is_file():
+def _rows(shard: Shard) -> int | None:
+    """How many images the Arrow file has; None for one that is damaged. Reads the headers of its batches only."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(shard.arrow)) as file, pyarrow.ipc.open_stream(file) as stream:
+            return sum(batch.num_rows for batch in stream)
+    except (pyarrow.ArrowException, OSError):
         return None
-    facts: dict[str, Any] = json.loads(shard.facts.read_text())
-    return facts
 
 
 def _write_shard(shard: Shard) -> None:
@@ -212,20 +261,17 @@ def _write_shard(shard: Shard) -> None:
     images = _data.train if shard.split == TRAIN else _data.val
     facts: dict[str, Any] = {"plan": shard.plan, "images": 0, "bytes": 0} | {kind: [] for kind in KINDS}
     schema = _features(_data.classes).arrow_schema
-    partial = shard.arrow.with_name(f"{shard.arrow.name}.partial{os.getpid()}")
-    try:
-        with pyarrow.ipc.new_stream(str(partial), schema) as writer:
-            rows: list[dict[str, Any]] = []
-            for index in range(shard.start, shard.stop):
-                row = _row(images, index, shard.split == TRAIN, facts)
-                rows += [] if row is None else [row]
-                if rows and (len(rows) == ROWS_PER_BATCH or index == shard.stop - 1):
-                    writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
-                    rows = []
-        partial.replace(shard.arrow)
-    finally:
-        partial.unlink(missing_ok=True)
-    write_json(shard.facts, facts)
+    with atomic_file(shard.arrow) as file, pyarrow.ipc.new_stream(file, schema) as writer:
+        rows: list[dict[str, Any]] = []
+        for index in range(shard.start, shard.stop):
+            if _stopped.is_set():
+                raise InterruptedError("stopped")  # nobody waits for this shard any more
+            row = _row(images, index, shard.split == TRAIN, facts)
+            rows += [] if row is None else [row]
+            if rows and (len(rows) == ROWS_PER_BATCH or index == shard.stop - 1):
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
+                rows = []
+    write_json(shard.facts, facts | {"size": shard.arrow.stat().st_size})
 
 
 def _features(classes: tuple[str, ...]) -> Any:
@@ -298,8 +344,11 @@ def _finish_split(folder: Path, split: str, shards: list[Shard], classes: tuple[
     import datasets
 
     for stray in set(folder.iterdir()) - {file for shard in shards for file in (shard.arrow, shard.facts)}:
-        stray.unlink()  # of a stopped preparation by another plan
-    datasets.DatasetInfo(features=_features(classes)).write_to_directory(str(folder))
+        if not is_temporary(stray.name):
+            stray.unlink()  # of a stopped preparation by another plan
+    with tempfile.TemporaryDirectory() as temporary:  # the library does not write atomically
+        datasets.DatasetInfo(features=_features(classes)).write_to_directory(temporary)
+        write_json(folder / "dataset_info.json", json.loads(Path(temporary, "dataset_info.json").read_text()))
     state: dict[str, Any] = {
         "_data_files": [{"filename": shard.arrow.name} for shard in shards],
         "_fingerprint": _content_fingerprint(shards),
@@ -333,7 +382,7 @@ def _report(shards: list[Shard]) -> dict[str, Any]:
     both: list[list[str]] = []
     for split in (TRAIN, VALIDATION):
         own = [shard for shard in shards if shard.split == split]
-        facts = [facts for shard in own if (facts := _facts(shard)) is not None]
+        facts = [facts for shard in own if (facts := _read_json(shard.facts)) is not None]
         summary: dict[str, Any] = {key: sum(one[key] for one in facts) for key in ("images", "bytes")}
         summary |= {kind: [entry for one in facts for entry in one[kind]] for kind in KINDS}
         seen: dict[str, str] = {}

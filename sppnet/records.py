@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,24 +18,16 @@ import numpy as np
 import torch
 import yaml
 
+from sppnet.files import atomic_file
 from sppnet.metrics import wilson_interval
 
 RESULT_FILE = "result.json"
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes under a temporary name and renames, so that a reader never sees half a file."""
-    _write_whole(path, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))
-
-
-def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes a JSON file atomically."""
+    with atomic_file(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
@@ -67,14 +59,10 @@ class Scores:
 
 
 def write_scores(path: Path, scores: Scores) -> None:
-    """One .npz file, whole or not at all."""
+    """Writes one .npz file atomically."""
     about = np.array(json.dumps(scores.about, sort_keys=True))
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:  # given a name, numpy would add .npz to it
-            np.savez(file, scores=scores.scores, labels=scores.labels, names=scores.names, about=about)
-
-    _write_whole(path, write)
+    with atomic_file(path) as file:
+        np.savez(file, scores=scores.scores, labels=scores.labels, names=scores.names, about=about)
 
 
 def read_scores(path: Path) -> Scores:
@@ -109,12 +97,8 @@ def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 def add_score_part(folder: Path, identity: dict[str, Any], indices: np.ndarray, scores: np.ndarray) -> None:
     """Saves the scores (n, classes) of some images, by index, of an evaluation under way."""
     about = np.array(json.dumps(identity, sort_keys=True))
-
-    def write(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.savez(file, indices=indices, scores=scores, about=about)
-
-    _write_whole(folder / f"{uuid.uuid4().hex}.npz", write)
+    with atomic_file(folder / f"{uuid.uuid4().hex}.npz") as file:
+        np.savez(file, indices=indices, scores=scores, about=about)
 
 
 def read_score_parts(folder: Path, identity: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,6 +1,11 @@
 """Data sets in memory-mapped Arrow files, as the library `datasets` writes them: of the Hub, or prepared here."""
 
 import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sppnet.folders import listing
-from sppnet.images import read_image_file
+from sppnet.images import UnreadableImage, read_image_file
 
 # The columns of a prepared store.
 IMAGE, LABEL, NAME, DIGEST = "image", "label", "name", "source_sha256"
@@ -25,6 +30,7 @@ class StoredImages:
     labels: np.ndarray
     classes: tuple[str, ...]
     stored_fingerprint: str  # by which `datasets` tells one content from another
+    folders: tuple[str, ...]  # where the files may lie that rows name instead of holding bytes
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -32,9 +38,16 @@ class StoredImages:
     def __getitem__(self, index: int) -> tuple[bytes, int, str]:
         index = range(len(self))[index]
         (image,) = self.images[index].values()
-        name = self.name(index)
-        data = read_image_file(image["path"], name) if image["bytes"] is None else image["bytes"]
-        return data, int(self.labels[index]), name
+        data = self._named_file(index, image["path"]) if image["bytes"] is None else image["bytes"]
+        return data, int(self.labels[index]), self.name(index)
+
+    def _named_file(self, index: int, path: str) -> bytes:
+        """The content of a file in one of `folders`. A store of a stranger may name any file of this machine."""
+        file = os.path.realpath(os.path.join(self.folders[0], path) if self.folders else path)
+        if not any(Path(file).is_relative_to(os.path.realpath(folder)) for folder in self.folders):
+            where = " and ".join(self.folders) or "a remote store"
+            raise UnreadableImage(f"{self.name(index)}: row {index} of {self.split} names {path}, outside {where}")
+        return read_image_file(file, self.name(index))
 
     def name(self, index: int) -> str:
         return f"{self.split}/{index}" if self.names is None else self.names[index][NAME]
@@ -69,20 +82,61 @@ def hub(
 def prepared(*, root: str) -> tuple[StoredImages, StoredImages]:
     """What scripts/prepare_data.py wrote, in a folder or wherever `datasets.load_from_disk` can read: s3://, gs://."""
     datasets = _library("prepared")
-    if "://" not in root and not Path(root, "dataset_dict.json").is_file():
+    if not _is_remote(root) and not Path(root, "dataset_dict.json").is_file():
         raise ValueError(
             f"{root}: not a prepared store, or not a finished one; make it with prepare_data.py out={root}"
         )
-    splits = datasets.load_from_disk(root)
+    with _naming(root):
+        splits = datasets.load_from_disk(root)
     if missing := [split for split in (TRAIN, VALIDATION) if split not in splits]:
         raise ValueError(f"{root}: found the splits {listing(list(splits))}, expected {missing[0]}")
-    return _prepared_images(splits[TRAIN], root), _prepared_images(splits[VALIDATION], root)
+    _check_counts(splits, Path(root, "report.json"))
+    return _prepared_images(splits, TRAIN, root), _prepared_images(splits, VALIDATION, root)
 
 
-def _prepared_images(dataset: Any, root: str) -> StoredImages:
+def _check_counts(splits: Any, report: Path) -> None:
+    """An Arrow file that was cut between two batches opens without an error."""
+    if not report.is_file():  # remote, or made by another program
+        return
+    with _naming(str(report)):
+        counts = {split: json.loads(report.read_text())[split]["images"] for split in (TRAIN, VALIDATION)}
+    for split, count in counts.items():
+        if len(splits[split]) != count:
+            raise ValueError(
+                f"{report.parent}: found {len(splits[split])} rows of {split}, {report.name} says {count}; "
+                "repair it by the same command of prepare_data.py"
+            )
+
+
+def _prepared_images(splits: Any, split: str, root: str) -> StoredImages:
+    dataset, place = splits[split], f"{root} {split}"
     if missing := [column for column in (IMAGE, LABEL, NAME) if column not in dataset.features]:
-        raise ValueError(f"{root}: found the columns {listing(list(dataset.features))}, expected {missing[0]}")
-    return _stored_images(dataset, root, str(dataset.split), IMAGE, LABEL, dataset.select_columns([NAME]))
+        raise ValueError(f"{place}: found the columns {listing(list(dataset.features))}, expected {missing[0]}")
+    names = dataset.select_columns([NAME])
+    if str(dataset.features[NAME].dtype) not in ("string", "large_string"):
+        raise ValueError(f"{place}: {NAME} is {dataset.features[NAME]}, expected string")
+    _check_no_null(_arrow_column(dataset, NAME, place), place, "name")
+    return _stored_images(dataset, place, split, IMAGE, LABEL, names, () if _is_remote(root) else (root,))
+
+
+def _is_remote(root: str) -> bool:
+    return "://" in root
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """Errors of reading a store become a ValueError of one line that names it."""
+    try:
+        yield
+    except ImportError as error:  # fsspec's, for the package that reads this kind of address
+        extra = "pip install sppnet[remote]" if place.startswith("s3://") else str(error).splitlines()[0]
+        raise ValueError(f"{place}: needs a package for {place.partition('://')[0]}:// addresses: {extra}") from error
+    except Exception as error:  # damaged files and remote stores fail in a dozen ways
+        raise ValueError(f"{place}: cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _library(source: str) -> Any:
@@ -103,7 +157,19 @@ def _hub_images(
     cache: str | None,
 ) -> StoredImages:
     dataset = _load_split(name, config, data_files, split, cache)
-    return _stored_images(dataset, f"{name} {split}", split, image_column, label_column, names=None)
+    folders = (name,) if Path(name, "dataset_dict.json").is_file() else _local_folders(name, data_files, cache)
+    return _stored_images(dataset, f"{name} {split}", split, image_column, label_column, None, folders)
+
+
+def _local_folders(name: str, data_files: dict[str, str] | None, cache: str | None) -> tuple[str, ...]:
+    """Where `load_dataset` takes files from: the folder given, those of `data_files`, and its caches."""
+    import datasets
+    import huggingface_hub
+
+    given = [os.path.dirname(re.split(r"[*?{[]", file)[0]) or "." for file in (data_files or {}).values()]
+    folders = [name if Path(name).is_dir() else None, *given, cache]
+    caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
+    return tuple(os.path.abspath(folder) for folder in (*filter(None, folders), *caches) if not _is_remote(str(folder)))
 
 
 def _load_split(name: str, config: str | None, data_files: dict[str, str] | None, split: str, cache: str | None) -> Any:
@@ -114,18 +180,28 @@ def _load_split(name: str, config: str | None, data_files: dict[str, str] | None
     if not Path(name, "dataset_dict.json").is_file():
         try:
             return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
+        except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
+            raise ValueError(f"{name}: {_first_line(error)} (s3: pip install sppnet[remote])") from error
         except (ValueError, OSError) as error:  # no such name, config or split, or no network
-            raise ValueError(f"{name}: {str(error).splitlines()[0]}") from error
-    splits = datasets.load_from_disk(name)
+            raise ValueError(f"{name}: {_first_line(error)}") from error
+    with _naming(name):
+        splits = datasets.load_from_disk(name)
     if split not in splits:
         raise ValueError(f"{name}: found the splits {listing(list(splits))}, expected {split}")
     return splits[split]
 
 
 def _stored_images(
-    dataset: Any, place: str, split: str, image_column: str, label_column: str, names: Any
+    dataset: Any,
+    place: str,
+    split: str,
+    image_column: str,
+    label_column: str,
+    names: Any,
+    folders: tuple[str, ...],
 ) -> StoredImages:
     import datasets
+    import pyarrow.compute
 
     columns = dataset.features
     for column, kind in ((image_column, datasets.Image), (label_column, datasets.ClassLabel)):
@@ -133,11 +209,43 @@ def _stored_images(
             raise ValueError(f"{place}: found the columns {listing(list(columns))}, expected {column}")
         if not isinstance(columns[column], kind):
             raise ValueError(f"{place}: {column} is {columns[column]}, expected {kind.__name__}")
-    labels = column_values(dataset, label_column).astype(np.int64)
+    classes = tuple(columns[label_column].names)
+    labels = _checked_labels(_arrow_column(dataset, label_column, place), classes, place)
+    images = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
+    stored = _arrow_column(images, image_column, place)
+    fields = [pyarrow.compute.struct_field(stored, field) for field in ("bytes", "path")]
+    _check_no_null(pyarrow.compute.coalesce(*map(_is_there, fields)), place, "image")
+    return StoredImages(images, names, split, labels, classes, dataset._fingerprint, folders)
+
+
+def _is_there(column: Any) -> Any:
+    """True where a value is, null elsewhere."""
+    import pyarrow.compute
+
+    return pyarrow.compute.if_else(pyarrow.compute.is_valid(column), True, pyarrow.scalar(None, pyarrow.bool_()))
+
+
+def _checked_labels(column: Any, classes: tuple[str, ...], place: str) -> np.ndarray:
+    _check_no_null(column, place, "label")
+    labels = column.to_numpy().astype(np.int64)
     if not len(labels) or labels.min() < 0:  # test splits without labels say -1
         raise ValueError(f"{place}: found {(labels < 0).sum()} of {len(labels)} images without a label")
-    images = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
-    return StoredImages(images, names, split, labels, tuple(columns[label_column].names), dataset._fingerprint)
+    if labels.max() >= len(classes):
+        row = int((labels >= len(classes)).argmax())
+        raise ValueError(f"{place}: row {row} has the label {labels[row]}, expected 0 to {len(classes) - 1}")
+    return labels
+
+
+def _check_no_null(column: Any, place: str, kind: str) -> None:
+    if column.null_count:
+        row = int(column.is_null().to_numpy().argmax())
+        raise ValueError(f"{place}: row {row} has no {kind}")
+
+
+def _arrow_column(dataset: Any, column: str, place: str) -> Any:
+    """A whole column as a `pyarrow.ChunkedArray`, not copied where rows are in the order of the files."""
+    with _naming(place):
+        return dataset.select_columns([column]).with_format("arrow")[:].column(column)
 
 
 def column_values(dataset: Any, column: str) -> np.ndarray:

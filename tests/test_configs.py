@@ -177,6 +177,46 @@ def test_a_run_directory_of_another_network_is_refused(tmp_path):
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
+def test_a_folder_with_other_things_is_no_run_directory(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(ValueError, match=r"found letter\.txt, photos, expected a new folder or a run directory"):
+        claim_run_directory(tmp_path, run_directory(composed())[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["letter.txt", "photos"]
+    with pytest.raises(ValueError, match=r"letter\.txt: found a file, expected a new folder"):
+        claim_run_directory(tmp_path / "letter.txt", run_directory(composed())[1])
+
+
+def test_a_kill_while_a_run_directory_is_made_leaves_nothing(tmp_path):
+    stale = tmp_path / f"config.yaml.partial{2**22 + 1}"  # of a process that no longer runs
+    stale.touch()
+    claim_run_directory(tmp_path, run_directory(composed())[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_next_training_removes_the_temporary_files_of_a_killed_one(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    stale = [tmp_path / f"result.json.partial{2**22 + 1}", tmp_path / f"checkpoints/last.ckpt.partial{2**22 + 1}"]
+    for path in stale:
+        path.touch()
+    with sole_training(tmp_path):
+        assert not any(path.exists() for path in stale)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..\\x", "a b", "a\nb", "$HOME"])
+def test_the_name_of_a_run_cannot_lead_out_of_its_folder(name):
+    config = composed()
+    config.name = name
+    with pytest.raises(ValueError, match="may hold letters, digits, dots, dashes and underscores only"):
+        run_directory(config)
+
+
+def test_the_name_of_a_model_cannot_lead_out_of_its_folder():
+    directory = run_directory(composed("backbone=timm", "backbone.name='hf_hub:../../x'"))[0]
+    assert directory.parent == Path("runs")
+    assert directory.name.startswith("hf_hub-..-..-x-spp50-")
+
+
 def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
     code = """
 import sys

@@ -380,6 +380,116 @@ def test_hub_without_the_package(monkeypatch):
     assert_refuses(r"pip install sppnet\[hub\]", "hub", name="any")
 
 
+# Stores of strangers: made with `datasets`, but not as they should be.
+
+
+def write_store(hub, root, images, labels, names=None, classes=("cat", "dog")):
+    """A store in the layout of prepare_data.py; `images` are bytes, paths or None."""
+    import pyarrow as pa
+
+    rows = [{"bytes": i, "path": None} if isinstance(i, bytes) else i and {"bytes": None, "path": i} for i in images]
+    features = hub.Features(
+        {"image": hub.Image(), "label": hub.ClassLabel(names=list(classes)), "name": hub.Value("string")}
+    )
+    names = [f"{i}.jpg" for i in range(len(images))] if names is None else names
+    table = pa.table(
+        {
+            "image": pa.array(rows, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            "label": pa.array(labels, pa.int64()),
+            "name": pa.array(names, pa.string()),
+        }
+    )
+    table = table.cast(features.arrow_schema)
+    usual = hub.Dataset.from_dict({"image": [{"bytes": PHOTO}], "label": [0], "name": ["a"]}, features)
+    hub.DatasetDict({"train": usual, "validation": usual}).save_to_disk(root)
+    for file in root.glob("*/*.arrow"):  # not by `datasets`: it would put the files that rows name into the store
+        with pa.ipc.new_stream(str(file), table.schema) as writer:
+            writer.write_table(table)
+    return str(root)
+
+
+PHOTO = jpeg(np.full((4, 5, 3), 90, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "names", "message"),
+    [
+        ([PHOTO] * 3, [0, 2, 1], None, "train: row 1 has the label 2, expected 0 to 1$"),
+        ([PHOTO] * 3, [0, 2**40, 1], None, "train: row 1 has the label 1099511627776, expected 0 to 1$"),
+        ([PHOTO] * 3, [0, 1, -1], None, "train: found 1 of 3 images without a label$"),
+        ([PHOTO] * 3, [0, 1, None], None, "train: row 2 has no label$"),
+        ([PHOTO, None, PHOTO], [0, 1, 0], None, "train: row 1 has no image$"),
+        ([PHOTO] * 3, [0, 1, 0], ["a", None, "c"], "train: row 1 has no name$"),
+    ],
+)
+def test_a_store_with_rows_that_cannot_be_is_refused_by_row(hub, tmp_path, images, labels, names, message):
+    root = write_store(hub, tmp_path / "store", images, labels, names)
+    assert_refuses(message, "prepared", root=root)
+    if names is None:
+        assert_refuses(message, "hub", name=root)
+
+
+@pytest.mark.parametrize("kind", ["absolute", "relative", "link"])
+def test_a_store_reads_no_file_outside_of_its_folder(hub, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(PHOTO)
+    (tmp_path / "store").mkdir()
+    named = {"absolute": str(secret), "relative": "../secret.jpg", "link": "link.jpg"}[kind]
+    root = write_store(hub, tmp_path / "store", [PHOTO, named], [0, 1])
+    (tmp_path / "store/link.jpg").symlink_to(secret)
+    for data in (open_data("prepared", root=root), open_data("hub", name=root)):
+        assert data.train[0][:2] == (PHOTO, 0)
+        with pytest.raises(ValueError, match=rf"row 1 of train names {named}, outside {root}$"):
+            data.train[1]
+
+
+def test_a_store_reads_files_in_its_folder(hub, tmp_path):
+    root = write_store(hub, tmp_path / "store", ["files/0.jpg", str(tmp_path / "store/files/0.jpg")], [0, 1])
+    (tmp_path / "store/files").mkdir()
+    (tmp_path / "store/files/0.jpg").write_bytes(PHOTO)
+    data = open_data("prepared", root=root)
+    assert data.train[0] == (PHOTO, 0, "0.jpg")
+    assert data.train[1] == (PHOTO, 1, "1.jpg")
+
+
+def test_a_table_of_paths_reads_files_beside_it_only(hub, tmp_path):
+    import pyarrow.parquet
+
+    (tmp_path / "tables").mkdir()
+    for place in (tmp_path, tmp_path / "tables"):
+        (place / "photo.jpg").write_bytes(PHOTO)
+    root = write_store(hub, tmp_path / "s", [str(tmp_path / "tables/photo.jpg"), str(tmp_path / "photo.jpg")], [0, 1])
+    table = hub.load_from_disk(root)["train"].data.table
+    pyarrow.parquet.write_table(table, tmp_path / "tables/train.parquet")
+    data = open_data(
+        "hub",
+        name="parquet",
+        data_files={"train": str(tmp_path / "tables/*.parquet")},
+        val_split="train",
+        cache=str(tmp_path / "cache"),
+    )
+    assert data.train[0][0] == PHOTO
+    with pytest.raises(ValueError, match=r"row 1 of train names .*photo\.jpg, outside"):
+        data.train[1]
+
+
+@pytest.mark.parametrize("cut", [0, 100, -600])
+def test_a_store_with_a_cut_file_is_refused_by_name(hub, tmp_path, cut):
+    root = write_store(hub, tmp_path / "store", [PHOTO] * 3, [0, 1, 0])
+    (file,) = (tmp_path / "store/train").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:cut])
+    assert_refuses(rf"^{root}: cannot be read \(", "prepared", root=root)
+    assert_refuses(rf"^{root}: cannot be read \(", "hub", name=root)
+
+
+def test_remote_stores_name_the_extra_that_reads_them(hub, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    message = r"s3://bucket/imagenet: needs a package for s3:// addresses: pip install sppnet\[remote\]$"
+    assert_refuses(message, "prepared", root="s3://bucket/imagenet")
+    assert_refuses("Protocol not known: ftps3", "prepared", root="ftps3://bucket/imagenet")
+
+
 # The table of sources.
 
 

@@ -186,7 +186,7 @@ def test_a_full_disk_stops_it_and_what_is_saved_stays(folder, tmp_path):
     done = run_process(command, cwd=tmp_path, env=environment)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1] == (
-        "error: full/checkpoints/last.ckpt.partial: cannot write a checkpoint (File too large); there is none yet"
+        "error: full/checkpoints/last.ckpt: cannot write a checkpoint (File too large); there is none yet"
     )
     assert not list((tmp_path / "full" / "checkpoints").iterdir())
 

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as reference
 from conftest import run_process, without_rights
 from sppnet import images
 from sppnet.images import (
+    BYTES_PER_PIXEL,
     COLOR_STANDARD_DEVIATION,
     CROP_POSITIONS,
     LONGEST_ASPECT,
@@ -294,6 +295,119 @@ def test_too_many_open_files_are_not_the_fault_of_an_image(tmp_path):
 def test_names_are_escaped_in_errors():
     with pytest.raises(UnreadableImage, match=r"^a\\n\\x1b\[31mb\\xff: the file is empty$"):
         decode_image(b"", os.fsdecode(b"a\n\x1b[31mb\xff"))
+
+
+MEASURE = """
+import io, os, re, sys
+from pathlib import Path
+from PIL import Image
+from sppnet import images
+
+def kilobytes(kind):
+    return int(re.search(rf"{kind}:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1])
+
+if sys.argv[1] == "pillow":
+    images._torchcodec = None
+for name in sys.argv[2:]:
+    data = Path(name).read_bytes()
+    image = Image.open(io.BytesIO(data))
+    small = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(small, image.format)
+    if os.fork() == 0:  # so that the highest memory is counted from here
+        images.decode_image(small.getvalue(), "small")  # what a decoder loads once is not memory of an image
+        before = kilobytes("VmRSS")
+        decoded = images.decode_image(data, name)
+        print(name, 1024 * (kilobytes("VmHWM") - before), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def large_images(side=2500):
+    """Files whose pixels Pillow stores in all the ways there are: {name: bytes}."""
+    image = Image.fromarray(corners(8, 8)).resize((side, side))
+    palette, gray = image.quantize(16), np.asarray(image.convert("L"))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    fast = {"compress_level": 1}
+    return {
+        "rgb.png": encode(image, "PNG", **fast),
+        "turned.png": encode(image, "PNG", exif=turned, **fast),
+        "rgba.png": encode(image.convert("RGBA"), "PNG", **fast),
+        "la.png": encode(image.convert("LA"), "PNG", **fast),
+        "palette.png": encode(palette, "PNG", transparency=bytes(range(0, 160, 10)), **fast),
+        "gray16.png": encode(200 * gray.astype(np.uint16), "PNG", **fast),
+        "palette.gif": encode(palette, "GIF", transparency=3),
+        "cmyk.tif": encode(image.convert("CMYK"), "TIFF"),
+        "rgb.bmp": encode(image, "BMP"),
+        "rgb.jpg": encode(image, "JPEG"),
+        "turned.jpg": encode(image, "JPEG", exif=turned),
+        "cmyk.jpg": encode(image.convert("CMYK"), "JPEG"),
+        "progressive.jpg": encode(image.convert("CMYK"), "JPEG", progressive=True, subsampling=0),
+        "rgba.webp": encode(image.convert("RGBA"), "WEBP", method=0),
+        "rgb.avif": encode(image, "AVIF", speed=10, subsampling="4:4:4"),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's accounts of memory")
+@pytest.mark.parametrize("decoder", ["torchcodec", "pillow"])
+def test_decoding_takes_no_more_memory_than_stated(tmp_path, decoder):
+    files = large_images()
+    if decoder == "pillow":  # the other formats are Pillow's anyway
+        files = {name: data for name, data in files.items() if name.endswith("jpg")}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE, decoder, *files]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = run_process(command, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    measured = dict(line.split() for line in done.stdout.splitlines())
+    assert measured.keys() == files.keys(), done.stderr
+    for name, data in files.items():
+        fewest = least_max_pixels(data, name)  # what the image counts as
+        assert int(measured[name]) < BYTES_PER_PIXEL * fewest + 8e6, name
+
+
+def least_max_pixels(data, name):
+    """The lowest limit at which an image is decoded, of those that count its pixels once, twice or three times."""
+    for times in (1, 2, 3):
+        width, height = Image.open(io.BytesIO(data)).size
+        try:
+            images._check_pixels(Image.open(io.BytesIO(data)), times * width * height)
+        except ValueError:
+            continue
+        return times * width * height
+    raise AssertionError(f"{name} is not decoded")
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options", "times", "kind"),
+    [
+        ("WEBP", {}, 3, "WEBP"),
+        ("AVIF", {}, 3, "AVIF"),
+        ("JPEG", {"progressive": True}, 2, "progressive JPEG"),
+    ],
+)
+def test_pixels_that_take_more_memory_count_several_times(file_format, options, times, kind):
+    data = encode(noise(60, 80), file_format, **options)
+    assert decode_image(data, "a", max_pixels=times * 80 * 60).shape == (3, 60, 80)
+    message = f"^a: 80x60 pixels, which count {times} times as {kind}, more than SPPNET_MAX_PIXELS={times * 4800 - 1}$"
+    with pytest.raises(UnreadableImage, match=message):
+        decode_image(data, "a", max_pixels=times * 80 * 60 - 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("orientation", [1, 3, 8])
+def test_an_image_converted_in_strips_is_that_converted_at_once(mode, orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = Image.fromarray(noise(37, 53))
+    image = Image.fromarray(200 * np.asarray(pixels.convert("L")).astype(np.uint16)) if mode == "I;16" else pixels
+    data = encode(image if mode == "I;16" else image.convert(mode), "TIFF", exif=exif)
+    whole = decode_image(data, "a.tif")
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 200)
+    assert torch.equal(decode_image(data, "a.tif"), whole)
 
 
 # Sizes and crops.

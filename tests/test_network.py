@@ -436,7 +436,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch):
     before = file.read_bytes()
 
     def fail_half_way(checkpoint, path):
-        path.write_bytes(before[:1000])
+        path.write(before[:1000])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sppnet.network.torch, "save", fail_half_way)

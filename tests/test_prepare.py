@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -183,6 +184,87 @@ def test_a_name_that_no_store_can_hold_is_named_before_anything_is_written(tmp_p
     os.rename(root / "val/cat/0.jpg", os.fsencode(root / "val/cat") + b"/caf\xe9.jpg")
     with pytest.raises(ValueError, match=r"^val/cat/caf\\xe9\.jpg: the name is not UTF-8; rename the file$"):
         prepare(open_data("folder", root=str(root)), tmp_path / "out", SMALL, workers=1)
+
+
+DEAD = 2**22 + 1  # Linux gives no process a higher number than 2**22
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A data set, a finished store of it, and what the store's files hold."""
+    data = open_data("folder", root=str(make_files(tmp_path / "images", usual_files(10))))
+    prepare(data, tmp_path / "store", SMALL, workers=1)
+    return data, tmp_path / "store", contents(tmp_path / "store")
+
+
+def test_a_kill_while_the_report_is_written_does_not_block_the_store(finished):
+    data, store, before = finished
+    (store / "dataset_dict.json").unlink()
+    for stale in ("report.json", "dataset_dict.json", "train/data-00000.arrow", "train/data-00001.json"):
+        (store / f"{stale}.partial{DEAD}").write_text("{")
+    living = store / f"report.json.partial{os.getppid()}"
+    living.touch()
+    prepare(data, store, SMALL, workers=1)
+    living.unlink()
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("marker", ["finished", "unfinished"])
+def test_files_damaged_by_a_power_failure_are_written_again(finished, marker):
+    data, store, before = finished
+    if marker == "unfinished":
+        (store / "dataset_dict.json").unlink()
+    size = len(before["train/data-00000.arrow"])
+    for name, content in {
+        "train/data-00000.arrow": b"",
+        "train/data-00001.arrow": before["train/data-00001.arrow"][:-100],
+        "validation/data-00000.arrow": bytes(size),  # as XFS leaves what was not flushed
+        "validation/data-00001.json": b"",
+        "report.json": b"",
+    }.items():
+        (store / name).write_bytes(content)
+    prepare(data, store, SMALL, workers=1)
+    assert contents(store) == before
+    assert len(open_data("prepared", root=str(store)).train) == 20
+
+
+def test_a_damaged_store_is_refused_by_name(finished):
+    _, store, before = finished
+    file = store / "train/data-00001.arrow"
+    with pa.ipc.open_stream(before["train/data-00001.arrow"]) as stream, pa.ipc.new_stream(str(file), stream.schema):
+        pass  # without any rows it opens
+    with pytest.raises(ValueError, match=rf"^{store}: found 16 rows of train, report\.json says 20; repair it by"):
+        open_data("prepared", root=str(store))
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^{store}: cannot be read \("):
+        open_data("prepared", root=str(store))
+
+
+def test_a_damaged_report_does_not_open_the_store_to_other_data(finished, tmp_path):
+    data, store, before = finished
+    (store / "report.json").write_bytes(b"")
+    with pytest.raises(ValueError, match="holds another data set, or one prepared in another way"):
+        prepare(data, store, Settings(short_side=64, quality=95), workers=1)
+    assert contents(store) == before | {"report.json": b""}
+
+
+def test_folders_of_images_are_no_store(tmp_path):
+    data = open_data("folder", root=str(make_files(tmp_path / "images", usual_files(2))))
+    (tmp_path / "images" / "val").rename(tmp_path / "images" / "validation")
+    before = contents(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"found train/cat, train/horse, validation/cat, validation/horse, expected"):
+        prepare(data, tmp_path / "images", SMALL, workers=1)
+    assert contents(tmp_path / "images") == before
+
+
+@pytest.mark.parametrize("workers", [0, 1_000_000])
+def test_workers_have_a_limit(both, tmp_path, workers):
+    with pytest.raises(ValueError, match=rf"^workers={workers}: must be 1 to \d+ on this machine$"):
+        prepare(both[0], tmp_path / "out", SMALL, workers=workers)
     assert not (tmp_path / "out").exists()
 
 
@@ -225,7 +307,7 @@ def test_settings_out_of_range_are_refused(both, tmp_path, settings):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["workers=0"], "workers=0: must be at least 1"),
+        (["workers=0"], "workers=0: must be 1 to "),
         (["exclude=[val/cat/99.jpg]"], "exclude=val/cat/99.jpg: no image has this name"),
         (["quality=high"], "quality"),
     ],

@@ -127,6 +127,11 @@ TRAIN = [
     ("data=prepared data.root=images", "images: not a prepared store"),
     ("data=hub data.name=empty", "empty"),
     ("data.train=-1", "train=-1"),
+    # Where the run would be.
+    ("name=../x", "name=../x: may hold letters, digits, dots, dashes and underscores only"),
+    ("name=${oc.env:HOME}", "may hold letters, digits"),
+    ("data=folder data.root=images run=images", "images: found train, val, expected a new folder or a run directory"),
+    ("data=folder data.root=images run=file", "file: found a file, expected a new folder or a run directory"),
     ("data=folder data.root=images runs=file", "file", "Not a directory"),
 ]
 
@@ -155,7 +160,8 @@ PREPARE = [
     ("data.root=images out=images", "expected a new folder or an unfinished store"),
     ("data.root=images out=new quality=0", "quality 1 to 100"),
     ("data.root=images out=new short_side=0", "short_side >= 1"),
-    ("data.root=images out=new workers=0", "workers=0: must be at least 1"),
+    ("data.root=images out=new workers=0", "workers=0: must be 1 to "),
+    ("data.root=images out=new workers=1000000", "workers=1000000: must be 1 to "),
 ]
 
 TABLES = [

@@ -22,6 +22,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from sppnet.files import atomic_file
+
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ASK_EVERY = 10  # steps between the questions of several processes whether one of them was told to stop
@@ -47,32 +49,15 @@ class CheckpointFiles(TorchCheckpointIO):
         path = Path(path)
         content = io.BytesIO()  # torch.save hides why it cannot write to a file
         torch.save(checkpoint, content)
-        partial = path.with_name(f"{path.name}.partial")
+        # A damaged one must not take the place of the one it was replaced by.
+        previous = path.with_name(PREVIOUS) if path == self.known_whole else None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with atomic_file(path, previous=previous) as file:
                 file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             kept = f"{path} is still the one before" if path.exists() else "there is none yet"
-            raise OSError(f"{partial}: cannot write a checkpoint ({error.strerror}); {kept}") from error
-        if path == self.known_whole:  # a damaged one must not take the place of the one it was replaced by
-            path.replace(path.with_name(PREVIOUS))
-        partial.replace(path)
+            raise OSError(f"{path}: cannot write a checkpoint ({error.strerror}); {kept}") from error
         self.known_whole = path
-        _flush_names(path.parent)
-
-
-def _flush_names(folder: Path) -> None:
-    """Without it, a power failure could undo the renaming."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def newest_whole(folder: Path) -> Path | None:

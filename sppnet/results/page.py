@@ -2,12 +2,13 @@
 
 import html
 import io
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sppnet.files import atomic_file
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2330; background: #fff }
@@ -77,15 +78,13 @@ class Page:
         return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
     def write(self, folder: Path, name: str) -> list[Path]:
-        """NAME.md, NAME.html and a NAME-i.svg per plot in `folder`, each whole or not at all; the files written."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes NAME.md, NAME.html and a NAME-i.svg per plot into `folder`, each atomically; returns their paths."""
         plots = [content[0] for kind, content in self.blocks if kind == "figure"]
         files = {f"{name}-{i}.svg": svg for i, svg in enumerate(plots, start=1)}
         files = {f"{name}.md": self.markdown(list(files)), f"{name}.html": self.html(), **files}
         for file, content in files.items():
-            partial = folder / f"{file}.partial{os.getpid()}"
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(folder / file)
+            with atomic_file(folder / file) as stream:
+                stream.write(content.encode())
         return [folder / file for file in files]
 
 

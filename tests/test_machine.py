@@ -1,4 +1,5 @@
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from conftest import run_process, started_process
-from sppnet.classify.machine import bf16_is_fast, claim_gpu, worker_count
+from sppnet.classify.machine import bf16_is_fast, busy_machine, claim_gpu, worker_count
 
 
 def test_the_number_of_workers():
@@ -25,6 +26,14 @@ def test_workers_are_shared_among_processes():
 def test_bf16_is_used_where_the_processor_multiplies_it():
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     assert bf16_is_fast("cpu") == bool(capabilities.get("amx_bf16"))
+
+
+def test_a_machine_whose_load_exceeds_its_cores_is_busy(monkeypatch):
+    cores = os.cpu_count()
+    monkeypatch.setattr(os, "getloadavg", lambda: (cores - 0.1, 0.0, 0.0))
+    assert busy_machine() is None
+    monkeypatch.setattr(os, "getloadavg", lambda: (cores + 6.0, 0.0, 0.0))
+    assert busy_machine() == f"this machine is busy (load {cores + 6:.1f} on {cores} cores); training will be slower"
 
 
 def test_processes_claim_different_gpus_until_they_end(tmp_path):

@@ -70,8 +70,8 @@ def evaluate(config: DictConfig) -> None:
         what = {"data": without_folders(section), "part": config.part, "exclude": sorted(config.exclude)}
         usual = trained_on is not None and what == {"data": without_folders(trained_on), "part": "val", "exclude": []}
         for name, protocol in protocols.items():
-            if network.levels is None and protocol.needs_pyramid:
-                print(f"{name}: left out, as a network without a pyramid cannot be tested on {protocol.needs_pyramid}")
+            if unsuited := protocol.unsuited_to(network):
+                print(f"{name}: left out, as a network without a pyramid cannot be tested on {unsuited}")
                 continue
             own = usual and is_shipped(name, protocol)
             label = name if own else f"{name}-{content_hash({'protocol': vars(protocol), **what})}"

@@ -97,7 +97,7 @@ def read_parts(config: DictConfig) -> Parts:
         raise ValueError(f"seed={config.seed}: must be at least 0")
     torch.manual_seed(config.seed)
     backbone = build_backbone(architecture, **backbone_options)
-    check_sizes_fit(backbone, levels, smallest, largest)
+    check_sizes_fit(backbone, levels, sizes.get("cycle") or range(smallest, largest + 1))
     return Parts(recipe, machine, levels, {"seed": config.seed, **sizes}, largest, backbone, source, data_options)
 
 
@@ -115,6 +115,7 @@ def build_network(parts: Parts, hidden: int, classes: Sequence[str]) -> Any:
         input_mean=recipe.input_mean,
         input_std=recipe.input_std,
         classes=classes,
+        input_side=parts.crop_side if parts.levels is None else None,
     )
 
 

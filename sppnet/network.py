@@ -21,7 +21,9 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 NO_PYRAMID_GRID = 6  # the paper's baseline pools its last maps to 6 x 6 (arXiv:1406.4729v4, §3.1.1)
-NO_PYRAMID_INPUT = 224  # ... and so can read images of this side alone
+NO_PYRAMID_INPUT = 224  # ... of images of this side
+
+MAX_PARAMETERS = 1_000_000_000  # of fc6, fc7 and fc8 together, 4 GB; the paper's have at most 126 million
 
 
 class SPPNet(nn.Module):
@@ -32,7 +34,7 @@ class SPPNet(nn.Module):
 
     Args:
         backbone: a name of `sppnet.backbones.BACKBONES`, or a backbone.
-        levels: the pyramid; None is the paper's baseline without one: a fixed 6 x 6 grid, for 224 x 224 images only.
+        levels: the pyramid; None is the paper's baseline without one: a fixed 6 x 6 grid, for images of one size.
         num_classes: length of the logits.
         hidden: outputs of fc6 and of fc7; 4096 in the paper.
         dropout: ratio after fc6 and fc7 while training.
@@ -40,8 +42,11 @@ class SPPNet(nn.Module):
             unit variance.
         input_mean, input_std: three numbers each, red, green, blue, for x in 0..255.
         classes: names of the classes in the order of the logits, where known.
+        input_side: the side in pixels of the square images that a network without a pyramid takes; None is 224.
+            With a pyramid, which takes images of any size, it must be None.
 
-    Raises ValueError for levels that are not integers from 1, and for values out of range.
+    Raises ValueError for levels that are not integers from 1, for values out of range, and for fully connected layers
+    of more than MAX_PARAMETERS together.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class SPPNet(nn.Module):
         input_mean: Sequence[float] = IMAGENET_MEAN,
         input_std: Sequence[float] = (1.0, 1.0, 1.0),
         classes: Sequence[str] | None = None,
+        input_side: int | None = None,
     ) -> None:
         super().__init__()
         _check_arguments(num_classes, hidden, dropout, initialization, input_mean, input_std, classes)
@@ -66,7 +72,11 @@ class SPPNet(nn.Module):
         self.classes = None if classes is None else tuple(map(str, classes))
         self.pyramid = SpatialPyramidPool((NO_PYRAMID_GRID,) if levels is None else levels)
         self.levels = None if levels is None else self.pyramid.levels
-        self.fc6 = nn.Linear(self.backbone.channels * self.pyramid.bins, hidden)
+        self.input_side = _input_side(self.backbone, self.levels, input_side)
+        self._input_cells = None if self.input_side is None else self.backbone.map_side(self.input_side)
+        pooled = self.backbone.channels * self.pyramid.bins
+        _check_parameters(pooled, self.pyramid.levels, self.hidden, self.num_classes)
+        self.fc6 = nn.Linear(pooled, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
         self.fc8 = nn.Linear(hidden, num_classes)
         self.dropout = nn.Dropout(float(dropout))
@@ -78,27 +88,30 @@ class SPPNet(nn.Module):
     def maps(self, images: Tensor) -> Tensor:
         """Feature maps (N, C, h, w) of the last convolution.
 
-        Raises ValueError for images too small for the backbone; without a pyramid, for all but 224 x 224 images.
+        Raises ValueError for images too small for the backbone; without a pyramid, for all that are not
+        `input_side` x `input_side`.
         """
         smallest, sides = self.backbone.smallest_input, tuple(images.shape[-2:])
         if min(sides) < smallest:
             raise ValueError(f"images of {sides[0]} x {sides[1]} pixels: the backbone needs at least {smallest}")
-        if self.levels is None and sides != (NO_PYRAMID_INPUT, NO_PYRAMID_INPUT):
+        if self.input_side is not None and sides != (self.input_side, self.input_side):
             raise ValueError(
-                f"images of {sides[0]} x {sides[1]} pixels: a network without a pyramid takes "
-                f"{NO_PYRAMID_INPUT} x {NO_PYRAMID_INPUT} images only"
+                f"images of {sides[0]} x {sides[1]} pixels: this network without a pyramid takes "
+                f"{self.input_side} x {self.input_side} images only"
             )
         return self.backbone(images)
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Feature maps (N, C, h, w) -> vectors (N, C * B) for `classify`."""
-        if self.levels is None:
-            side = self.backbone.map_side(NO_PYRAMID_INPUT)
-            if tuple(maps.shape[-2:]) != (side, side):
-                raise ValueError(
-                    f"feature maps of {maps.shape[-2]} x {maps.shape[-1]} cells: a network without a pyramid takes "
-                    f"{NO_PYRAMID_INPUT} x {NO_PYRAMID_INPUT} images ({side} x {side} cells) only"
-                )
+        """Feature maps (N, C, h, w) -> vectors (N, C * B) for `classify`.
+
+        Raises ValueError, without a pyramid, for maps that are not of `input_side` x `input_side` images.
+        """
+        side = self._input_cells
+        if side is not None and tuple(maps.shape[-2:]) != (side, side):
+            raise ValueError(
+                f"feature maps of {maps.shape[-2]} x {maps.shape[-1]} cells: this network without a pyramid takes "
+                f"{self.input_side} x {self.input_side} images ({side} x {side} cells) only"
+            )
         return self.pyramid(maps)
 
     def classify(self, pooled: Tensor) -> Tensor:
@@ -158,6 +171,8 @@ class SPPNet(nn.Module):
         shared = {id(parameter): parameter for parameter in self.parameters()}
         network = copy.deepcopy(self, shared)
         network.backbone = self.backbone.aligned()
+        if self.input_side is not None:
+            network._input_cells = network.backbone.map_side(self.input_side)
         return network
 
     def description(self) -> dict[str, Any]:
@@ -171,20 +186,30 @@ class SPPNet(nn.Module):
             "input_mean": list(self.input_mean),
             "input_std": list(self.input_std),
             "classes": None if self.classes is None else list(self.classes),
+            "input_side": self.input_side,
         }
 
     def summary(self) -> str:
         """The network in a few words."""
         options = {k: v for k, v in self.backbone.options.items() if k not in {"architecture", "pretrained"}}
         details = ", ".join(f"{key} {value}" for key, value in options.items())
-        pyramid = "no pyramid" if self.levels is None else f"pyramid {', '.join(map(str, self.levels))}"
+        pyramid = f"no pyramid, {self.input_side} pixels only"
+        if self.levels is not None:
+            pyramid = f"pyramid {', '.join(map(str, self.levels))}"
         parameters = sum(parameter.numel() for parameter in self.parameters())
         return f"{self.backbone.options['architecture']} ({details}), {pyramid}, {parameters:,} parameters"
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "SPPNet":
+        """Builds the network of a `description`, with weights that mean nothing. Never downloads any.
+
+        Raises ValueError, TypeError or KeyError for what is no description.
+        """
         options = dict(description)
-        return cls(build_backbone(**options.pop("backbone")), initialization="none", **options)
+        backbone = dict(options.pop("backbone"))
+        if "pretrained" in backbone:
+            backbone["pretrained"] = False
+        return cls(build_backbone(**backbone), initialization="none", **options)
 
 
 def _check_arguments(
@@ -206,6 +231,29 @@ def _check_arguments(
         raise ValueError(f"input_mean={input_mean}, input_std={input_std}: three numbers each, input_std above 0")
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"classes: {len(classes)} names for num_classes={num_classes}")
+
+
+def _input_side(
+    backbone: Backbone | TimmBackbone, levels: tuple[int, ...] | None, input_side: int | None
+) -> int | None:
+    """The side of the images that the network takes; None for any."""
+    if levels is not None:
+        if input_side is not None:
+            raise ValueError(f"input_side={input_side}, levels={list(levels)}: a pyramid takes images of any side")
+        return None
+    side = NO_PYRAMID_INPUT if input_side is None else int(input_side)
+    if side < backbone.smallest_input:
+        raise ValueError(f"input_side={side}: the backbone needs at least {backbone.smallest_input}")
+    return side
+
+
+def _check_parameters(pooled: int, levels: tuple[int, ...], hidden: int, num_classes: int) -> None:
+    parameters = (pooled + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * num_classes
+    if parameters > MAX_PARAMETERS:
+        raise ValueError(
+            f"hidden={hidden}, levels={list(levels)}, num_classes={num_classes}: fc6, fc7 and fc8 would have "
+            f"{parameters:,} parameters together, and must have at most {MAX_PARAMETERS:,}"
+        )
 
 
 @torch.no_grad()
@@ -259,7 +307,8 @@ def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
 def load_network(path: str | os.PathLike[str]) -> SPPNet:
     """The trained network of a run directory (its last checkpoint) or of a checkpoint file, on the CPU, in eval mode.
 
-    Reads plain values and tensors alone (`weights_only=True`), so a file from a stranger cannot run code.
+    Safe for files of strangers: reads plain values and tensors only (`weights_only=True`), so that no code is run,
+    downloads nothing, and takes no memory for weights that the file does not hold.
 
     Raises FileNotFoundError if there is no such file, ValueError if it holds no network.
     """
@@ -268,12 +317,33 @@ def load_network(path: str | os.PathLike[str]) -> SPPNet:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        network = SPPNet.from_description(checkpoint["network"])
+        # Mapped, not read: a compressed entry can unfold to any size, and an optimizer's state is not needed.
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         prefix = "network."
         state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        with torch.device("meta"):
+            outline = SPPNet.from_description(checkpoint["network"])
+        _check_weights(outline.state_dict(), state, file.stat().st_size)
+        network = SPPNet.from_description(checkpoint["network"])
         network.load_state_dict(state)
     except Exception as error:  # torch.load fails on cut-off and foreign files in a dozen ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{file}: not a checkpoint of sppnet ({reason})") from error
     return network.eval()
+
+
+def _check_weights(expected: dict[str, Tensor], state: dict[str, Tensor], file_bytes: int) -> None:
+    """ValueError unless a file of that size holds exactly these weights."""
+    if missing := expected.keys() - state.keys():
+        raise ValueError(f"{min(missing)} is missing")
+    if unknown := state.keys() - expected.keys():
+        raise ValueError(f"{min(unknown)} is no weight of the network that it describes")
+    for name, value in state.items():
+        like = expected[name]
+        if value.shape != like.shape:
+            raise ValueError(f"{name} has shape {list(value.shape)}, and {list(like.shape)} in its description")
+        if value.is_floating_point() != like.is_floating_point() or value.layout != torch.strided:
+            raise ValueError(f"{name} is of {value.dtype} and {value.layout}")
+    # Strides of 0, and tensors that share their memory, let a small file hold large weights.
+    if (weights := sum(value.nbytes for value in state.values())) > file_bytes:
+        raise ValueError(f"{weights:,} bytes of weights in a file of {file_bytes:,}")

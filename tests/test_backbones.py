@@ -1,5 +1,6 @@
 """The convolutional parts: Table 1's map sides, and aligned networks against a forward pass written out by hand."""
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sppnet.backbones import BACKBONES, CONVNET5, NORMALIZATIONS, OVERFEAT5, ZF5, build_backbone
+from sppnet.geometry import Footprint, first_center
 from sppnet.normalization import LocalResponseNorm, WithinChannelResponseNorm
 
 TABLE_1 = ("zf5", "convnet5", "overfeat5", "overfeat7")
@@ -288,10 +290,16 @@ def test_options_build_the_same_backbone_again(name):
     assert torch.equal(again(images), backbone(images))
 
 
-@pytest.mark.parametrize("width", [0, -1, float("nan")])
+@pytest.mark.parametrize("width", [0, -1, float("nan"), float("inf"), 8.01, 1e308])
 def test_a_wrong_width_is_named(width):
-    with pytest.raises(ValueError, match=f"width={width}"):
+    with pytest.raises(ValueError, match=rf"width={re.escape(str(width))}: must be above 0 and at most 8"):
         build_backbone("zf5", width=width)
+
+
+def test_the_largest_width_has_less_than_a_thousand_million_parameters():
+    with torch.device("meta"):
+        backbones = [build_backbone(name, width=8) for name in TABLE_1]
+    assert max(sum(p.numel() for p in backbone.parameters()) for backbone in backbones) == 718_935_040
 
 
 def test_wrong_names_are_named_with_the_right_ones():
@@ -319,7 +327,7 @@ def resnet18():
 
 
 def test_timm_model_as_a_backbone(resnet18):
-    assert (resnet18.channels, resnet18.stride, resnet18.offset) == (512, 32, 0)
+    assert (resnet18.channels, resnet18.stride, resnet18.smallest_input) == (512, 32, 1)
     assert resnet18.layers == ("conv5",)
     images = torch.randn(1, 3, 100, 65)
     with torch.no_grad():
@@ -340,6 +348,7 @@ def test_aligned_timm_model_shares_weights_but_not_its_mode(resnet18):
     aligned.train()
     assert not resnet18.body.training
     assert not any(module.training for module in resnet18.modules())
+    assert (aligned.offset, aligned.stride, aligned.map_side(100)) == (0, 32, 4)
 
 
 def test_options_build_the_same_timm_model_again_without_a_download(resnet18):
@@ -353,9 +362,117 @@ def test_an_unknown_timm_model_is_named_with_similar_ones():
         build_backbone("timm", name="no such model")
 
 
-@pytest.mark.slow
-def test_timm_model_whose_maps_have_channels_last():
-    backbone = build_backbone("timm", name="swin_tiny_patch4_window7_224").eval()
-    with torch.no_grad():
-        maps = backbone(torch.randn(1, 3, 224, 224))
-    assert maps.shape == (1, backbone.channels, 7, 7) == (1, 768, 7, 7)
+def convolutions_of(*layers):
+    """The offset by the kernels, strides and paddings of a chain of layers."""
+    return first_center([Footprint(*layer) for layer in layers])
+
+
+STEM_OF_INCEPTION = ((3, 2), (3, 1), (3, 1, 1), (3, 2), (1, 1), (3, 1), (3, 2), (3, 2), (3, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "offset"),
+    [
+        ("resnet18", 32, convolutions_of((7, 2, 3), (3, 2, 1), (3, 2, 1), (3, 2, 1), (3, 2, 1))),
+        ("vgg11", 32, convolutions_of(*(5 * ((2, 2),)))),
+        ("convnext_atto", 32, convolutions_of((4, 4), (2, 2), (2, 2), (2, 2))),
+        ("inception_v3", 32, convolutions_of(*STEM_OF_INCEPTION)),
+        ("test_efficientnet", 32, convolutions_of(*(5 * ((3, 2, 1),)))),
+        # Patches, of which the last one is filled up on the right.
+        ("vit_tiny_patch16_224", 16, convolutions_of((16, 16))),
+        ("test_vit", 16, convolutions_of((16, 16))),
+        ("swin_tiny_patch4_window7_224", 32, convolutions_of((4, 4), (2, 2), (2, 2), (2, 2))),
+        # Takes multiples of 32 alone, so that sizes do not tell.
+        ("hrnet_w18_small", 32, convolutions_of(*(5 * ((3, 2, 1),)))),
+    ],
+)
+def test_cells_of_timm_models_are_centred_where_their_layers_say(name, stride, offset):
+    with torch.device("meta"):
+        backbone = build_backbone("timm", name=name)
+    assert (backbone.stride, backbone.offset) == (stride, offset)
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("convnext_atto", 3), ("test_vit", 1), ("resnet18", 2)])
+def test_windows_on_maps_lie_where_the_pixels_matter(name, tolerance):
+    """Of an untrained network: the pixels whose gradients are large lie around stride * cell + offset."""
+    torch.manual_seed(1)
+    backbone = build_backbone("timm", name=name).eval()
+    images = torch.randn(1, 3, 224, 224, requires_grad=True)
+    maps = backbone(images)
+    cell = maps.shape[3] // 2
+    (maps[0, :, cell, cell] * torch.randn(backbone.channels)).sum().backward()
+    weights = images.grad.square().sum((0, 1, 2))
+    center = (weights * torch.arange(224)).sum() / weights.sum()
+    assert float(center) == pytest.approx(cell * backbone.stride + float(backbone.offset), abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "map_sides", "smallest"),
+    [
+        ("resnet18", {180: 6, 224: 7, 225: 8}, 1),
+        ("vgg11", {180: 5, 224: 7, 225: 7}, 32),
+        ("inception_v3", {75: 1, 180: 4, 224: 5, 256: 6}, 75),
+        ("vit_tiny_patch16_224", {180: 12, 224: 14, 225: 15}, 1),
+        ("swin_tiny_patch4_window7_224", {180: 6, 224: 7, 225: 8}, 1),
+    ],
+)
+def test_map_sides_of_timm_models_are_their_own(name, map_sides, smallest):
+    with torch.device("meta"):
+        backbone = build_backbone("timm", name=name).eval()
+        assert {side: backbone.map_side(side) for side in map_sides} == map_sides
+        assert backbone.smallest_input == smallest
+        for side, cells in map_sides.items():
+            assert backbone(torch.empty(1, 3, side, side)).shape == (1, backbone.channels, cells, cells)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_mambaout"])
+def test_timm_models_give_maps_of_every_size_that_they_say(name):
+    backbone = build_backbone("timm", name=name).eval()
+    for height, width in [(backbone.smallest_input, 40), (180, 224), (97, 133)]:
+        maps = backbone(torch.randn(1, 3, height, width))
+        assert maps.shape == (1, backbone.channels, backbone.map_side(height), backbone.map_side(width))
+        assert maps.isfinite().all()
+
+
+def test_maps_with_the_channels_last_are_turned():
+    """mambaout gives (N, h, w, C)."""
+    backbone = build_backbone("timm", name="test_mambaout").eval()
+    assert backbone.channels_last
+    images = torch.randn(2, 3, 96, 160)
+    assert torch.equal(backbone(images), backbone.body(images)[-1].movedim(3, 1))
+    assert not build_backbone("timm", name="test_vit").channels_last
+
+
+def test_images_that_a_timm_model_does_not_take_are_named():
+    backbone = build_backbone("timm", name="test_maxvit").eval()
+    assert backbone.map_side(160) == 5
+    match = r"^backbone.name='test_maxvit': the model takes no images of 170 x 170 pixels \([^\n]+\)$"
+    with pytest.raises(ValueError, match=match):
+        backbone.map_side(170)
+    with pytest.raises(ValueError, match="takes no images of 160 x 200 pixels"):
+        backbone(torch.zeros(1, 3, 160, 200))
+    with pytest.raises(RuntimeError, match="channels"):  # what is not the fault of the size stays what it is
+        backbone(torch.zeros(1, 4, 160, 160))
+
+
+def test_models_whose_cells_do_not_lie_at_a_fixed_stride_are_refused():
+    with pytest.raises(ValueError, match=r"'crossvit_9_240': its maps do not grow by one cell per"):
+        build_backbone("timm", name="crossvit_9_240")
+
+
+def test_a_model_of_one_size_is_taken_at_that_size():
+    with torch.device("meta"):
+        backbone = build_backbone("timm", name="beit_base_patch16_224")
+    assert (backbone.smallest_input, backbone.map_side(224)) == (224, 14)
+    with pytest.raises(ValueError, match="takes no images of 180 x 180 pixels"):
+        backbone.map_side(180)
+
+
+def test_asking_a_timm_model_moves_no_random_numbers():
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        backbone = build_backbone("timm", name="test_efficientnet_gn")
+    assert backbone.offset == 0
+    assert torch.equal(torch.rand(3), expected)

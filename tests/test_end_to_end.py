@@ -231,12 +231,27 @@ def test_a_sweep_trains_every_combination_into_its_own_directory(folder, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_timm_backbone_trains_with_a_pyramid(folder, tmp_path):
-    backbone = ["backbone=timm", "backbone.name=test_resnet"]
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_timm_backbone_trains_with_a_pyramid_at_two_sizes(folder, tmp_path, name):
+    """50 pixels are no multiple of the patches of test_vit, which is made for 160."""
+    backbone = ["backbone=timm", f"backbone.name={name}", "sizes.cycle=[64,50]"]
     arguments = [word for word in SMALL if not word.startswith("backbone")]
-    done = train(*arguments, *backbone, f"data.root={folder}", "recipe.epochs=1", "run=run", cwd=tmp_path)
+    done = train(*arguments, *backbone, f"data.root={folder}", "recipe.epochs=2", "run=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert [epoch["size"] for epoch in result["history"]] == [64, 50]
     assert load_network(tmp_path / "run")(torch.zeros(1, 3, 70, 91)).shape == (1, 2)
+
+
+@pytest.mark.slow
+def test_a_network_without_a_pyramid_trains_at_a_size_of_its_own(folder, tmp_path):
+    arguments = [*SMALL, "pooling=none", "sizes.cycle=[64]", "recipe.epochs=1", f"data.root={folder}", "run=run"]
+    done = train(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no pyramid, 64 pixels only" in done.stdout
+    network = load_network(tmp_path / "run")
+    assert network.input_side == 64
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
 
 
 def with_class_in_one_split(root):

@@ -3,6 +3,9 @@
 import math
 import os
 import pickle
+import resource
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +74,48 @@ def test_logits_of_an_image_do_not_depend_on_the_rest_of_the_batch():
     network = small(normalization="across_channels").double()
     batch = images(90, 120, batch=3).double()
     torch.testing.assert_close(network(batch)[1:2], network(batch[1:2]))
+
+
+@pytest.mark.parametrize(("side", "cells"), [(180, 10), (96, 5), (31, 1), (300, 17)])
+def test_without_a_pyramid_the_side_of_the_images_can_be_chosen(side, cells, tmp_path):
+    network = small(levels=None, input_side=side)
+    assert network(images(side, side)).shape == (2, 5)
+    assert torch.equal(
+        network.pool(network.maps(images(side, side))),
+        F.adaptive_max_pool2d(network.backbone(images(side, side)), 6).flatten(1),
+    )
+    for size in [(224, 224), (side, side + 1), (side + 1, side)]:
+        with pytest.raises(ValueError, match=rf"images of {size[0]} x {size[1]} pixels.* {side} x {side} images only"):
+            network(images(*size))
+    with pytest.raises(ValueError, match=rf"maps of 7 x 7 cells.* {side} x {side} images \({cells} x {cells} cells\)"):
+        network.pool(torch.zeros(1, network.backbone.channels, 7, 7))
+    assert f"no pyramid, {side} pixels only" in network.summary()
+    aligned = network.aligned()
+    assert aligned(images(side, side)).shape == (2, 5)
+    with pytest.raises(ValueError, match=f"{side} x {side} images only"):
+        aligned(images(224, 224))
+    save_network(network, tmp_path / "network.ckpt")
+    loaded = load_network(tmp_path / "network.ckpt")
+    assert loaded.input_side == side
+    assert torch.equal(loaded(images(side, side)), network(images(side, side)))
+
+
+def test_a_checkpoint_of_before_the_side_could_be_chosen_means_224(tmp_path):
+    file = tmp_path / "network.ckpt"
+    save_network(small(levels=None), file)
+    checkpoint = torch.load(file, weights_only=True)
+    assert checkpoint["network"].pop("input_side") == 224
+    torch.save(checkpoint, file)
+    assert load_network(file).input_side == 224
+
+
+def test_with_a_pyramid_there_is_no_side_to_choose():
+    assert small().input_side is None
+    assert "pixels" not in small().summary()
+    with pytest.raises(ValueError, match=r"input_side=180, levels=\[6, 3, 2, 1\]: a pyramid takes images of any side"):
+        small(input_side=180)
+    with pytest.raises(ValueError, match="input_side=30: the backbone needs at least 31"):
+        small(levels=None, input_side=30)
 
 
 def test_without_a_pyramid_only_224_pixels_are_taken():
@@ -179,11 +224,11 @@ def test_an_aligned_network_without_a_pyramid_still_takes_224_pixels_only():
 
 
 def test_a_network_can_read_a_timm_model():
-    network = SPPNet(build_backbone("timm", name="resnet18"), (2, 1), 4, hidden=8).eval()
-    assert network.fc6.in_features == 512 * 5
+    network = SPPNet(build_backbone("timm", name="test_resnet"), (2, 1), 4, hidden=8).eval()
+    assert network.fc6.in_features == 96 * 5
     with torch.no_grad():
         assert network(images(70, 100)).shape == (2, 4)
-        assert network.features(images(70, 100), "conv5").shape == (2, 512, 3, 4)
+        assert network.features(images(70, 100), "conv5").shape == (2, 96, 3, 4)
     aligned = network.aligned()
     assert all(a is b for a, b in zip(aligned.parameters(), network.parameters(), strict=True))
     aligned.train()
@@ -209,6 +254,9 @@ def test_a_network_can_read_a_timm_model():
         ({"levels": [1.5]}, r"1\.5"),
         ({"levels": "63"}, "'63'"),
         ({"levels": 6}, "levels=6"),
+        ({"levels": [100_000]}, r"levels=\[100000\].* 10,485,[\d,]+ parameters.* at most 1,000,000,000"),
+        ({"hidden": 10**9}, "hidden=1000000000.*at most 1,000,000,000"),
+        ({"num_classes": 10**9}, "num_classes=1000000000.*at most 1,000,000,000"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, named):
@@ -263,7 +311,7 @@ def test_training_starts_at_a_loss_of_the_logarithm_of_the_classes(initializatio
 
 def test_a_pretrained_body_keeps_its_weights():
     torch.manual_seed(0)
-    body = build_backbone("timm", name="resnet18")
+    body = build_backbone("timm", name="test_resnet")
     before = {name: value.clone() for name, value in body.state_dict().items()}
     for initialization in ("paper", "fan_in", "none"):
         network = SPPNet(body, (1,), 3, hidden=4, initialization=initialization)
@@ -296,7 +344,7 @@ def test_a_saved_network_comes_back_bit_for_bit(backbone, levels, tmp_path):
 
 
 def test_a_network_of_a_timm_model_is_saved_with_its_running_statistics(tmp_path):
-    network = SPPNet(build_backbone("timm", name="resnet18"), (1,), 3, hidden=4)
+    network = SPPNet(build_backbone("timm", name="test_resnet"), (1,), 3, hidden=4)
     with torch.no_grad():
         network(images(64, 64))  # in training mode: moves the running statistics
     network.eval()
@@ -403,6 +451,142 @@ def test_a_checkpoint_of_something_else_is_named(change, tmp_path):
     torch.save(change(torch.load(file, weights_only=True)), file)
     with pytest.raises(ValueError, match=r"other\.ckpt: not a checkpoint of sppnet"):
         load_network(file)
+
+
+def test_the_most_parameters_are_those_of_the_fully_connected_layers():
+    with torch.device("meta"):
+        backbone = build_backbone("zf5", width=0.01)  # 3 filters
+        layers = SPPNet(backbone, (1,), 17, hidden=31_611, initialization="none")
+        assert sum(p.numel() for name, p in layers.named_parameters() if name.startswith("fc")) == 999_950_780
+        with pytest.raises(ValueError, match="would have 1,000,"):
+            SPPNet(backbone, (1,), 17, hidden=31_612, initialization="none")
+
+
+def described_otherwise(file, **description):
+    """Changes the description of a saved network, and leaves its weights."""
+    save_network(small(), file)
+    checkpoint = torch.load(file, weights_only=True)
+    torch.save({**checkpoint, "network": {**checkpoint["network"], **description}}, file)
+
+
+@pytest.mark.parametrize(
+    ("description", "reason"),
+    [
+        ({"hidden": 10**9}, "hidden=1000000000"),
+        ({"hidden": 20_000}, r"fc6.weight has shape \[16, 400\], and \[20000, 400\] in its description"),
+        ({"num_classes": 10_000_000}, r"fc8.bias has shape|fc8.weight has shape"),
+        ({"levels": [100_000]}, r"levels=\[100000\]"),
+        ({"backbone": {"architecture": "overfeat7", "width": 8}}, "backbone.conv6.bias is missing"),
+        ({"backbone": {"architecture": "zf5", "width": 1e9}}, "width=1000000000"),
+        ({"backbone": {"architecture": "timm", "name": "vit_base_patch16_224"}}, "is missing"),
+    ],
+)
+def test_a_description_of_more_than_the_file_holds_takes_no_memory(description, reason, tmp_path):
+    file = tmp_path / "other.ckpt"
+    described_otherwise(file, **description)
+    if description.get("backbone", {}).get("architecture") == "timm":
+        build_backbone("timm", name="test_vit")  # the import of timm takes memory
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + 200 * 2**20, limit[1]))
+    try:
+        with pytest.raises(ValueError, match=rf"other\.ckpt: not a checkpoint of sppnet \(.*{reason}"):
+            load_network(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def changed_weights(file, change):
+    save_network(small(), file)
+    checkpoint = torch.load(file, weights_only=True)
+    change(checkpoint["state_dict"])
+    torch.save(checkpoint, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.pop("network.fc7.bias"), "fc7.bias is missing"),
+        (lambda state: state.update({"network.fc9.bias": torch.zeros(2)}), "fc9.bias is no weight of the network"),
+        (
+            lambda state: state.update({"network.fc7.bias": torch.zeros(17)}),
+            r"fc7.bias has shape \[17\], and \[16\] in its description",
+        ),
+        (
+            lambda state: state.update({"network.fc7.bias": torch.zeros(16, dtype=torch.int64)}),
+            "fc7.bias is of torch.int64",
+        ),
+        (lambda state: state.update({"network.fc7.weight": torch.zeros(16, 16).to_sparse()}), "sparse"),
+    ],
+)
+def test_weights_that_are_not_those_described_are_named(change, reason, tmp_path):
+    changed_weights(tmp_path / "other.ckpt", change)
+    with pytest.raises(ValueError, match=rf"other\.ckpt: not a checkpoint of sppnet \(.*{reason}"):
+        load_network(tmp_path / "other.ckpt")
+
+
+def test_weights_that_the_file_does_not_hold_are_refused(tmp_path):
+    """One number, 400 million times by a stride of 0."""
+    file = tmp_path / "small.ckpt"
+    described_otherwise(file, hidden=20_000)
+    checkpoint = torch.load(file, weights_only=True)
+    with torch.device("meta"):
+        shapes = {
+            f"network.{k}": v.shape for k, v in SPPNet.from_description(checkpoint["network"]).state_dict().items()
+        }
+    checkpoint["state_dict"] = {
+        name: torch.zeros(1).as_strided(shape, [0] * len(shape)) for name, shape in shapes.items()
+    }
+    torch.save(checkpoint, file)
+    assert file.stat().st_size < 20_000
+    with pytest.raises(ValueError, match=r"1,632,576,452 bytes of weights in a file of \d,\d\d\d\)"):
+        load_network(file)
+
+
+def test_a_compressed_file_does_not_unfold(tmp_path):
+    whole, packed = tmp_path / "whole.ckpt", tmp_path / "packed.ckpt"
+    changed_weights(whole, lambda state: state.update({"network.fc6.weight": torch.zeros(16, 400)}))
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert packed.stat().st_size < whole.stat().st_size / 2
+    with pytest.raises(ValueError, match=r"packed\.ckpt: not a checkpoint of sppnet"):
+        load_network(packed)
+
+
+def test_weights_of_half_precision_become_float32(tmp_path):
+    network = small()
+    save_network(network.half(), tmp_path / "half.ckpt")
+    loaded = load_network(tmp_path / "half.ckpt")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    assert torch.equal(loaded.fc6.weight, network.fc6.weight.float())
+
+
+def test_a_loaded_network_does_not_depend_on_its_file(tmp_path):
+    file = tmp_path / "network.ckpt"
+    network = small()
+    save_network(network, file)
+    loaded = load_network(file)
+    file.write_bytes(bytes(file.stat().st_size))
+    file.unlink()
+    assert torch.equal(loaded(images(64, 64)), network(images(64, 64)))
+
+
+def test_a_description_never_downloads(tmp_path, monkeypatch):
+    network = SPPNet(build_backbone("timm", name="test_resnet"), (1,), 3, hidden=4).eval()
+    save_network(network, tmp_path / "network.ckpt")
+    checkpoint = torch.load(tmp_path / "network.ckpt", weights_only=True)
+    checkpoint["network"]["backbone"]["pretrained"] = True
+    torch.save(checkpoint, tmp_path / "network.ckpt")
+
+    def no_network(*arguments, **options):
+        raise OSError("the network was tried")
+
+    monkeypatch.setattr("socket.socket.connect", no_network)
+    monkeypatch.setattr("socket.getaddrinfo", no_network)
+    loaded = load_network(tmp_path / "network.ckpt")
+    assert torch.equal(loaded(images(64, 64)), network(images(64, 64)))
+    assert loaded.description()["backbone"]["pretrained"] is False
 
 
 class Malicious:

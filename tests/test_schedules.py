@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from sppnet.classify.schedules import check_sizes, cosine_factor, plateau_factor, size_of_epoch
+from sppnet.backbones import build_backbone
+from sppnet.classify.schedules import check_sizes, check_sizes_fit, cosine_factor, plateau_factor, size_of_epoch
 
 
 def test_single_size():
@@ -29,6 +30,8 @@ def test_random_sizes_are_a_function_of_seed_and_epoch_and_reach_both_ends():
         ({"cycle": [224], "uniform": [180, 224]}, "give either cycle"),
         ({"cycle": []}, r"sizes=\[\]"),
         ({"cycle": [224, 0]}, r"sizes=\[224, 0\]"),
+        ({"cycle": [4096, 4097]}, r"sizes=\[4096, 4097\].*from 1 to 4096"),
+        ({"uniform": [180, 100000]}, r"sizes=\[180, 100000\].*from 1 to 4096"),
         ({"uniform": [180]}, r"sizes.uniform=\[180\]"),
         ({"uniform": [224, 180]}, r"sizes.uniform=\[224, 180\]"),
     ],
@@ -41,6 +44,29 @@ def test_schedules_that_make_no_sense_are_refused(sizes, message):
 def test_the_range_of_a_schedule():
     assert check_sizes([224, 180], None) == (180, 224)
     assert check_sizes(None, [180, 224]) == (180, 224)
+
+    assert check_sizes([4096, 1], None) == (1, 4096)
+
+
+def test_without_a_pyramid_every_single_size_is_trained_at_and_no_two():
+    backbone = build_backbone("zf5", width=0.03)
+    for side in (31, 180, 224):
+        check_sizes_fit(backbone, None, [side])
+        check_sizes_fit(backbone, None, [side, side])
+    check_sizes_fit(backbone, [2, 1], [224, 180])
+    with pytest.raises(ValueError, match=r"180 to 224 pixels; .* at one size only: .* sizes\.cycle=\[224\]"):
+        check_sizes_fit(backbone, None, [224, 180])
+    for levels in (None, [2, 1]):
+        with pytest.raises(ValueError, match="30 pixels are too few for this backbone, which needs at least 31"):
+            check_sizes_fit(backbone, levels, [30])
+
+
+def test_a_timm_model_is_asked_about_every_size_before_training():
+    backbone = build_backbone("timm", name="test_maxvit")  # windows of 5 on maps of a quarter: multiples of 160 alone
+    check_sizes_fit(backbone, [2, 1], [160, 320])
+    with pytest.raises(ValueError, match=r"sizes: 200 pixels; backbone.name='test_maxvit': .* of 200 x 200 pixels \("):
+        check_sizes_fit(backbone, [2, 1], [160, 200, 320])
+    check_sizes_fit(build_backbone("timm", name="test_vit"), [2, 1], [180, 201, 224])
 
 
 def test_cosine_rises_linearly_then_falls_to_zero():

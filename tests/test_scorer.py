@@ -277,6 +277,10 @@ def test_a_network_without_a_pyramid_is_told_what_it_cannot(network):
     for options in ({"full_scales": [224]}, {**MANY}, {**TEN}):
         with pytest.raises(ValueError, match="the network has no pyramid and takes 224 x 224 crops only"):
             Scorer(plain, ViewProtocol(**options), pixels=1)
+    at_64 = SPPNet(build_backbone("zf5", width=0.05), None, 3, hidden=8, input_side=64).eval()
+    Scorer(at_64, ViewProtocol(scales=[80], positions=["center"], view_size=64), pixels=1)
+    with pytest.raises(ValueError, match=r"crops of 224: .* takes 64 x 64 crops only"):
+        Scorer(at_64, ViewProtocol(scales=[256], positions=["center"]), pixels=1)
 
 
 def test_views_smaller_than_the_backbone_needs_are_refused(network):

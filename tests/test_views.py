@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sppnet.backbones import build_backbone
 from sppnet.classify.views import (
     POSITIONS,
     View,
@@ -18,6 +19,7 @@ from sppnet.classify.views import (
     windows_at,
 )
 from sppnet.images import CROP_POSITIONS, crop_box, resize_shorter_side, size_at_shorter_side
+from sppnet.network import SPPNet
 
 VIEWS = Path(__file__).parent.parent / "configs" / "views"
 SHIPPED = (
@@ -157,8 +159,16 @@ def test_paddings_are_those_of_training_unless_the_name_says_aligned():
 
 
 def test_what_a_network_without_a_pyramid_cannot():
-    assert {name for name in SHIPPED if shipped(name).needs_pyramid is None} == {"center", "ten_crop"}
-    assert ViewProtocol(scales=[256], positions=["top"], view_size=200).needs_pyramid == "crops of 200"
+    small = build_backbone("zf5", width=0.03)
+    baseline, at_180 = (SPPNet(small, None, 2, hidden=2, input_side=side) for side in (None, 180))
+    pyramid = SPPNet(small, (2, 1), 2, hidden=2)
+    assert {name for name in SHIPPED if shipped(name).unsuited_to(baseline) is None} == {"center", "ten_crop"}
+    assert shipped("full").unsuited_to(baseline) == "whole images"
+    assert shipped("ten_crop_maps").unsuited_to(baseline) == "windows pooled from feature maps"
+    assert shipped("center").unsuited_to(at_180) == "crops of 224"
+    crops = ViewProtocol(scales=[256], positions=["top"], view_size=180)
+    assert [crops.unsuited_to(network) for network in (baseline, at_180)] == ["crops of 180", None]
+    assert not any(protocol.unsuited_to(pyramid) for protocol in (crops, *map(shipped, SHIPPED)))
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def view_stages(
     """Testing by each protocol that suits the network, decoding aside."""
     stages = []
     for name, protocol in protocols.items():
-        if network.levels is None and protocol.needs_pyramid:
+        if protocol.unsuited_to(network):
             continue
         scorer = Scorer(network, protocol, pixels=hardware.pixels, autocast=hardware.autocast)
         inputs = ViewInputs(training.data.val, protocol)[0]

@@ -4,12 +4,13 @@ Nothing is remembered between calls, so a resumed run and any loader worker agre
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from sppnet.backbones import Backbone, TimmBackbone
-from sppnet.network import NO_PYRAMID_INPUT
+
+LARGEST_SIDE = 4096  # in pixels, that a network trains at
 
 
 def size_of_epoch(
@@ -24,7 +25,7 @@ def size_of_epoch(
         uniform: [smallest, largest]: one size per epoch, uniform over the integers between, both included (§3.1.3).
         seed: of the sizes drawn from `uniform`.
 
-    Exactly one of `cycle` and `uniform` must be given; ValueError otherwise, and for sizes below 1.
+    Exactly one of `cycle` and `uniform` must be given; ValueError otherwise, and for sizes out of 1 to LARGEST_SIDE.
     """
     check_sizes(cycle, uniform)
     if cycle is not None:
@@ -39,24 +40,30 @@ def check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> t
         raise ValueError("sizes: give either cycle, such as [224, 180], or uniform, such as [180, 224]")
     sizes = cycle if cycle is not None else uniform
     assert sizes is not None
-    if len(sizes) < 1 or min(sizes) < 1:
-        raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1")
+    if len(sizes) < 1 or min(sizes) < 1 or max(sizes) > LARGEST_SIDE:
+        raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1 to {LARGEST_SIDE}")
     if uniform is not None and (len(uniform) != 2 or uniform[0] > uniform[1]):
         raise ValueError(f"sizes.uniform={list(uniform)}: must be [smallest, largest]")
     return min(sizes), max(sizes)
 
 
-def check_sizes_fit(backbone: Backbone | TimmBackbone, levels: list[int] | None, smallest: int, largest: int) -> None:
-    """ValueError if a network with this backbone and pyramid cannot train at these sizes (in pixels)."""
+def check_sizes_fit(backbone: Backbone | TimmBackbone, levels: list[int] | None, sides: Collection[int]) -> None:
+    """ValueError if a network with this backbone and pyramid cannot train at one of these sides (in pixels)."""
+    smallest = min(sides)
     if smallest < backbone.smallest_input:
         raise ValueError(
             f"sizes: {smallest} pixels are too few for this backbone, which needs at least {backbone.smallest_input}"
         )
-    if levels is None and (smallest, largest) != (NO_PYRAMID_INPUT, NO_PYRAMID_INPUT):
+    if levels is None and smallest != max(sides):
         raise ValueError(
-            f"sizes: {smallest} to {largest} pixels; a network without a pyramid (pooling=none) trains at "
-            f"{NO_PYRAMID_INPUT} only: use sizes=single"
+            f"sizes: {smallest} to {max(sides)} pixels; a network without a pyramid (pooling=none) trains at one size "
+            f"only: use sizes=single, or sizes.cycle=[{max(sides)}]"
         )
+    for side in sorted(set(sides)):
+        try:
+            backbone.map_side(side)
+        except ValueError as error:
+            raise ValueError(f"sizes: {side} pixels; {error}") from error
 
 
 def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:

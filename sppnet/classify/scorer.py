@@ -79,9 +79,9 @@ class Scorer:
     def __init__(
         self, network: SPPNet, protocol: ViewProtocol, *, pixels: int, autocast: torch.dtype | None = None
     ) -> None:
-        reason = protocol.needs_pyramid
-        if network.levels is None and reason:
-            raise ValueError(f"{reason}: the network has no pyramid and takes 224 x 224 crops only")
+        if reason := protocol.unsuited_to(network):
+            side = network.input_side
+            raise ValueError(f"{reason}: the network has no pyramid and takes {side} x {side} crops only")
         self.protocol, self.pixels, self.autocast = protocol, pixels, autocast
         self.network = network.to(memory_format=torch.channels_last)
         self.whole = self.network.aligned() if protocol.aligned else self.network

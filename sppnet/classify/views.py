@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from sppnet.images import size_at_shorter_side
-from sppnet.network import NO_PYRAMID_INPUT
+from sppnet.network import NO_PYRAMID_INPUT, SPPNet
 
 # Where a view lies in the image: (vertical, horizontal), each 0 at the start, 1 in the middle, 2 at the end. The first
 # five give the 10 views of arXiv:1406.4729v4, §3.1.2; the middles of the sides complete the 18 of §3.1.5.
@@ -102,14 +102,15 @@ class ViewProtocol:
             + (", aligned paddings" if whole and self.aligned else "")
         )
 
-    @property
-    def needs_pyramid(self) -> str | None:
-        """Why a network without a pyramid cannot be tested this way, or None if it can."""
+    def unsuited_to(self, network: SPPNet) -> str | None:
+        """What a network without a pyramid cannot be tested on, of what these views need; None if there is nothing."""
+        if network.levels is not None:
+            return None
         if self.full_scales:
             return "whole images"
         if self.maps:
             return "windows pooled from feature maps"
-        return None if self.view_size == NO_PYRAMID_INPUT else f"crops of {self.view_size}"
+        return None if self.view_size == network.input_side else f"crops of {self.view_size}"
 
 
 def _joined(sides: list[int]) -> str:

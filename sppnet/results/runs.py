@@ -143,9 +143,11 @@ def _devices(hardware: str) -> int:
 @cache
 def multiply_adds(backbone: str, levels: tuple[int, ...] | None, hidden: int, classes: int, side: int) -> int:
     """Of one forward pass of one image. `backbone` is the section of the configuration as JSON."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = SPPNet(build_backbone(**json.loads(backbone)), levels, classes, hidden=hidden, initialization="none")
-        network.eval()(torch.empty(1, 3, side, side))
+    with torch.device("meta"):
+        body, input_side = build_backbone(**json.loads(backbone)), side if levels is None else None
+        network = SPPNet(body, levels, classes, hidden=hidden, initialization="none", input_side=input_side)
+        with FlopCounterMode(display=False) as counter:
+            network.eval()(torch.empty(1, 3, side, side))
     return counter.get_total_flops() // 2
 
 
@@ -156,7 +158,8 @@ def parameters(run: Run) -> int | None:
     with torch.device("meta"):
         backbone = build_backbone(**{**run.config["backbone"], **_untrained(run)})
         classes, hidden = run.result["num_classes"], run.config["hidden"]
-        network = SPPNet(backbone, run.levels, classes, hidden=hidden, initialization="none")
+        side = int(run.sizes[0]) if run.levels is None else None
+        network = SPPNet(backbone, run.levels, classes, hidden=hidden, initialization="none", input_side=side)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

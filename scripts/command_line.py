@@ -37,6 +37,16 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed")
 
 
+def _usual_warmup(epochs: Any) -> float:
+    from sppnet.classify.recipe import usual_warmup
+
+    return usual_warmup(epochs)
+
+
+# In configs/recipe/fast.yaml: a default that also fits short runs. A value that is typed takes its place.
+OmegaConf.register_new_resolver("usual_warmup", _usual_warmup, replace=True)
+
+
 def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[str, Any]:
     """The section as plain keyword arguments of `target`, checked against its keyword-only signature.
 

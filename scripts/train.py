@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import hydra
@@ -74,6 +73,7 @@ def read_parts(config: DictConfig) -> Parts:
     import torch
 
     from sppnet.backbones import BACKBONES, build_backbone
+    from sppnet.classify.machine import processes_here, worker_count
     from sppnet.classify.recipe import Machine, Recipe, check_validation
     from sppnet.classify.schedules import check_sizes, check_sizes_fit, size_of_epoch
     from sppnet.datasets import DATA_SOURCES
@@ -86,6 +86,7 @@ def read_parts(config: DictConfig) -> Parts:
         raise ValueError(f"hidden={config.hidden}: must be at least 1")
     if machine.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu: torch finds no GPU on this machine")
+    worker_count(machine.workers, processes_here(machine.accelerator, machine.devices))
     levels = pooling(**bound(config.pooling, pooling, "pooling."))
     if levels is not None:
         check_levels(levels)
@@ -93,8 +94,8 @@ def read_parts(config: DictConfig) -> Parts:
     smallest, largest = check_sizes(sizes.get("cycle"), sizes.get("uniform"))
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     source, data_options = bound_choice(config.data, "source", DATA_SOURCES, "data.")
-    if config.seed < 0:
-        raise ValueError(f"seed={config.seed}: must be at least 0")
+    if not 0 <= config.seed < 2**63:
+        raise ValueError(f"seed={config.seed}: must be from 0 to 2**63 - 1")
     torch.manual_seed(config.seed)
     backbone = build_backbone(architecture, **backbone_options)
     check_sizes_fit(backbone, levels, sizes.get("cycle") or range(smallest, largest + 1))
@@ -123,8 +124,9 @@ def train(config: DictConfig) -> float:
     parts = read_parts(config)
     import torch
 
-    from sppnet.classify.machine import busy_machine, claim_gpu, is_first_process
-    from sppnet.classify.schedules import size_of_epoch
+    from sppnet.classify.machine import busy_machine, claim_gpu, is_first_process, processes_here
+    from sppnet.classify.recipe import check_batch_size, few_steps_note
+    from sppnet.classify.schedules import last_size_note
     from sppnet.datasets import open_data
     from sppnet.records import read_result, result_text
 
@@ -132,12 +134,14 @@ def train(config: DictConfig) -> float:
     result = read_result(run)
     if result is None:
         data = open_data(parts.source, **parts.data_options)
-        # Lightning takes more seconds, which a command that went wrong until here need not wait for.
-        from sppnet.classify.training import train_classifier
-
         machine = parts.machine
         if in_sweep() and machine.devices == "auto" and torch.cuda.device_count() > 1:
             machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
+        processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
+        check_batch_size(parts.recipe, processes, len(data.train), len(data.val))
+        # Lightning takes more seconds, which a command that went wrong until here need not wait for.
+        from sppnet.classify.training import train_classifier
+
         network = build_network(parts, config.hidden, data.classes)
         claim_run_directory(run, outcome)
         if is_first_process():
@@ -146,8 +150,13 @@ def train(config: DictConfig) -> float:
                 f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
                 flush=True,
             )
-            if note := busy_machine():
-                print(note, flush=True)
+            notes = [
+                last_size_note(parts.recipe.epochs, **parts.sizes),
+                few_steps_note(parts.recipe, len(data.train), processes),
+                busy_machine(),
+            ]
+            for note in filter(None, notes):
+                print(f"note: {note}", flush=True)
         with sole_training(run) if is_first_process() else nullcontext():
             result = train_classifier(
                 network,
@@ -155,7 +164,7 @@ def train(config: DictConfig) -> float:
                 recipe=parts.recipe,
                 machine=machine,
                 crop_side=parts.crop_side,
-                size_of_epoch=partial(size_of_epoch, **parts.sizes),
+                sizes=parts.sizes,
                 seed=config.seed,
                 data_name=parts.source,
                 run=run,

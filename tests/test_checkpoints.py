@@ -5,7 +5,6 @@ import os
 import resource
 import signal
 import threading
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import make_image_folder, without_rights
 from sppnet.backbones import build_backbone
-from sppnet.classify.checkpoints import LAST, PREVIOUS, CheckpointFiles, Checkpoints, Stopped, newest_whole
+from sppnet.classify import training
+from sppnet.classify.checkpoints import (
+    LAST,
+    PREVIOUS,
+    CheckpointFiles,
+    Checkpoints,
+    Stopped,
+    newest_whole,
+    recorded_precision,
+)
 from sppnet.classify.recipe import Machine, Recipe
-from sppnet.classify.schedules import size_of_epoch
 from sppnet.classify.training import train_classifier
 from sppnet.datasets import open_data, select_images
 from sppnet.network import SPPNet
@@ -49,11 +56,11 @@ class SignalAt:
         return getattr(self.images, name)
 
 
-def train(data, run, workers=0, learning_rate=0.02, epochs=3, **machine):
+def train(data, run, workers=0, learning_rate=0.02, epochs=3, batch_size=4, precision="32-true", **machine):
     """Three epochs of four steps, at 64, 48 and 64 pixels, with dropout."""
     fixed = {
         "epochs": epochs,
-        "batch_size": 4,
+        "batch_size": batch_size,
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "warmup_epochs": 1,
@@ -66,9 +73,9 @@ def train(data, run, workers=0, learning_rate=0.02, epochs=3, **machine):
         network,
         data,
         recipe=recipe,
-        machine=Machine(accelerator="cpu", precision="32-true", workers=workers, **machine),
+        machine=Machine(accelerator="cpu", precision=precision, workers=workers, **machine),
         crop_side=64,
-        size_of_epoch=partial(size_of_epoch, cycle=[64, 48]),
+        sizes={"cycle": [64, 48]},
         seed=0,
         data_name="folder",
         run=run,
@@ -151,6 +158,57 @@ def test_told_before_the_first_step_it_stops_there(data, whole, tmp_path, capfd)
     assert stopped.value.code == os.EX_TEMPFAIL
     assert "nothing is saved yet" in capfd.readouterr().err
     assert_same(outcome(tmp_path, train(data, tmp_path)), whole)
+
+
+# Of three epochs the second and third, or the third alone, are validated.
+@pytest.mark.parametrize(("every", "validated"), [(2, [2, 3]), (10, [3])])
+def test_the_last_epoch_is_always_validated_also_when_it_was_stopped(data, tmp_path, every, validated):
+    result = train(data, tmp_path / "whole", validate_every=every)
+    assert [epoch["epoch"] for epoch in result["history"] if "n" in epoch] == validated
+    expected = outcome(tmp_path / "whole", result)
+    for reads in (32, 33, 48):
+        run = tmp_path / str(reads)
+        with pytest.raises(Stopped):
+            train(data._replace(train=SignalAt(data.train, reads)), run, validate_every=every)
+        assert_same(outcome(run, train(data, run, validate_every=every)), expected)
+    for reads in (1, 6 * len(validated)):
+        run = tmp_path / f"validation{reads}"
+        with pytest.raises(Stopped):
+            train(data._replace(val=SignalAt(data.val, reads)), run, validate_every=every)
+        assert_same(outcome(run, train(data, run, validate_every=every)), expected)
+
+
+def test_a_resumed_run_keeps_its_precision_on_a_machine_with_another_default(data, whole, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(training, "bf16_is_fast", lambda device: False)
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 6)), tmp_path, precision=None)
+    monkeypatch.setattr(training, "bf16_is_fast", lambda device: True)
+    capfd.readouterr()
+    result = train(data, tmp_path, precision=None)
+    assert "it was trained in 32-true and continues in 32-true\n" in capfd.readouterr().out
+    assert result["precision"] == "32-true"
+    assert_same(outcome(tmp_path, result), whole)
+
+
+def test_a_precision_that_is_asked_for_wins_over_that_of_the_checkpoint(data, tmp_path, capfd):
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 6)), tmp_path)
+    result = train(data, tmp_path, precision="bf16-mixed")
+    assert "it was trained in 32-true and continues in bf16-mixed, as asked\n" in capfd.readouterr().out
+    assert result["precision"] == "bf16-mixed"
+    assert recorded_precision(tmp_path / "checkpoints" / LAST) == "bf16-mixed"
+
+
+def test_a_checkpoint_without_a_precision_takes_that_of_the_machine(tmp_path):
+    save(tmp_path, 1.0)
+    assert recorded_precision(tmp_path / LAST) is None
+
+
+def test_a_batch_larger_than_the_training_set_is_refused_before_anything_is_written(data, tmp_path):
+    message = r"^recipe\.batch_size=19: must be at most 18, the number of training images$"
+    with pytest.raises(ValueError, match=message):
+        train(data, tmp_path / "run", batch_size=19)
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_may_be_stopped_again_and_again_and_loaded_by_any_number_of_workers(data, whole, tmp_path):
@@ -367,9 +425,9 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "images"), [(("cat",), 1), (("cat",), 6), (("cat", "dog"), 1)])
-def test_one_image_one_class_and_less_than_a_batch_are_enough(tmp_path, classes, images):
+def test_one_image_and_one_class_are_enough(tmp_path, classes, images):
     folder = make_image_folder(tmp_path / "images", classes, train=images, val=1)
-    result = train(open_data("folder", root=str(folder)), tmp_path / "run")
+    result = train(open_data("folder", root=str(folder)), tmp_path / "run", batch_size=min(4, images * len(classes)))
     assert (result["training_images"], result["num_classes"]) == (images * len(classes), len(classes))
     assert result["n"] == len(classes)
     if len(classes) == 1:
@@ -404,7 +462,7 @@ def test_three_hundred_epochs_take_no_more_than_one_hundred(tmp_path, capsys):
     folder = make_image_folder(tmp_path / "images", train=1, val=1)
     data = open_data("folder", root=str(folder))
     watched = Watched(data.train)
-    result = train(data._replace(train=watched), tmp_path / "run", epochs=300)
+    result = train(data._replace(train=watched), tmp_path / "run", epochs=300, batch_size=2)
     assert len(result["history"]) == 300
     notes = watched.notes[::2]  # two images an epoch
     (memory, files, threads), (memory_then, files_then, threads_then) = notes[299], notes[99]

@@ -1,16 +1,218 @@
+import copy
+import math
+from types import SimpleNamespace
+
+import pytest
 import torch
-from pytorch_lightning import Trainer
+import torch.nn.functional as F
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 
 from sppnet.backbones import build_backbone
 from sppnet.classify.classifier import Classifier
-from sppnet.classify.recipe import Recipe
-from sppnet.network import SPPNet
+from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.schedules import cosine_factor
+from sppnet.network import IMAGENET_MEAN, SPPNet
+from test_configs import composed
+
+CLASSES = 3
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*deprecated")
 
 
 def classifier(**options):
+    torch.manual_seed(0)
     recipe = {"epochs": 4, "batch_size": 2, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01}
-    network = SPPNet(build_backbone("zf5", width=0.05), num_classes=3, hidden=8, initialization="fan_in")
-    return Classifier(network, Recipe(**(recipe | {"plateau_patience": 2} | options)), seed=0)
+    schedule = {} if "warmup_epochs" in options else {"plateau_patience": 2}
+    network = SPPNet(
+        build_backbone("zf5", width=0.05, normalization="none"),
+        (2, 1),
+        num_classes=CLASSES,
+        hidden=8,
+        dropout=0.0,
+        initialization="fan_in",
+    )
+    return Classifier(network, Recipe(**(recipe | schedule | options)), seed=0)
+
+
+class Batches(LightningDataModule):
+    """The same few batches of random network inputs in every epoch, at 48 pixels."""
+
+    def __init__(self, steps, labels=(0, 1, 1, 2)):
+        super().__init__()
+        random = torch.Generator().manual_seed(1)
+        labels = torch.tensor(labels)
+        self.batches = [(torch.randn(len(labels), 3, 48, 48, generator=random), labels) for _ in range(steps)]
+        images = SimpleNamespace(labels=labels.repeat(steps).numpy())
+        self.data = SimpleNamespace(train=images, val=range(len(labels)))
+
+    def size_of_epoch(self, epoch):
+        return 48
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.batches, batch_size=None)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.batches[:1], batch_size=None)
+
+
+class Updates(Callback):
+    """Notes the learning rate of every step and the weights after it."""
+
+    def __init__(self):
+        self.rates, self.weights = [], []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+        self.weights.append(flat(module.network))
+
+
+def flat(network):
+    return torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()])
+
+
+def fit(module, batches, precision="32-true"):
+    updates = Updates()
+    trainer = Trainer(
+        accelerator="cpu",
+        precision=precision,
+        max_epochs=module.recipe.epochs,
+        logger=False,
+        callbacks=[updates],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(module, datamodule=batches)
+    return updates
+
+
+def weights_by_definition(network, recipe, batches, rates):
+    """The weights after every step of stochastic gradient descent, written out: slow and obvious."""
+    velocity = [torch.zeros_like(parameter) for parameter in network.parameters()]
+    found = []
+    for (images, labels), rate in zip(batches, rates, strict=True):
+        scores = network(images).log_softmax(dim=1)
+        one_hot = F.one_hot(labels, CLASSES).float()
+        targets = (1 - recipe.label_smoothing) * one_hot + recipe.label_smoothing / CLASSES
+        loss = -(targets * scores).sum(dim=1).mean()
+        gradients = torch.autograd.grad(loss, list(network.parameters()))
+        if recipe.clip_gradient_norm is not None:
+            norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in gradients))
+            gradients = [gradient * min(1.0, recipe.clip_gradient_norm / norm) for gradient in gradients]
+        with torch.no_grad():
+            for parameter, gradient, moving in zip(network.parameters(), gradients, velocity, strict=True):
+                decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+                moving.mul_(recipe.momentum).add_(gradient + decay * parameter)
+                parameter -= rate * moving
+        found.append(flat(network))
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clip_gradient_norm": None},
+        {"clip_gradient_norm": 0.05},
+        {"clip_gradient_norm": 0.05, "label_smoothing": 0.1, "warmup_epochs": 1},
+    ],
+    ids=str,
+)
+def test_every_step_is_the_one_that_the_recipe_defines(options):
+    """Loss with smoothing, clipping, decay of weights and not of biases, momentum, and the rate of the step."""
+    module, batches = classifier(epochs=2, learning_rate=0.05, weight_decay=0.1, **options), Batches(steps=3)
+    network = copy.deepcopy(module.network)
+    updates = fit(module, batches)
+    warmup = 3 if "warmup_epochs" in options else 0
+    rates = [0.05 * (cosine_factor(step, warmup, 6) if warmup else 1) for step in range(6)]
+    assert updates.rates == [[pytest.approx(rate)] * 2 for rate in rates]
+    expected = weights_by_definition(network, module.recipe, batches.batches * 2, rates)
+    for after, defined in zip(updates.weights, expected, strict=True):
+        torch.testing.assert_close(after, defined, rtol=1e-4, atol=1e-5)
+
+
+ALLOWED_PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def test_these_precisions_are_allowed_and_no_others():
+    """16-mixed is none of them: fused SGD takes the scale off the gradients after they have been clipped."""
+    for precision in ALLOWED_PRECISIONS:
+        assert Machine(precision=precision).precision == precision
+    for precision in ("16-mixed", "16-true", "bf16-true", "64-true"):
+        message = f"^trainer.precision={precision}: must be one of {', '.join(ALLOWED_PRECISIONS)}, or null$"
+        with pytest.raises(ValueError, match=message):
+            Machine(precision=precision)
+
+
+@pytest.mark.parametrize("precision", ALLOWED_PRECISIONS)
+def test_the_first_update_of_every_precision_is_that_of_float32(precision):
+    """Clipped to norm 0.05, so that a scale that is left on the gradients would shrink it."""
+    module, batches = classifier(epochs=1, clip_gradient_norm=0.05, weight_decay=0.0), Batches(steps=1)
+    before = flat(module.network)
+    defined = weights_by_definition(copy.deepcopy(module.network), module.recipe, batches.batches, [0.1])
+    update = fit(module, batches, precision).weights[0] - before
+    assert float((defined[0] - before).norm()) == pytest.approx(0.1 * 0.05, rel=1e-4)
+    assert float((update - (defined[0] - before)).norm()) < 0.05 * 0.1 * 0.05
+
+
+def test_the_papers_recipe_has_the_papers_numbers_and_so_has_its_optimizer():
+    """arXiv:1406.4729v4, §3.1; what it leaves out is AlexNet's."""
+    numbers = {
+        "epochs": 70,
+        "batch_size": 128,
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.0005,
+        "plateau_patience": 6,
+        "plateau_drops": 2,
+        "warmup_epochs": None,
+        "label_smoothing": 0.0,
+        "clip_gradient_norm": None,
+        "dropout": 0.5,
+        "color": True,
+        "initialization": "paper",
+        "input_mean": [123.675, 116.28, 103.53],  # red, green, blue
+        "input_std": [1.0, 1.0, 1.0],
+    }
+    recipe = composed("backbone=zf5", "recipe=paper").recipe
+    assert recipe == numbers
+    weights, biases = (
+        classifier(**{k: v for k, v in numbers.items() if v is not None}).configure_optimizers().param_groups
+    )
+    for group, decay in ((weights, 0.0005), (biases, 0.0)):
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.9, decay)
+        assert (group["dampening"], group["nesterov"]) == (0, False)
+
+
+def test_the_means_are_imagenets_in_the_order_red_green_blue():
+    assert IMAGENET_MEAN == (123.675, 116.28, 103.53)
+    assert tuple(
+        Recipe(epochs=1, batch_size=1, learning_rate=1, momentum=0, weight_decay=0, warmup_epochs=0).input_mean
+    ) == (IMAGENET_MEAN)
+    for name in ("paper", "fast"):
+        assert tuple(composed(f"recipe={name}").recipe.input_mean) == IMAGENET_MEAN
+
+
+def at_the_frequencies(module, frequencies):
+    """The same network, giving every image these probabilities."""
+    with torch.no_grad():
+        module.network.fc8.weight.zero_()
+        module.network.fc8.bias.copy_(torch.tensor(frequencies).log())
+    return module
+
+
+def test_a_loss_at_the_entropy_of_the_labels_warns_once():
+    """Three of four images are of one class: with smoothing, guessing costs 0.879, though ln(3) is 1.099."""
+    frequencies = [0.7 * share + 0.3 / 3 for share in (3 / 4, 1 / 4, 0)]
+    module = classifier(epochs=5, learning_rate=1e-9, warmup_epochs=0, label_smoothing=0.3)
+    with pytest.warns(
+        UserWarning, match=r"^the loss after 4 epochs is 0\.879; guessing gives 0\.879: is .*rate"
+    ) as said:
+        fit(at_the_frequencies(module, frequencies), Batches(steps=50, labels=[0, 0, 0, 1]))
+    assert len([warning for warning in said if "guessing" in str(warning.message)]) == 1
+
+
+def test_a_single_class_needs_no_warning():
+    fit(classifier(epochs=4, learning_rate=1e-9, warmup_epochs=0), Batches(steps=50, labels=[1]))
 
 
 def test_weights_decay_and_biases_do_not():
@@ -40,4 +242,4 @@ def test_a_checkpoint_carries_the_description_and_the_history_in_plain_values(tm
     other = classifier()
     other.on_load_checkpoint(loaded)
     assert other.history == module.history
-    assert loaded["network"]["levels"] == [6, 3, 2, 1]
+    assert loaded["network"]["levels"] == [2, 1]

@@ -1,5 +1,6 @@
 """Every shipped config composes and fits the signatures it is given to; wrong ones stop with a line that helps."""
 
+import json
 import os
 import subprocess
 import sys
@@ -114,7 +115,9 @@ def test_the_papers_recipe_takes_the_papers_epochs(backbone, epochs):
         (["recipe.learning_rate=-1"], r"recipe\.learning_rate=-1\.0: must be above 0"),
         (["recipe.momentum=1"], r"recipe\.momentum=1\.0: must be below 1"),
         (["recipe.plateau_patience=null"], r"recipe\.plateau_patience=None.*make the other null"),
-        (["recipe=fast", "recipe.warmup_epochs=60"], r"recipe\.warmup_epochs=60.*below 60"),
+        (["recipe=fast", "recipe.warmup_epochs=60"], r"recipe\.warmup_epochs=60.*below recipe\.epochs=60"),
+        (["recipe=fast", "recipe.warmup_epochs=3", "recipe.epochs=3"], r"recipe\.warmup_epochs=3\.0.*recipe\.epochs=3"),
+        (["recipe=fast", "recipe.epochs=some"], r"recipe\.epochs: Value 'some'"),
         (["recipe.input_mean=128"], r"recipe\.input_mean"),
         (["pooling.levels=63"], r"pooling\.levels"),
         (["pooling.levels=[6,three]"], r"pooling\.levels.*three"),
@@ -153,6 +156,19 @@ def test_the_run_directory_is_a_function_of_what_changes_the_outcome():
     assert base.parent == Path("runs")
     assert base.name.startswith("zf5-spp50-224-folder-seed0-")
     assert directory("run=/tmp/mine") == Path("/tmp/mine")
+
+
+def test_the_warm_up_shortens_itself_and_long_runs_keep_their_directories():
+    short = composed("recipe=fast", "recipe.epochs=3")
+    check(short)
+    assert short.recipe.warmup_epochs == 0.6
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        typed = compose("train", ["recipe=fast", "recipe.warmup_epochs=3"])
+    for run in ("recipe=fast", "experiment=demo", "experiment=caltech101_zf5_alternate"):
+        config = composed(run, ROOT if "caltech" in run else "seed=0")
+        outcome = run_directory(config)[1]
+        assert json.dumps(outcome["recipe"]["warmup_epochs"]) == json.dumps(typed.recipe.warmup_epochs) == "3"
+    assert run_directory(composed("experiment=demo"))[0].name == "demo-seed0-d015733d"
 
 
 def test_names_say_what_is_trained():

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from conftest import run_process, started_process
-from sppnet.classify.machine import bf16_is_fast, busy_machine, claim_gpu, worker_count
+from sppnet.classify.machine import (
+    bf16_is_fast,
+    busy_machine,
+    claim_gpu,
+    most_processes,
+    processes_here,
+    worker_count,
+)
 
 
 def test_the_number_of_workers():
@@ -23,9 +30,80 @@ def test_workers_are_shared_among_processes():
     assert worker_count(3, 1000) == 3
 
 
-def test_bf16_is_used_where_the_processor_multiplies_it():
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    assert bf16_is_fast("cpu") == bool(capabilities.get("amx_bf16"))
+def test_there_are_no_more_workers_than_a_machine_can_start():
+    assert worker_count(most_processes()) == most_processes() >= 16
+    with pytest.raises(
+        ValueError, match=rf"^workers=1000000: must be at most {most_processes()} on a machine of \d+ cores$"
+    ):
+        worker_count(1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [
+        ({"avx512_f": True, "amx_bf16": False, "avx512_bf16": False}, False),
+        ({"avx512_f": True, "amx_bf16": False, "avx512_bf16": True}, True),  # Zen 4, Zen 5, Cooper Lake
+        ({"avx512_f": True, "amx_bf16": True, "avx512_bf16": True}, True),  # Sapphire Rapids
+        ({"neon": True, "bf16": True}, False),  # not measured
+        ({}, False),
+    ],
+)
+def test_bf16_is_used_where_a_processor_has_the_instructions_that_were_measured(monkeypatch, capabilities, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert bf16_is_fast("cpu") is fast
+
+
+def test_bf16_is_not_used_where_torch_cannot_tell_the_processor(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert bf16_is_fast("cpu") is False
+
+
+@pytest.mark.parametrize(("generation", "fast"), [(7, False), (8, True), (9, True)])
+def test_bf16_is_not_used_on_gpus_that_emulate_it(monkeypatch, generation, fast):
+    """Volta and Turing (7) compute in bf16 as well, by way of float32."""
+    properties = type("Properties", (), {"major": generation})
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda device: True)
+    assert bf16_is_fast("cuda") is fast
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "processes"),
+    [("auto", "auto", 1), ("cpu", 1, 1), ("cpu", "2", 2), ("cpu", 2, 2)],
+)
+def test_a_run_on_a_cpu_has_one_process_or_as_many_as_are_asked_for(monkeypatch, accelerator, devices, processes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert processes_here(accelerator, devices) == processes
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "processes"),
+    [("auto", "auto", 4), ("gpu", -1, 4), ("gpu", "0,3", 2), ("gpu", "2,", 1), ("gpu", 3, 3), ("cpu", "auto", 1)],
+)
+def test_a_run_has_a_process_for_each_of_its_gpus(monkeypatch, accelerator, devices, processes):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert processes_here(accelerator, devices) == processes
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices", "message"),
+    [
+        (0, -1, r"^trainer\.devices=-1: must be auto or a number from 1 on a CPU$"),
+        (0, "0,1", r"^trainer\.devices=0,1: must be auto or a number from 1 on a CPU$"),
+        (0, 10_000, r"^trainer\.devices=10000: must be at most \d+ processes on this CPU$"),
+        (4, 99, r"^trainer\.devices=99: must be at most 4, the GPUs of this machine$"),
+        (4, "0,4", r"^trainer\.devices=0,4: must be from 0 to 3, the GPUs of this machine$"),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(monkeypatch, gpus, devices, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ValueError, match=message):
+        processes_here("auto", devices)
 
 
 def test_a_machine_whose_load_exceeds_its_cores_is_busy(monkeypatch):

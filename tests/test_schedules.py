@@ -4,7 +4,16 @@ import math
 import pytest
 
 from sppnet.backbones import build_backbone
-from sppnet.classify.schedules import check_sizes, check_sizes_fit, cosine_factor, plateau_factor, size_of_epoch
+from sppnet.classify.recipe import usual_warmup
+from sppnet.classify.schedules import (
+    check_sizes,
+    check_sizes_fit,
+    cosine_factor,
+    last_size_note,
+    plateau_factor,
+    size_of_epoch,
+    sizes_of_run,
+)
 
 
 def test_single_size():
@@ -67,6 +76,46 @@ def test_a_timm_model_is_asked_about_every_size_before_training():
     with pytest.raises(ValueError, match=r"sizes: 200 pixels; backbone.name='test_maxvit': .* of 200 x 200 pixels \("):
         check_sizes_fit(backbone, [2, 1], [160, 200, 320])
     check_sizes_fit(build_backbone("timm", name="test_vit"), [2, 1], [180, 201, 224])
+
+
+def test_all_sizes_of_a_run_are_known_without_going_through_its_epochs():
+    assert sizes_of_run(10**30, cycle=[224, 180]) == {180, 224}
+    assert sizes_of_run(1, cycle=[224, 180]) == {224}
+    assert sizes_of_run(10**30, uniform=[180, 224]) == set(range(180, 225))
+    with pytest.raises(ValueError, match="give either cycle"):
+        sizes_of_run(1)
+
+
+@pytest.mark.parametrize(("epochs", "cycle"), [(70, [224]), (71, [224, 180]), (90, [180, 224]), (3, [180, 200, 224])])
+def test_nothing_is_said_of_a_run_that_ends_at_the_size_of_its_tests(epochs, cycle):
+    assert last_size_note(epochs, cycle=cycle) is None
+
+
+@pytest.mark.parametrize(
+    ("epochs", "cycle", "better"),
+    [(70, [224, 180], [180, 224]), (90, [224, 180], [180, 224]), (91, [180, 224], [180, 224]),
+     (9, [180, 224, 200], [200, 180, 224])],
+)  # fmt: skip
+def test_a_run_that_ends_at_another_size_than_that_of_its_tests_is_told(epochs, cycle, better):
+    last = cycle[(epochs - 1) % len(cycle)]
+    words = ",".join(map(str, better))
+    assert last_size_note(epochs, cycle=cycle) == (
+        f"the last epoch trains at {last} pixels, and crops of 224 are tested; "
+        f"sizes.cycle=[{words}] with a multiple of {len(cycle)} epochs ends at 224"
+    )
+    assert last_size_note(len(cycle), cycle=better) is None
+
+
+def test_random_sizes_are_told_without_a_remedy():
+    last = size_of_epoch(6, uniform=[180, 223])
+    assert (
+        last_size_note(7, uniform=[180, 223]) == f"the last epoch trains at {last} pixels, and crops of 223 are tested"
+    )
+
+
+def test_the_usual_warm_up_fits_short_runs():
+    assert [usual_warmup(epochs) for epochs in (1, 3, 5, 14)] == [0.2, 0.6, 1.0, 2.8]
+    assert [str(usual_warmup(epochs)) for epochs in (15, 20, 40, 60, 10**30)] == ["3"] * 5  # as written: hashes hold
 
 
 def test_cosine_rises_linearly_then_falls_to_zero():

@@ -1,35 +1,43 @@
-"""What is compiled, and how often."""
+"""What a whole run gives to its network, what it is compiled for, and how several processes end together."""
 
-from functools import partial
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from conftest import make_image_folder
+from conftest import jpeg, make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.classify.recipe import Machine, Recipe
-from sppnet.classify.schedules import size_of_epoch
 from sppnet.classify.training import train_classifier
 from sppnet.datasets import open_data
 from sppnet.network import SPPNet
 
 
-def train(folder, run, sizes, compiled, epochs=4):
+def train(folder, run, sizes, compiled=False, epochs=4, seen=None, color=True, workers=0, data=None):
+    """With `seen`, a list, every input of the network in training is appended to it."""
     recipe = Recipe(
-        epochs=epochs, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0, color=True
+        epochs=epochs, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0, color=color
     )
-    machine = Machine(accelerator="cpu", precision="32-true", workers=0, compile=compiled)
+    machine = Machine(accelerator="cpu", precision="32-true", workers=workers, compile=compiled)
     torch.manual_seed(0)
     backbone = build_backbone("zf5", width=0.05, normalization="within_channel")
     network = SPPNet(backbone, (3, 2, 1), 2, hidden=8, dropout=0)
+    if seen is not None:
+        network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     return train_classifier(
         network,
-        open_data("folder", root=str(folder)),
+        data or open_data("folder", root=str(folder)),
         recipe=recipe,
         machine=machine,
         crop_side=64,
-        size_of_epoch=partial(size_of_epoch, **sizes),
+        sizes=sizes,
         seed=0,
         data_name="folder",
         run=run,
@@ -51,10 +59,133 @@ def test_two_sizes_are_two_graphs_of_the_network_and_two_of_its_input(tmp_path):
 
 def test_many_sizes_are_not_compiled(tmp_path):
     folder = make_image_folder(tmp_path / "images", train=5, val=3)
-    with pytest.raises(ValueError, match=r"^trainer.compile=true: this run trains at [5-9] sizes.*at most 4"):
+    with pytest.raises(ValueError, match=r"^trainer.compile=true: this run trains at 17 sizes.*at most 4"):
         train(folder, tmp_path / "run", {"uniform": [48, 64], "seed": 0}, compiled=True, epochs=9)
     torch.compiler.reset()
     counters.clear()
     result = train(folder, tmp_path / "run", {"uniform": [48, 64], "seed": 0}, compiled=None, epochs=9)
     assert len({epoch["size"] for epoch in result["history"]}) > 4
     assert counters["stats"]["unique_graphs"] == 0
+
+
+def test_the_network_sees_every_epoch_at_its_size(tmp_path):
+    """As the history says, and beginning with the first size of the cycle."""
+    folder, seen = make_image_folder(tmp_path / "images", train=4, val=1), []
+    result = train(folder, tmp_path / "run", {"cycle": [64, 48, 56]}, epochs=4, seen=seen)
+    sizes = [images.shape[-2:] for images in seen]
+    assert sizes == [(side, side) for side in (64, 64, 48, 48, 56, 56, 64, 64)]
+    assert [epoch["size"] for epoch in result["history"]] == [64, 48, 56, 64]
+
+
+def test_the_network_sees_images_minus_the_means_red_first_with_colours_shifted_along_alexnets_axes(tmp_path):
+    """arXiv:1406.4729v4, §3.1: "the color altering in [3]", which adds the same to all pixels of an image."""
+    red = make_image_folder(tmp_path / "images", train=4, val=1)
+    for file in (red / "train").rglob("*.jpg"):
+        file.write_bytes(jpeg(np.full((64, 64, 3), (200, 100, 50), dtype=np.uint8)))
+    plain, shifted = [], []
+    train(red, tmp_path / "plain", {"cycle": [64]}, epochs=1, seen=plain, color=False)
+    train(red, tmp_path / "shifted", {"cycle": [64]}, epochs=1, seen=shifted, color=True)
+    plain, shifted = torch.cat(plain), torch.cat(shifted)
+    expected = torch.tensor([200 - 123.675, 100 - 116.28, 50 - 103.53])
+    assert (plain - expected[:, None, None]).abs().max() < 3  # JPEG's rounding
+    shift = shifted - plain
+    assert shift.std(dim=(2, 3)).max() < 0.01
+    assert len({tuple(image.tolist()) for image in shift.mean(dim=(2, 3))}) == 8
+    assert shift.abs().max() > 1
+    # The axis of the largest eigenvalue is nearly grey: most of every shift lies on it.
+    grey = shift.mean(dim=(1, 2, 3)).abs()
+    assert grey.mean() > 2 * (shift.mean(dim=(2, 3)) - shift.mean(dim=(1, 2, 3))[:, None]).abs().mean()
+
+
+def test_the_cores_are_shared_among_the_processes_of_the_run_and_not_among_all_gpus(tmp_path, monkeypatch):
+    class Readers:
+        """Images; every read is noted with the process that made it."""
+
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, index):
+            (tmp_path / "readers" / str(os.getpid())).touch()
+            return self.images[index]
+
+        def __getattr__(self, name):
+            return getattr(self.images, name)
+
+    (tmp_path / "readers").mkdir()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data = open_data("folder", root=str(make_image_folder(tmp_path / "images", train=6, val=1)))
+    data = data._replace(train=Readers(data.train))
+    train(None, tmp_path / "run", {"cycle": [48]}, epochs=1, workers=None, data=data)
+    assert len(list((tmp_path / "readers").iterdir())) == 3
+
+
+ONE_OF_TWO = """
+import os, sys
+from pathlib import Path
+
+import torch
+
+from sppnet.backbones import build_backbone
+from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.training import train_classifier
+from sppnet.datasets import open_data
+from sppnet.network import SPPNet
+
+torch.manual_seed(0)
+network = SPPNet(build_backbone("zf5", width=0.05, normalization="none"), (2, 1), 2, hidden=8)
+if os.environ["LOCAL_RANK"] == "1":
+    network.register_forward_hook(lambda module, inputs, scores: scores * float("nan"))
+try:
+    train_classifier(
+        network,
+        open_data("folder", root=sys.argv[1]),
+        recipe=Recipe(
+            epochs=1, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0
+        ),
+        machine=Machine(accelerator="cpu", devices=2, strategy="ddp", precision="32-true", workers=0),
+        crop_side=48,
+        sizes={"cycle": [48]},
+        seed=0,
+        data_name="folder",
+        run=Path(sys.argv[2]),
+    )
+except ValueError as error:
+    print(error)
+    os._exit(3)  # without a farewell to the other process
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_in_one_of_two_processes_ends_both(tmp_path):
+    folder = make_image_folder(tmp_path / "images", train=5, val=3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", ONE_OF_TWO, str(folder), str(tmp_path / "run")]
+    processes = [
+        subprocess.Popen(
+            command,
+            env=os.environ | address | {"NODE_RANK": "0", "LOCAL_RANK": str(rank), "PYTHONWARNINGS": "ignore"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(timeout=10)
+    for process, words in zip(processes, said, strict=True):
+        assert process.returncode == 3, words
+        assert words.splitlines()[-1].startswith("the loss is not finite any more, at the latest in epoch 1, step 0, ")
+    assert not list(Path(tmp_path / "run").rglob("*.ckpt"))

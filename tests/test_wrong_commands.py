@@ -81,7 +81,15 @@ TRAIN = [
     ("recipe.epochs=0", "recipe.epochs=0: must be at least 1"),
     ("recipe.batch_size=0", "recipe.batch_size=0: must be at least 1"),
     ("recipe.learning_rate=-1", "recipe.learning_rate=-1.0: must be above 0"),
-    ("recipe.learning_rate=nan", "recipe.learning_rate=nan"),
+    ("recipe.epochs=99999999999999999999", "recipe.epochs=99999999999999999999: must be at most 100000"),
+    ("recipe.learning_rate=nan", "recipe.learning_rate=nan: must be finite"),
+    ("recipe.learning_rate=inf", "recipe.learning_rate=inf: must be finite"),
+    ("recipe.weight_decay=inf", "recipe.weight_decay=inf: must be finite"),
+    ("recipe.momentum=nan", "recipe.momentum=nan: must be finite"),
+    ("recipe.clip_gradient_norm=inf", "recipe.clip_gradient_norm=inf: must be finite"),
+    ("recipe.input_mean=[inf,0,0]", "recipe.input_mean=[inf, 0.0, 0.0]: must be finite"),
+    ("recipe.input_std=[1,nan,1]", "recipe.input_std=[1.0, nan, 1.0]: must be finite"),
+    ("recipe=fast recipe.warmup_epochs=inf", "recipe.warmup_epochs=inf: must be finite"),
     ("recipe.momentum=1", "recipe.momentum=1.0: must be below 1"),
     ("recipe.dropout=1", "recipe.dropout=1.0"),
     ("recipe.label_smoothing=1", "recipe.label_smoothing=1.0"),
@@ -93,7 +101,8 @@ TRAIN = [
     ("sizes.cycle=[]", "sizes=[]"),
     ("sizes.cycle=[20]", "20 pixels are too few for this backbone"),
     ("sizes=random sizes.uniform=[224,180]", "sizes.uniform=[224, 180]"),
-    ("seed=-1", "seed=-1: must be at least 0"),
+    ("seed=-1", "seed=-1: must be from 0 to 2**63 - 1"),
+    (f"seed={2**64}", f"seed={2**64}: must be from 0 to 2**63 - 1"),
     ("hidden=0", "hidden=0"),
     ("backbone.width=0", "width=0"),
     ("backbone.normalization=batch", "normalization", "batch"),
@@ -117,14 +126,24 @@ TRAIN = [
     ),
     ("recipe.plateau_patience=null", "recipe.plateau_patience=None"),
     ("recipe=fast recipe.warmup_epochs=60", "recipe.warmup_epochs=60"),
-    ("trainer.validate_every=3 recipe=fast recipe.epochs=7", "recipe.epochs=7 must be a multiple"),
+    ("trainer.validate_every=3", "trainer.validate_every=3: must be 1", "recipe.plateau_patience=6"),
+    ("recipe=fast recipe.epochs=3 recipe.warmup_epochs=3", "recipe.warmup_epochs=3.0: must be", "recipe.epochs=3"),
     ("trainer.accelerator=gpu", "trainer.accelerator=gpu: torch finds no GPU"),
     ("trainer.accelerator=toaster", "trainer.accelerator=toaster: must be one of auto, cpu, gpu"),
     ("trainer.devices=x", "trainer.devices=x: must be auto, a number from 1, -1 for all, or which: '0,2'"),
     ("trainer.devices=0", "trainer.devices=0: must be"),
+    ("trainer.devices=-1", "trainer.devices=-1: must be auto or a number from 1 on a CPU"),
+    ("trainer.devices=99999 recipe.batch_size=99999", "trainer.devices=99999: must be at most"),
+    (
+        "data=folder data.root=images trainer.devices=3 recipe.batch_size=4",
+        "recipe.batch_size=4: must be a multiple of the",
+    ),
+    ("trainer.precision=16-mixed", "trainer.precision=16-mixed: must be one of 32-true, bf16-mixed, or null"),
+    ("trainer.workers=1000000", "workers=1000000: must be at most"),
+    ("trainer.save_every_minutes=inf", "trainer.save_every_minutes=inf: must be above 0, or null"),
     ("trainer.num_nodes=0", "trainer.num_nodes=0: must be at least 1"),
     ("trainer.strategy=fsdp", "trainer.strategy=fsdp: must be one of auto, ddp"),
-    ("trainer.precision=7", "trainer.precision=7: must be one of 32-true, bf16-mixed, 16-mixed, or null"),
+    ("trainer.precision=7", "trainer.precision=7: must be one of 32-true, bf16-mixed, or null"),
     ("backbone=timm backbone.name=resnet17", "resnet17"),
     # Data.
     ("data=folder", "data.root: missing; give it as data.root=VALUE"),
@@ -132,6 +151,7 @@ TRAIN = [
     ("data=folder data.root=file", "file: found a file, expected a folder"),
     ("data=folder data.root=empty", "empty: found", "expected a folder for each of two or more classes"),
     ("data=folder data.root=alone/train", "train: found", "expected a folder for each of two or more classes"),
+    ("data=folder data.root=images", "recipe.batch_size=128: must be at most 6, the number of training images"),
     ("data=folder data.root=images data.val_fraction=0.5", "val_fraction=0.5"),
     ("data=imagenet data.root=images", "images", "1000"),
     ("data=caltech101 data.root=images", "expected Caltech101's 102"),
@@ -143,7 +163,7 @@ TRAIN = [
     ("name=${oc.env:HOME}", "may hold letters, digits"),
     ("data=folder data.root=images run=images", "images: found train, val, expected a new folder or a run directory"),
     ("data=folder data.root=images run=file", "file: found a file, expected a new folder or a run directory"),
-    ("data=folder data.root=images runs=file", "file", "Not a directory"),
+    ("data=folder data.root=images recipe.batch_size=6 runs=file", "file", "Not a directory"),
 ]
 
 EVALUATE = [
@@ -251,4 +271,4 @@ def test_the_traceback_is_there_for_who_wants_it(place):
     done = run_process(command, cwd=place, env=environment)
     assert done.returncode != 0
     assert "Traceback" in done.stderr
-    assert "ValueError: seed=-1: must be at least 0" in done.stderr
+    assert "ValueError: seed=-1: must be from 0 to 2**63 - 1" in done.stderr

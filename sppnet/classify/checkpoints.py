@@ -86,6 +86,12 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def recorded_precision(path: Path) -> str | None:
+    """The precision that a checkpoint was trained in, as Lightning names it; None where it was not recorded."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint.get("precision") if isinstance(checkpoint, dict) else None
+
+
 class Checkpoints(Callback):
     """Saves `folder`/last.ckpt after every epoch and at intervals inside epochs, and stops a run that is told to stop.
 

@@ -1,8 +1,8 @@
 """One training step, one validation pass, and what they report."""
 
-import math
 import time
 import warnings
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class Classifier(LightningModule):
     checkpoint, and the learning rate of a step is a function of it and of the step: a resumed run has no schedule to
     restore. The same holds for the sums of an epoch under way.
 
-    Raises ValueError where the loss or a weight is no longer finite: at the latest before that would be saved.
+    Raises ValueError, in all processes at the same step, where the loss or a weight of one of them is no longer finite:
+    at the latest before that would be saved.
     """
 
     def __init__(self, network: SPPNet, recipe: Recipe, seed: int) -> None:
@@ -39,7 +40,7 @@ class Classifier(LightningModule):
         self.loss_sum = torch.zeros(())
         self.images_seen = 0
         self.epoch_started = 0.0
-        self.warned_of_chance = False
+        self.warned_of_guessing = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
@@ -66,15 +67,31 @@ class Classifier(LightningModule):
             factor = cosine_factor(self.global_step, warmup, total)
         return factor * self.recipe.learning_rate
 
+    def mean_loss(self) -> float:
+        """Of this process's images of the epoch under way."""
+        return float(self.loss_sum) / self.images_seen
+
+    def rate(self) -> float:
+        """Images per second of all processes together, since the epoch began."""
+        return self.images_seen * self.trainer.world_size / (time.perf_counter() - self.epoch_started)
+
     def on_train_start(self) -> None:
         self.loss_sum = self.loss_sum.to(self.device)
+        self._validate_the_last_epoch()
 
     def on_train_epoch_start(self) -> None:
+        self._validate_the_last_epoch()
         self.loss_sum = torch.zeros((), device=self.device)
         self.images_seen, self.epoch_started = 0, time.perf_counter()
 
+    def _validate_the_last_epoch(self) -> None:
+        # Lightning validates multiples of this number alone.
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self.trainer.check_val_every_n_epoch = 1
+
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         # Dropout is a function of (seed, step, process), so that a resumed run draws what the uninterrupted one did.
+        # Another number of processes draws other masks.
         sequence = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         for group in self.trainer.optimizers[0].param_groups:
@@ -101,18 +118,17 @@ class Classifier(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if self.trainer.is_last_batch:
             self._check_finite()
-            seconds = time.perf_counter() - self.epoch_started
             self.history.append(
                 {
                     "epoch": self.current_epoch + 1,
                     "size": self.trainer.datamodule.size_of_epoch(self.current_epoch),  # type: ignore[attr-defined]
                     "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / self.images_seen)),
                     "learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
-                    "images_per_second": self.images_seen * self.trainer.world_size / seconds,
-                    "seconds": seconds,
+                    "images_per_second": self.rate(),
+                    "seconds": time.perf_counter() - self.epoch_started,
                 }
             )
-            self._warn_of_chance()
+            self._warn_of_guessing()
             self._write("train/epoch_loss", self.history[-1]["train_loss"])
             self._write("train/images_per_second", self.history[-1]["images_per_second"])
 
@@ -139,6 +155,7 @@ class Classifier(LightningModule):
         # What load_network needs, in plain values, so that the file loads with weights_only=True.
         self._check_finite()
         checkpoint["network"] = self.network.description()
+        checkpoint["precision"] = self.trainer.precision
         checkpoint["history"] = self.history
         checkpoint["epoch_so_far"] = {
             "loss_sum": self.trainer.strategy.reduce(self.loss_sum),
@@ -153,12 +170,15 @@ class Classifier(LightningModule):
         self.epoch_started = time.perf_counter() - so_far["seconds"]
 
     def _check_finite(self) -> None:
-        finite = torch.stack([self.loss_sum.isfinite(), *(p.isfinite().all() for p in self.parameters())])
-        if finite.all():
+        weights = torch.stack([p.isfinite().all() for p in self.parameters()]).all()
+        bad = (~torch.stack([self.loss_sum.isfinite(), weights])).int()
+        # One decision of all processes: those that went on alone would wait for the others for ever.
+        bad_losses, bad_weights = (int(count) for count in self.trainer.strategy.reduce(bad, reduce_op="sum"))
+        if not bad_losses and not bad_weights:
             return
         trainer = self.trainer
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        what = "the loss is" if not finite[0] else "weights are"
+        what = "the loss is" if bad_losses else "weights are"
         raise ValueError(
             f"{what} not finite any more, at the latest in epoch {trainer.current_epoch + 1}, step "
             f"{self.global_step}, size {trainer.datamodule.size_of_epoch(trainer.current_epoch)}, "  # type: ignore[attr-defined]
@@ -166,18 +186,33 @@ class Classifier(LightningModule):
             "lower recipe.learning_rate, or set recipe.clip_gradient_norm=5"
         )
 
-    def _warn_of_chance(self) -> None:
-        """Where the network still knows no more than how many classes there are."""
-        epochs, chance = len(self.history), math.log(self.network.num_classes)
+    @cached_property
+    def guessing_loss(self) -> float:
+        """The lowest loss of a network that gives all images the same scores: the entropy of the training labels.
+
+        With label smoothing, of the smoothed labels. ln(classes) for classes of equal size.
+        """
+        labels = self.trainer.datamodule.data.train.labels  # type: ignore[attr-defined]
+        frequencies = np.bincount(labels, minlength=self.network.num_classes) / len(labels)
+        smoothing = self.recipe.label_smoothing
+        targets = (1 - smoothing) * frequencies + smoothing / self.network.num_classes
+        return float(-sum(target * np.log(target) for target in targets if target > 0))
+
+    def _warn_of_guessing(self) -> None:
+        """Warns once if the loss is still that of guessing by the frequency of the classes."""
+        epochs = len(self.history)
         patient = epochs < max(CHANCE_EPOCHS, 1 + (self.recipe.warmup_epochs or 0)) or self.global_step < CHANCE_STEPS
-        if not patient and not self.warned_of_chance and self.history[-1]["train_loss"] > 0.99 * chance:
-            self.warned_of_chance = True
-            warnings.warn(
-                f"the loss after {epochs} epochs is {self.history[-1]['train_loss']:.3f}; guessing gives {chance:.3f}: "
-                "is recipe.learning_rate too low, or too high for recipe.batch_size? do recipe.initialization and "
-                "recipe.input_std belong together (paper with 1, fan_in with about 58)?",
-                stacklevel=2,
-            )
+        if patient or self.warned_of_guessing or not self.history[-1]["train_loss"] > 0.99 * self.guessing_loss > 0:
+            return
+        self.warned_of_guessing = True
+        if not self.trainer.is_global_zero:
+            return
+        warnings.warn(
+            f"the loss after {epochs} epochs is {self.history[-1]['train_loss']:.3f}; guessing gives "
+            f"{self.guessing_loss:.3f}: is recipe.learning_rate too low, or too high for recipe.batch_size? do "
+            "recipe.initialization and recipe.input_std belong together (paper with 1, fan_in with about 58)?",
+            stacklevel=2,
+        )
 
     def _log_step(self, loss: Tensor, size: int) -> None:
         self._check_finite()

@@ -1,15 +1,19 @@
-"""How a classifier is trained, and on what: the numbers, each with its unit."""
+"""Settings of training: what changes the outcome (Recipe), and the machine it runs on (Machine)."""
 
+import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+MOST_EPOCHS = 100_000  # every epoch has a line in each checkpoint
+FEW_STEPS = 20  # in an epoch; with fewer, a network hardly learns in the usual number of epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything about training that changes its outcome, sizes and network aside.
+    """The settings of training that change its outcome, besides sizes and network.
 
     Exactly one of `plateau_patience` and `warmup_epochs` is set: it chooses the schedule.
-    Raises ValueError for values out of range.
+    Raises ValueError for values out of range and for numbers that are not finite.
     """
 
     epochs: int
@@ -29,10 +33,13 @@ class Recipe:
     input_std: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
 
     def __post_init__(self) -> None:
+        self._check_finite()
         least = {"epochs": 1, "batch_size": 1, "momentum": 0, "weight_decay": 0, "plateau_drops": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"recipe.{name}={getattr(self, name)}: must be at least {bound}")
+        if self.epochs > MOST_EPOCHS:
+            raise ValueError(f"recipe.epochs={self.epochs}: must be at most {MOST_EPOCHS}")
         if not self.learning_rate > 0:
             raise ValueError(f"recipe.learning_rate={self.learning_rate}: must be above 0")
         if not self.momentum < 1:
@@ -58,22 +65,37 @@ class Recipe:
         if self.plateau_patience is not None and self.plateau_patience < 1:
             raise ValueError(f"recipe.plateau_patience={self.plateau_patience}: must be at least 1")
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"recipe.warmup_epochs={self.warmup_epochs}: must be at least 0 and below {self.epochs}")
+            raise ValueError(
+                f"recipe.warmup_epochs={self.warmup_epochs}: must be at least 0 and below recipe.epochs={self.epochs}"
+            )
+
+    def _check_finite(self) -> None:
+        for name in (entry.name for entry in fields(self)):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise ValueError(f"recipe.{name}={value}: must be finite")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run is trained on. Nothing here is meant to change its outcome, beyond the rounding of the precision."""
+    """What a run is trained on. Raises ValueError for values out of range.
+
+    Meant to change the time and not the outcome. What does change is rounding (by the precision, the devices and
+    compilation) and, with the number of processes (devices x nodes), the masks of dropout and the statistics of
+    BatchNorm, which are those of each process's share of a batch. The images of a step do not.
+    """
 
     accelerator: str = "auto"  # "auto", "cpu", "gpu"
     devices: int | str = "auto"  # how many, or which: "0,2"
     num_nodes: int = 1
     strategy: str = "auto"  # "auto", "ddp"
-    precision: str | None = None  # "32-true", "bf16-mixed", "16-mixed"; None: bf16-mixed where hardware is made for it
+    # "32-true" or "bf16-mixed"; None: that of the checkpoint when resuming, else bf16-mixed where hardware has bf16
+    precision: str | None = None
     compile: bool | None = None  # torch.compile; None: on a GPU, for up to four sizes
-    workers: int | None = None  # loader processes; None: one per core, at most 16
+    workers: int | None = None  # loader processes; None: the cores shared among the processes here, at most 16 each
     deterministic: bool = False
-    validate_every: int = 1  # epochs; recipe.epochs must be a multiple of it
+    validate_every: int = 1  # epochs; the last epoch is always validated
     save_every_steps: int | None = None  # between checkpoints inside an epoch
     save_every_minutes: float | None = 10.0  # the same by the clock
     max_unreadable: float = 0.01  # share of the training images that may be skipped because they cannot be read
@@ -83,7 +105,7 @@ class Machine:
         choices = {
             "accelerator": ("auto", "cpu", "gpu"),
             "strategy": ("auto", "ddp"),
-            "precision": ("32-true", "bf16-mixed", "16-mixed", None),
+            "precision": ("32-true", "bf16-mixed", None),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -99,7 +121,7 @@ class Machine:
             raise ValueError(f"trainer.validate_every={self.validate_every}: must be at least 1")
         for name in ("save_every_steps", "save_every_minutes"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"trainer.{name}={value}: must be above 0, or null")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"trainer.workers={self.workers}: must be at least 0")
@@ -107,16 +129,47 @@ class Machine:
             raise ValueError(f"trainer.max_unreadable={self.max_unreadable}: must be from 0 to 1")
 
 
+def usual_warmup(epochs: object) -> float:
+    """The default of `warmup_epochs` where a cosine follows: 3, or a fifth of fewer than 15 epochs."""
+    # What is no number of epochs is refused where it is given to a Recipe.
+    return min(3, epochs / 5) if isinstance(epochs, int) and 0 < epochs < 15 else 3
+
+
 def check_validation(recipe: Recipe, machine: Machine) -> None:
-    """ValueError where validations would not fall where the schedule needs them."""
+    """ValueError where an epoch without a validation would leave the schedule without an error to follow."""
     every = machine.validate_every
-    if recipe.epochs % every:
-        raise ValueError(
-            f"trainer.validate_every={every}: recipe.epochs={recipe.epochs} must be a multiple of it, so that the last "
-            "epoch is validated"
-        )
     if recipe.plateau_patience is not None and every != 1:
         raise ValueError(
             f"trainer.validate_every={every}: must be 1, because the learning rate follows the validation error "
             f"(recipe.plateau_patience={recipe.plateau_patience})"
         )
+
+
+def check_batch_size(recipe: Recipe, processes: int, training_images: int, validation_images: int) -> None:
+    """ValueError where batches cannot be shared among `processes`, or there are too few images for one of them."""
+    if recipe.batch_size % processes:
+        raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
+    if recipe.batch_size > training_images:
+        raise ValueError(
+            f"recipe.batch_size={recipe.batch_size}: must be at most {training_images}, the number of training images"
+        )
+    if validation_images < processes:
+        raise ValueError(
+            f"{validation_images} validation images: must be at least one for each of the {processes} devices"
+        )
+
+
+def few_steps_note(recipe: Recipe, images: int, processes: int = 1) -> str | None:
+    """What to say, and to type instead, where an epoch over so many images has fewer than FEW_STEPS steps."""
+    steps = images // recipe.batch_size
+    if steps >= FEW_STEPS:
+        return None
+    share = images // FEW_STEPS // processes
+    batch = processes * 2 ** max(0, share.bit_length() - 1)
+    if batch >= recipe.batch_size:
+        return None
+    rate = recipe.learning_rate * batch / recipe.batch_size
+    return (
+        f"an epoch has only {steps} steps ({images:,} images, {recipe.batch_size} at a time), and a network may hardly "
+        f"learn; recipe.batch_size={batch} recipe.learning_rate={rate:.2g} would make it {images // batch}"
+    )

@@ -1,6 +1,7 @@
-"""What a person sees of a training run: a line per epoch, a progress bar on a terminal, pictures in TensorBoard."""
+"""What the user sees of a training run: lines, a progress bar on a terminal, images in TensorBoard."""
 
 import sys
+import time
 from typing import Any
 
 import torch
@@ -43,28 +44,85 @@ class EpochLines(Callback):
         sys.stdout.flush()
 
 
+class StepLines(Callback):
+    """Prints a line about the epoch or the validation under way: after `FIRST` seconds, then every `SECONDS`.
+
+    For output that is not a terminal, where there is no progress bar.
+    """
+
+    FIRST, SECONDS = 5.0, 30.0
+
+    def __init__(self) -> None:
+        self.due = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.due = time.monotonic() + self.FIRST
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_due(trainer):
+            module: Any = pl_module
+            size = trainer.datamodule.size_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+            self._print(
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  size {size}  step {batch_idx + 1:,} of "
+                f"{trainer.num_training_batches:,}  loss {module.mean_loss():.4f}  {module.rate():,.0f} images/s"
+            )
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._is_due(trainer):
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self._print(f"{epoch}  validation  step {batch_idx + 1:,} of {trainer.num_val_batches[0]:,}")
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return trainer.is_global_zero and time.monotonic() >= self.due
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+        self.due = time.monotonic() + self.SECONDS
+
+
 class ProgressBar(TQDMProgressBar):
     """A bar for the epoch under way: size, loss, images/s. `EpochLines` keeps what it said."""
 
     def init_train_tqdm(self) -> Tqdm:
-        bar = super().init_train_tqdm()
-        bar.bar_format = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
-        bar.leave = False
-        return bar
+        # Lightning's bar has no length until an epoch begins, and none begins when a run resumes inside one.
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        return Tqdm(
+            desc=self._description(self.trainer),
+            total=self.total_train_batches,
+            initial=done,
+            position=2 * self.process_position,
+            disable=self.is_disabled,
+            leave=False,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+        )
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         super().on_train_epoch_start(trainer)
-        size = trainer.datamodule.size_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
         self.train_progress_bar.set_postfix({})
-        self.train_progress_bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, size {size}")
+        self.train_progress_bar.set_description(self._description(trainer))
+
+    def _description(self, trainer: Trainer) -> str:
+        size = trainer.datamodule.size_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, size {size}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         module: Any = pl_module
         if not module.images_seen:
             return {}
-        elapsed = max(1e-9, self.train_progress_bar.format_dict["elapsed"])
-        loss = float(module.loss_sum) / module.images_seen
-        return {"loss": f"{loss:.3f}", "images/s": f"{module.images_seen / elapsed:,.0f}"}
+        return {"loss": f"{module.mean_loss():.3f}", "images/s": f"{module.rate():,.0f}"}
 
 
 class Pictures(Callback):

@@ -47,6 +47,33 @@ def check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> t
     return min(sizes), max(sizes)
 
 
+def sizes_of_run(
+    epochs: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
+) -> set[int]:
+    """All sides in pixels that a run of so many epochs may train at. Arguments and errors as `size_of_epoch`."""
+    check_sizes(cycle, uniform)
+    if cycle is not None:
+        return set(cycle[:epochs])
+    assert uniform is not None
+    return set(range(uniform[0], uniform[1] + 1))
+
+
+def last_size_note(
+    epochs: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
+) -> str | None:
+    """What to say where the last epoch does not train at the largest size, at which crops are tested."""
+    last = size_of_epoch(epochs - 1, cycle=cycle, uniform=uniform, seed=seed)
+    tested = check_sizes(cycle, uniform)[1]
+    if last == tested:
+        return None
+    remedy = ""
+    if cycle is not None:
+        place = cycle.index(tested) + 1
+        turned = ",".join(map(str, cycle[place:] + cycle[:place]))
+        remedy = f"; sizes.cycle=[{turned}] with a multiple of {len(cycle)} epochs ends at {tested}"
+    return f"the last epoch trains at {last} pixels, and crops of {tested} are tested{remedy}"
+
+
 def check_sizes_fit(backbone: Backbone | TimmBackbone, levels: list[int] | None, sides: Collection[int]) -> None:
     """ValueError if a network with this backbone and pyramid cannot train at one of these sides (in pixels)."""
     smallest = min(sides)

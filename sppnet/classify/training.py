@@ -1,9 +1,10 @@
-"""Training a classifier: the objects put together in sight, resumed where they stood, and a result at the end."""
+"""Trains a classifier: builds the trainer, resumes from the last checkpoint, writes the result."""
 
+import dataclasses
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from sppnet.classify.checkpoints import CheckpointFiles, Checkpoints, newest_whole
+from sppnet.classify.checkpoints import CheckpointFiles, Checkpoints, newest_whole, recorded_precision
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData, shorter_side_for
-from sppnet.classify.machine import bf16_is_fast, keep_freed_memory, worker_count
-from sppnet.classify.recipe import Machine, Recipe, check_validation
-from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
+from sppnet.classify.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
+from sppnet.classify.recipe import Machine, Recipe, check_batch_size, check_validation
+from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar, StepLines
+from sppnet.classify.schedules import size_of_epoch, sizes_of_run
 from sppnet.datasets import ImageData
 from sppnet.network import SPPNet
 from sppnet.processes import explained_loader_failures
@@ -33,7 +35,7 @@ def train_classifier(
     recipe: Recipe,
     machine: Machine,
     crop_side: int,
-    size_of_epoch: Callable[[int], int],
+    sizes: dict[str, Any],
     seed: int,
     data_name: str,
     run: Path,
@@ -41,37 +43,44 @@ def train_classifier(
     """Trains until `recipe.epochs` are done, from the last checkpoint in `run` if there is one.
 
     Writes `checkpoints/last.ckpt` after every epoch and inside of them as `machine` says, `tensorboard/` along the way
-    and `result.json` at the end. Told to stop by a signal, it saves and raises `sppnet.classify.checkpoints.Stopped`.
+    and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.classify.checkpoints.Stopped`.
+
+    Args:
+        crop_side: pixels of the crops that are trained on (resized to the size of the epoch) and validated.
+        sizes: arguments of `size_of_epoch`: the side in pixels of every epoch.
 
     Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
     versions, commit and hardware.
+
+    Raises ValueError, before anything is written, for settings that do not fit each other, the data or the machine.
     """
+    here = processes_here(machine.accelerator, machine.devices)
+    processes = here * machine.num_nodes
     check_validation(recipe, machine)
+    check_batch_size(recipe, processes, len(data.train), len(data.val))
+    workers = worker_count(machine.workers, here)
+    compiled = is_compiled(machine, sizes_of_run(recipe.epochs, **sizes))
+
     _quieten_lightning()
+    newest = newest_whole(run / "checkpoints")
+    machine = machine if newest is None else resumed_machine(machine, newest)
     checkpoints = Checkpoints(run / "checkpoints", steps=machine.save_every_steps, minutes=machine.save_every_minutes)
     trainer = _build_trainer(recipe, machine, run, network, checkpoints)
-    processes = trainer.num_devices * trainer.num_nodes
-    if recipe.batch_size % processes:
-        raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
-    if min(len(data.train), len(data.val)) < processes:
-        raise ValueError(
-            f"{len(data.train)} + {len(data.val)} images: must be at least one for each of {processes} devices"
-        )
-    compiled = is_compiled(machine, {size_of_epoch(epoch) for epoch in range(recipe.epochs)})
     module = ClassificationData(
         data,
         batch_size=recipe.batch_size // processes,
         crop_side=crop_side,
-        size_of_epoch=size_of_epoch,
+        size_of_epoch=partial(size_of_epoch, **sizes),
         input_mean=network.input_mean,
         input_std=network.input_std,
         color=recipe.color,
         seed=seed,
-        workers=worker_count(machine.workers, max(1, torch.cuda.device_count())),
+        workers=workers,
         compiled=compiled,
         max_unreadable=machine.max_unreadable,
         allow_changed_data=machine.allow_changed_data,
     )
+
     network.to(memory_format=torch.channels_last)
     if device_type(machine) == "cpu":
         keep_freed_memory()
@@ -79,12 +88,11 @@ def train_classifier(
         # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
         network.compile(dynamic=False)
     classifier = Classifier(network, recipe, seed)
-    newest = newest_whole(run / "checkpoints")
-    if newest is not None and trainer.is_global_zero:
-        print(f"resuming from {newest}", flush=True)
+
     with checkpoints.stopping_on_signals(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=module, ckpt_path=newest, weights_only=True)
-    result = {"data": data_name} | _result(classifier, module)
+
+    result = {"data": data_name} | _result(classifier, module, precision(machine))
     if trainer.is_global_zero:
         result["checkpoint"] = checkpoint_digest(run)
         write_json(run / RESULT_FILE, result)
@@ -97,8 +105,20 @@ def device_type(machine: Machine) -> str:
 
 
 def precision(machine: Machine) -> str:
-    """As Lightning names it."""
+    """The precision of a new run, as Lightning names it."""
     return machine.precision or ("bf16-mixed" if bf16_is_fast(device_type(machine)) else "32-true")
+
+
+def resumed_machine(machine: Machine, checkpoint: Path) -> Machine:
+    """The same with the precision that the checkpoint was trained in, unless `machine` asks for one. Says so."""
+    recorded = recorded_precision(checkpoint)
+    if is_first_process():
+        print(f"resuming from {checkpoint}", flush=True)
+        if recorded is not None and recorded != precision(machine):
+            asked = machine.precision is not None
+            word = f"continues in {machine.precision}, as asked" if asked else f"continues in {recorded}"
+            print(f"it was trained in {recorded} and {word}", flush=True)
+    return dataclasses.replace(machine, precision=machine.precision or recorded)
 
 
 def is_compiled(machine: Machine, sizes: set[int]) -> bool:
@@ -114,7 +134,9 @@ def is_compiled(machine: Machine, sizes: set[int]) -> bool:
 
 def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet, checkpoints: Checkpoints) -> Trainer:
     terminal = sys.stderr.isatty()
-    callbacks: list[Callback] = [EpochLines(), Pictures(network.input_mean, network.input_std), checkpoints]
+    lines = ProgressBar(refresh_rate=10) if terminal else StepLines()
+    pictures = Pictures(network.input_mean, network.input_std)
+    callbacks: list[Callback] = [EpochLines(), pictures, checkpoints, lines]
     return Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -125,7 +147,7 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet,
         max_epochs=recipe.epochs,
         check_val_every_n_epoch=machine.validate_every,
         logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
-        callbacks=[*callbacks, ProgressBar(refresh_rate=10)] if terminal else callbacks,
+        callbacks=callbacks,
         plugins=[CheckpointFiles()],
         enable_checkpointing=False,
         enable_progress_bar=terminal,
@@ -143,11 +165,12 @@ def _quieten_lightning() -> None:
         ".*The number of training batches.*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*LeafSpec.*deprecated.*",
+        ".*GPU available but not used.*",
     ):
         warnings.filterwarnings("ignore", message)
 
 
-def _result(classifier: Classifier, module: ClassificationData) -> dict[str, Any]:
+def _result(classifier: Classifier, module: ClassificationData, precision: str) -> dict[str, Any]:
     last, network, crop_side = classifier.history[-1], classifier.network, module.crop_side
     n = last["n"]
     return {
@@ -165,6 +188,7 @@ def _result(classifier: Classifier, module: ClassificationData) -> dict[str, Any
         "epochs": len(classifier.history),
         "seconds": sum(epoch["seconds"] for epoch in classifier.history),
         "seed": classifier.seed,
+        "precision": precision,
         **environment(),
         "history": classifier.history,
     }

@@ -17,7 +17,7 @@ from sppnet.classify.datamodule import ClassificationData, shorter_side_for
 from sppnet.classify.machine import bf16_is_fast, keep_freed_memory, worker_count
 from sppnet.classify.recipe import Machine, Recipe, check_validation
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar
-from sppnet.datasets import ImageData
+from sppnet.datasets import ImageData, content_digests, images_fingerprint
 from sppnet.network import SPPNet
 from sppnet.records import RESULT_FILE, checkpoint_digest, environment, write_json
 
@@ -86,6 +86,8 @@ def train_classifier(
     result = {"data": data_name} | _result(classifier, module)
     if trainer.is_global_zero:
         result["checkpoint"] = checkpoint_digest(run)
+        digests = content_digests(data.val, "reading the validation images")
+        result["validation_images"] = images_fingerprint(data.val, digests)  # by which saved scores are of this run
         write_json(run / RESULT_FILE, result)
     return result
 

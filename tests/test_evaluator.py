@@ -1,11 +1,7 @@
 """Evaluations: every image once, resumed after a stop, saved whole, never mistaken for one of other images."""
 
-import gc
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -266,29 +262,6 @@ def test_parts_of_something_else_and_damaged_parts_do_not_count(network, images,
     check_rows(score(tmp_path / "full.npz", network, images), network, images)
 
 
-def test_a_killed_loader_process_is_said_in_one_line(network, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator, "SECONDS_BETWEEN_PARTS", 0)
-    monkeypatch.setattr("sppnet.classify.scorer.MAX_WAITING_BYTES", 1)
-    monkeypatch.setattr("sppnet.classify.scorer.LARGEST_MESSAGE", 1)
-    save = evaluator._save_part
-
-    def kills(job, indices, scores):
-        save(job, indices, scores)
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid, signal.SIGKILL)
-
-    monkeypatch.setattr(evaluator, "_save_part", kills)
-    hardware = Hardware(accelerator="cpu", workers=1, precision="float32")
-    with pytest.raises(ChildProcessError) as error:
-        score(tmp_path / "full.npz", network, images, hardware=hardware)
-    assert str(error.value).startswith("a loader process was killed, perhaps for lack of memory (give fewer hardware.")
-    assert "\n" not in str(error.value)
-    del error
-    gc.collect()  # the loader's iterator, which looks after its workers as long as it lives
-    monkeypatch.setattr(evaluator, "_save_part", save)
-    check_rows(score(tmp_path / "full.npz", network, images), network, images)
-
-
 @pytest.mark.slow
 def test_two_processes_score_every_image_once(network, images, tmp_path):
     one = score(tmp_path / "one.npz", network, images)
@@ -308,7 +281,7 @@ def test_an_unreadable_image_in_one_of_two_processes_is_said_in_one_line(network
 
 
 def test_a_missed_image_is_an_error(network, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluator, "score_images", lambda *_, **__: iter(()))
+    monkeypatch.setattr(evaluator, "score_images", lambda *_, **__: (item for item in ()))
     job = EvaluationJob(network, images, digests_of(images), PROTOCOL, CPU, 0, tmp_path / "parts", {})
     with pytest.raises(RuntimeError, match="8 of 8 images were not scored"):
         evaluate(job, "full")

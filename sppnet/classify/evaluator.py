@@ -164,10 +164,11 @@ def _score_share(rank: int, job: EvaluationJob, left: np.ndarray, title: str) ->
         stack.callback(lambda: _save_part(job, indices, scores))
         # Around the whole loop, autocast converts each weight once instead of once per batch.
         stack.enter_context(torch.autocast(device.type, scorer.autocast, enabled=scorer.autocast is not None))
-        stack.enter_context(loader_failures("hardware.workers", job.workers))
         # The shares of all processes are equal, so one of them shows the progress of all.
         progress = stack.enter_context(Progress(title, len(share))) if rank == 0 else None
-        for some, values in score_images(scorer, job.images, share, workers=job.workers):
+        stack.enter_context(loader_failures("hardware.workers", job.workers))
+        scored = stack.enter_context(contextlib.closing(score_images(scorer, job.images, share, workers=job.workers)))
+        for some, values in scored:
             indices += some
             scores.append(values)
             if progress is not None:

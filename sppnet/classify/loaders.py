@@ -5,8 +5,11 @@ import multiprocessing.queues
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 # For one batch. A worker that is killed, or that cannot send what it loaded, is noticed at once; this is for the rest,
 # such as a network drive that no longer answers.
@@ -44,11 +47,24 @@ def _shortage(error: BaseException | None) -> int | None:
     return _OUT_OF_SHARED_MEMORY if re.search(r"\(shm\)|</torch_|Bus error", text) else None
 
 
+def batches(loader: DataLoader[Any]) -> Generator[Any, None, None]:
+    """The batches of a loader, whose workers end when the generator is closed.
+
+    As long as torch looks after a dead worker, it interrupts this process again for every child that exits.
+    """
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
 @contextmanager
 def loader_failures(key: str, workers: int) -> Iterator[None]:
-    """Around the use of a DataLoader: its failures become a ChildProcessError of one line.
+    """Around the use of `batches`: failures of loader processes become a ChildProcessError of one line.
 
-    Errors of the data set pass unchanged.
+    Whatever this process does at that moment is interrupted. Errors of the data set pass unchanged.
 
     Args:
         key: what sets the number of workers, such as "hardware.workers".
@@ -92,7 +108,7 @@ def _reason(error: Exception, key: str) -> str | None:
     broken = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) and not text.startswith("Caught ")
     if re.match(r"DataLoader worker ", text) or (broken and getattr(error, "filename", None) is None):
         return (
-            f"a loader process was killed, perhaps for lack of memory (give fewer {key}) or of room in /dev/shm (docker "
-            f"run --shm-size=8g); {key}=0 needs neither"
+            f"a loader process was killed, perhaps for lack of memory (give fewer {key}) or of room in /dev/shm "
+            f"(docker run --shm-size=8g); {key}=0 needs neither"
         )
     return None

@@ -4,14 +4,15 @@ Shape letters: N images of equal size, P crops of an image, W windows of an imag
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sppnet.classify.loaders import SECONDS_FOR_A_BATCH, stop_on_unsent_batches
+from sppnet.classify.loaders import SECONDS_FOR_A_BATCH, batches, stop_on_unsent_batches
 from sppnet.classify.views import ViewProtocol, Window, mirrored_window, windows_at
 from sppnet.datasets import EncodedImages, read_image, skip_hint
 from sppnet.geometry import window_to_cells
@@ -206,10 +207,10 @@ def _start_worker(_: int) -> None:
 
 def score_images(
     scorer: Scorer, images: EncodedImages, indices: Sequence[int], *, workers: int
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Generator[tuple[list[int], Tensor], None, None]:
     """Scores every index once: (indices, scores (n, classes)), in an order that brings equal sizes together.
 
-    Use it inside `loader_failures`: a worker that dies interrupts whatever this process does at that moment.
+    Use it inside `loader_failures`, and close it.
     """
     loader = DataLoader(
         ViewInputs(images, scorer.protocol),
@@ -220,9 +221,16 @@ def score_images(
         timeout=SECONDS_FOR_A_BATCH if workers else 0,
         worker_init_fn=_start_worker,
     )
+    with closing(batches(loader)) as messages:
+        for group in _groups(scorer, (inputs for message in messages for inputs in unpack(message))):
+            yield [one.at for one in group], scorer(group)
+
+
+def _groups(scorer: Scorer, arriving: Iterator[Inputs]) -> Iterator[list[Inputs]]:
+    """Inputs of equal shapes, as many as one pass takes; fewer at the end, and where too many would have to wait."""
     waiting: dict[tuple[Any, ...], list[Inputs]] = {}
     waiting_bytes = 0
-    for inputs in (inputs for message in loader for inputs in unpack(message)):
+    for inputs in arriving:
         shapes = tuple(tensor.shape for tensor in _tensors(inputs))
         group = waiting.setdefault(shapes, [])
         group.append(inputs)
@@ -233,9 +241,8 @@ def score_images(
         if full is not None:
             group = waiting.pop(full)
             waiting_bytes -= len(group) * _bytes(group[0])
-            yield [one.at for one in group], scorer(group)
-    for group in waiting.values():
-        yield [one.at for one in group], scorer(group)
+            yield group
+    yield from waiting.values()
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:

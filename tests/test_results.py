@@ -63,6 +63,7 @@ def made_scores(views, count, config, n=40, **changes):
         "exclude": [],
         "checkpoint": "abc",
         "rules": SCORING_RULES,
+        "protocol_text": f"{views} of 224",
         "classes": ["ant", "bee", "cat", "<dog>"],
     } | changes
     names = np.array([f"{i}.jpg" for i in range(n)])
@@ -101,6 +102,19 @@ def test_table2_on_other_data_has_no_column_of_the_paper(three_arms):
     assert "on 2 x GPU." in text
     assert "not finished" in " ".join(row_of(page, "SPP, two sizes"))
     assert "ImageNet" not in text
+
+
+def test_tables_say_at_which_sides_was_tested(three_arms):
+    runs = read_runs([str(three_arms)])
+    assert "Views: ten_crop: ten_crop of 224." in table_page("table2", runs).markdown()
+    assert "Views: center: center of 224; full: full of 224." in table_page("table3", runs).markdown()
+    config = yaml.safe_load((three_arms / "folder-none-0" / "config.yaml").read_text())
+    for seed in (0, 1):
+        file = three_arms / f"folder-none-{seed}" / "scores" / "ten_crop.npz"
+        config["data"]["root"] = f"/somewhere/{seed}/photos"
+        write_scores(file, made_scores("ten_crop", 20, config, protocol_text="ten_crop of 128"))
+    text = table_page("table2", read_runs([str(three_arms)])).markdown()
+    assert "Views: ten_crop, no SPP: ten_crop of 128; ten_crop, SPP, one size: ten_crop of 224." in text
 
 
 def test_table3_counts_the_gain_from_the_crop(three_arms):

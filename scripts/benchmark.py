@@ -63,7 +63,7 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     from sppnet.classify.evaluator import Hardware
     from sppnet.classify.machine import core_count, worker_count
     from sppnet.classify.training import device_type, is_compiled, precision
-    from sppnet.classify.views import ViewProtocol
+    from sppnet.classify.views import ViewProtocol, in_pixels
     from sppnet.datasets import open_data
     from sppnet.records import environment
 
@@ -81,9 +81,10 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     found += device_stages(training, device, precision(parts.machine) == "bf16-mixed", compiled, config.seconds)
     expected = min(stage.images_per_second for stage in found if stage.where != "one core")
     found += end_to_end(training, expected, 3 * config.seconds)
-    protocols = {
-        name: ViewProtocol(**bound(section, ViewProtocol, f"views.{name}.")) for name, section in config.views.items()
-    }
+    protocols = {}
+    for name, section in config.views.items():
+        pixels = OmegaConf.create(in_pixels(plain(section), parts.crop_side))
+        protocols[name] = ViewProtocol(**bound(pixels, ViewProtocol, f"views.{name}."))
     hardware = Hardware(accelerator=device.type)
     found += view_stages(build().to(device).eval(), training, protocols, hardware, config.seconds)
     verdict = judge(training, found)

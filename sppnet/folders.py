@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,22 +56,39 @@ def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0)
     """One folder per class in `root`/train and `root`/val (or validation, or test), or all in `root` itself.
 
     Without a val folder, `val_fraction` of every class becomes val, chosen by `split_seed` and the names of the
-    files alone: where there is no train/ either, 0.2 of it unless told. Class folders may hold folders; hidden
-    files and folders are left out.
+    files only: where there is no train/ either, 0.2 of it unless told. Class folders may hold folders; hidden
+    files and folders are left out. Warns if `root` has several of val, validation and test: the first one is used.
     """
     top = _existing_folder(Path(root))
     has_train = (top / "train").is_dir()
-    val_folder = next((name for name in _VAL_FOLDERS if (top / name).is_dir()), None)
+    val_folder, *unused = val_folders(top) or [""]
     if val_folder and not has_train:
         raise ValueError(f"{top}: found {val_folder}/, expected train/ beside it")
     if val_folder and val_fraction is not None:
         raise ValueError(f"{top}: found {val_folder}/, val_fraction={val_fraction} is for folders without it")
     if val_folder:
+        if unused:
+            warnings.warn(
+                f"{top}: validation uses {val_folder}/, not {', '.join(f'{name}/' for name in unused)}; test on it by "
+                f"evaluate.py data=folder data.root={top / unused[-1]} part=all",
+                stacklevel=2,
+            )
         return _train_and_val(top, val_folder)
     if has_train and val_fraction is None:
         raise ValueError(f"{top}: found train/, expected val/ beside it, or val_fraction=0.2 to split train/")
     images = _read_classes(top, "train" if has_train else "")
     return _split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
+
+
+def unsplit_folder(*, root: str) -> tuple[ImageFiles, ImageFiles]:
+    """All images of `root`, which has one folder per class, and none: to test on what is no validation data."""
+    images = _read_classes(_existing_folder(Path(root)), "")
+    return images, ImageFiles(images.root, images.paths[:0], images.labels[:0], images.classes)
+
+
+def val_folders(top: Path) -> list[str]:
+    """Which of val, validation and test are folders in `top`, in this order: `folder` validates on the first."""
+    return [name for name in _VAL_FOLDERS if (top / name).is_dir()]
 
 
 ILSVRC_2012 = (1_281_167, 50_000)  # images to train on, validation images

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from sppnet.files import atomic_file
 from sppnet.metrics import wilson_interval
 
 RESULT_FILE = "result.json"
+
+# Part of the identity of saved scores. Raise it when the scores of an unchanged protocol change: other paddings, other
+# cells of a window, another resizing. Scores saved under another number are made again.
+SCORING_RULES = 2
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -49,7 +53,8 @@ class Scores:
     scores: float32 (n, classes), mean softmax scores, each row in the order of the network's classes.
     labels: int64 (n,).
     names: str (n,), of the images.
-    about: plain values: protocol, data, network, where and when the scores were made.
+    about: plain values: protocol, images (a hash of their names, labels and contents), data, network, where and when
+        the scores were made.
     """
 
     scores: np.ndarray
@@ -94,27 +99,60 @@ def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: not a scores file ({reason}); delete it and run evaluate.py again") from error
 
 
-def add_score_part(folder: Path, identity: dict[str, Any], indices: np.ndarray, scores: np.ndarray) -> None:
-    """Saves the scores (n, classes) of some images, by index, of an evaluation under way."""
+class ScorePart(NamedTuple):
+    """Scores of some images of an evaluation that is not finished."""
+
+    names: np.ndarray  # str (n,)
+    digests: np.ndarray  # uint8 (n, 16), of the contents of the images
+    scores: np.ndarray  # float32 (n, classes)
+
+
+def add_score_part(folder: Path, identity: dict[str, Any], part: ScorePart) -> None:
+    """Saves the scores of some images. `identity`: all that decides the scores of an image beside its content."""
     about = np.array(json.dumps(identity, sort_keys=True))
     with atomic_file(folder / f"{uuid.uuid4().hex}.npz") as file:
-        np.savez(file, indices=indices, scores=scores, about=about)
+        np.savez(file, **part._asdict(), about=about)
 
 
-def read_score_parts(folder: Path, identity: dict[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The (indices, scores) saved by `add_score_part` for this identity; damaged and foreign parts are left out."""
+def read_score_parts(scores: Path, identity: dict[str, Any]) -> Iterator[ScorePart]:
+    """The parts of this identity in the folder `scores`, whichever selection of images they were saved for.
+
+    Damaged parts and parts of another identity are skipped.
+    """
     about = json.dumps(identity, sort_keys=True)
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(scores.glob("*.parts/*.npz")):
         try:
-            part = _read_arrays(path, ("indices", "scores", "about"))
-        except ValueError:
+            fields = _read_arrays(path, (*ScorePart._fields, "about"))
+        except (ValueError, FileNotFoundError):  # an evaluation that finishes meanwhile deletes its parts
             continue
-        if str(part["about"]) == about:
-            yield part["indices"], part["scores"]
+        part = ScorePart(*(fields[name] for name in ScorePart._fields))
+        if str(fields["about"]) == about and _is_whole(part):
+            yield part
+
+
+def _is_whole(part: ScorePart) -> bool:
+    kinds = tuple(array.dtype.kind for array in part)
+    n = len(np.atleast_1d(part.names))
+    shapes_fit = part.names.shape == (n,) and part.digests.shape == (n, 16) and part.scores.shape[:-1] == (n,)
+    return kinds == ("U", "u", "f") and shapes_fit and bool(np.isfinite(part.scores).all())
 
 
 def delete_score_parts(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_of_validation_images(about: dict[str, Any], config: dict[str, Any], result: dict[str, Any] | None) -> bool:
+    """Whether scores are of exactly the images that the run validated on, wherever these are now.
+
+    Args:
+        about: of the scores.
+        config, result: of the run. Without a result, or with one that does not name the validation images, the scores
+            must be of the data section and the part that the run was trained on.
+    """
+    validated_on = (result or {}).get("validation_images")
+    if validated_on is not None:
+        return bool(about.get("images") == validated_on)
+    return about.get("data") == config["data"] and about.get("part") == "val" and not about.get("exclude")
 
 
 def read_run_config(run: Path) -> dict[str, Any] | None:
@@ -146,7 +184,10 @@ def checkpoint_digest(run: Path) -> str:
 
 
 def without_folders(data: dict[str, Any]) -> dict[str, Any]:
-    """A data section with its root reduced to the last folder: the same data may lie elsewhere on another machine."""
+    """A data section with its root reduced to the last folder: names a run, whose data may be elsewhere later.
+
+    It does not tell data sets apart: checkpoints and scores hold fingerprints for that.
+    """
     return {**data, "root": Path(data["root"]).name} if data.get("root") else data
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from sppnet.results.comparisons import (
     comparisons_table,
     confusion_matrix,
     errors_table,
+    protocol_lines,
     wrong,
 )
 
@@ -41,6 +44,22 @@ def test_other_images_cannot_be_combined_or_compared():
         combine([ONE, other])
     with pytest.raises(ValueError, match="different images"):
         comparisons_table({"center": {"one": ONE, "two": other}})
+
+
+def test_other_images_of_the_same_names_cannot_be_combined_or_compared():
+    one, other = (
+        replace(scores, about=scores.about | {"images": hashed}) for scores, hashed in ((ONE, "1"), (TWO, "2"))
+    )
+    with pytest.raises(ValueError, match="one and two were tested on different images or classes"):
+        combine([one, other])
+    with pytest.raises(ValueError, match="different images"):
+        comparisons_table({"center": {"one": one, "two": other}})
+
+
+def test_protocols_are_said_in_pixels_for_each_run_where_they_differ():
+    one, two = (replace(s, about={"protocol_text": text}) for s, text in ((ONE, "224 crops"), (TWO, "128 crops")))
+    tested = {"center": {"a": one, "b": two}, "full": {"a": one, "b": one}}
+    assert protocol_lines(tested) == ["center, a: 224 crops", "center, b: 128 crops", "full: 224 crops"]
 
 
 def test_the_confusion_matrix_counts_every_image():

@@ -2,16 +2,19 @@
 
 import os
 import pickle
+import re
 import shutil
 import sys
-from hashlib import sha256
+from dataclasses import replace
+from hashlib import blake2b, sha256
 
 import numpy as np
 import pytest
 
 from conftest import jpeg
-from sppnet.datasets import DATA_SOURCES, open_data
+from sppnet.datasets import DATA_SOURCES, content_digests, images_fingerprint, open_data, select_images
 from sppnet.folders import ImageFiles
+from sppnet.images import UnreadableImage
 
 
 def make_tree(root, counts):
@@ -37,6 +40,64 @@ def assert_refuses(pattern, source="folder", error=ValueError, **options):
 @pytest.fixture
 def tree(tmp_path):
     return make_tree(tmp_path / "tree", {"train/b": 3, "train/a": 2, "val/a": 1, "val/b": 2})
+
+
+# Contents.
+
+
+def test_digests_are_of_contents_in_order_however_many_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("sppnet.datasets._IMAGES_PER_ROUND", 7)
+    root = make_tree(tmp_path, {"train/a": 20, "train/b": 3, "val/a": 1, "val/b": 1})
+    data = open_data("folder", root=str(root))
+    digests = content_digests(data.train, "reading")
+    assert [digest.tobytes() for digest in digests] == [
+        blake2b(name.encode(), digest_size=16).digest() for name in names(data.train)
+    ]
+
+
+def test_the_fingerprint_of_images_changes_with_names_labels_and_contents(tree):
+    def fingerprint(**changes):
+        images = open_data("folder", root=str(tree)).val
+        images = replace(images, **changes)
+        return images_fingerprint(images, content_digests(images, "reading"))
+
+    first = fingerprint()
+    images = open_data("folder", root=str(tree)).val
+    assert fingerprint(root=str(shutil.copytree(tree, tree.with_name("copy")))) == first
+    assert fingerprint(labels=images.labels[::-1].copy()) != first
+    assert fingerprint(classes=("a", "c")) != first
+    assert fingerprint(paths=images.paths[::-1].copy()) != first
+    one, other = tree / "val/b/image_0.jpg", tree / "val/b/image_1.jpg"
+    contents = one.read_bytes(), other.read_bytes()
+    assert len(contents[0]) == len(contents[1])
+    one.write_bytes(contents[1])
+    other.write_bytes(contents[0])
+    assert fingerprint() != first
+
+
+def test_an_image_that_cannot_be_read_is_named_with_what_to_do(tree):
+    data = open_data("folder", root=str(tree))
+    (tree / "val/b/image_1.jpg").unlink()
+    with pytest.raises(UnreadableImage) as error:
+        content_digests(data.val, "reading")
+    reason = "No such file or directory; repair the file, or skip it with exclude=[val/b/image_1.jpg]"
+    assert str(error.value) == f"val/b/image_1.jpg: {reason}"
+
+
+def test_digests_of_a_store_are_of_its_files(saved):
+    images = open_data("hub", name=saved, **COLUMNS).train
+    assert [digest.tobytes() for digest in content_digests(images, "reading")] == [
+        blake2b(images[i][0], digest_size=16).digest() for i in range(4)
+    ]
+
+
+@pytest.mark.parametrize("part", ["train", "val", "all"])
+def test_a_selection_without_images_is_refused(tree, part):
+    data = open_data("folder", root=str(tree))
+    parts = {"train": [data.train], "val": [data.val], "all": [data.train, data.val]}[part]
+    everything = [name for images in parts for name in names(images)]
+    with pytest.raises(ValueError, match=f"^exclude: leaves none of the {len(everything)} images of {part}$"):
+        select_images(data, part, everything)
 
 
 # Folders.
@@ -75,9 +136,14 @@ def test_names_of_the_val_folder(tree, val_name):
     assert names(open_data("folder", root=str(tree)).val)[0] == f"{val_name}/a/image_0.jpg"
 
 
-def test_val_goes_before_test(tree):
+def test_val_goes_before_test_and_the_test_folder_is_said(tree):
     shutil.copytree(tree / "val", tree / "test")
-    assert all(name.startswith("val/") for name in names(open_data("folder", root=str(tree)).val))
+    line = (
+        f"{tree}: validation uses val/, not test/; test on it by evaluate.py data=folder data.root={tree}/test part=all"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(line)}$"):
+        data = open_data("folder", root=str(tree))
+    assert all(name.startswith("val/") for name in names(data.val))
 
 
 def test_only_visible_images_count_at_any_depth(tree):

@@ -83,7 +83,7 @@ def test_train_three_arms_evaluate_four_protocols_build_the_pages(place):
 
     single = f"run={arms(place)['single'].relative_to(place)}"
     out = succeeds("evaluate.py", single, "views=[center,full]", "scales=[180,224,240]", *CPU, cwd=place)
-    assert "center at 180: left out, as its windows are 224 pixels wide" in out
+    assert "center at 180: skipped, as its windows are 224 pixels wide" in out
     scales = succeeds("tables.py", "scales", f"runs={single[4:]}", cwd=place)
     rows = [line.split("|")[1].strip() for line in scales.splitlines() if line.startswith("|")]
     assert rows[2:] == ["180", "224", "240", "256"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sppnet.records import Scores, write_scores
+from sppnet.records import SCORING_RULES, Scores, write_scores
 from sppnet.results.paper import PAPER, TABLES, experiment_of, table_page
 from sppnet.results.runs import grouped, multiply_adds, parameters, read_runs, training_work
 from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page
@@ -62,6 +62,8 @@ def made_scores(views, count, config, n=40, **changes):
         "part": "val",
         "exclude": [],
         "checkpoint": "abc",
+        "rules": SCORING_RULES,
+        "protocol_text": f"{views} of 224",
         "classes": ["ant", "bee", "cat", "<dog>"],
     } | changes
     names = np.array([f"{i}.jpg" for i in range(n)])
@@ -100,6 +102,19 @@ def test_table2_on_other_data_has_no_column_of_the_paper(three_arms):
     assert "on 2 x GPU." in text
     assert "not finished" in " ".join(row_of(page, "SPP, two sizes"))
     assert "ImageNet" not in text
+
+
+def test_tables_say_at_which_sides_was_tested(three_arms):
+    runs = read_runs([str(three_arms)])
+    assert "Views: ten_crop: ten_crop of 224." in table_page("table2", runs).markdown()
+    assert "Views: center: center of 224; full: full of 224." in table_page("table3", runs).markdown()
+    config = yaml.safe_load((three_arms / "folder-none-0" / "config.yaml").read_text())
+    for seed in (0, 1):
+        file = three_arms / f"folder-none-{seed}" / "scores" / "ten_crop.npz"
+        config["data"]["root"] = f"/somewhere/{seed}/photos"
+        write_scores(file, made_scores("ten_crop", 20, config, protocol_text="ten_crop of 128"))
+    text = table_page("table2", read_runs([str(three_arms)])).markdown()
+    assert "Views: ten_crop, no SPP: ten_crop of 128; ten_crop, SPP, one size: ten_crop of 224." in text
 
 
 def test_table3_counts_the_gain_from_the_crop(three_arms):
@@ -151,7 +166,14 @@ def test_runs_with_different_recipes_are_never_seeds_of_one_another(tmp_path):
 
 @pytest.mark.parametrize(
     "about",
-    [{"checkpoint": "old"}, {"part": "train"}, {"exclude": ["a.jpg"]}, {"data": {"source": "folder", "root": "x"}}],
+    [
+        {"checkpoint": "old"},
+        {"rules": SCORING_RULES - 1},
+        {"rules": None},
+        {"part": "train"},
+        {"exclude": ["a.jpg"]},
+        {"data": {"source": "folder", "root": "/elsewhere/photos"}},
+    ],
 )
 def test_scores_of_another_checkpoint_or_other_images_do_not_count(tmp_path, about):
     run = make_run(tmp_path, "single")
@@ -160,6 +182,26 @@ def test_scores_of_another_checkpoint_or_other_images_do_not_count(tmp_path, abo
     assert read_runs([str(tmp_path)])[0].scores == {}
     write_scores(run / "scores" / "center.npz", made_scores("center", 3, config))
     assert list(read_runs([str(tmp_path)])[0].scores) == ["center"]
+
+
+def test_scores_of_a_run_are_of_the_contents_it_validated_on_wherever_they_are(tmp_path):
+    run = make_run(tmp_path, "single")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    result = json.loads((run / "result.json").read_text()) | {"validation_images": "123"}
+    (run / "result.json").write_text(json.dumps(result))
+    moved = {"data": {"source": "prepared", "root": "/elsewhere"}}
+    write_scores(run / "scores" / "center.npz", made_scores("center", 3, config, images="456"))
+    assert read_runs([str(tmp_path)])[0].scores == {}
+    write_scores(run / "scores" / "center.npz", made_scores("center", 3, config, images="123", **moved))
+    assert list(read_runs([str(tmp_path)])[0].scores) == ["center"]
+
+
+def test_runs_on_other_images_of_the_same_names_are_not_compared(three_arms):
+    config = yaml.safe_load((three_arms / "folder-none-0" / "config.yaml").read_text())
+    scores = made_scores("ten_crop", 20, config, images="other")
+    write_scores(three_arms / "folder-none-0" / "scores" / "ten_crop.npz", scores)
+    with pytest.raises(ValueError, match="different images"):
+        table_page("table2", read_runs([str(three_arms)]))
 
 
 def test_runs_on_different_images_are_not_compared(three_arms):

@@ -9,7 +9,16 @@ from PIL import Image
 
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
-from sppnet.classify.scorer import Inputs, Scorer, ViewInputs, score_images, whole_scales
+from sppnet.classify.scorer import (
+    Inputs,
+    Scorer,
+    ViewInputs,
+    images_per_message,
+    pack,
+    score_images,
+    unpack,
+    whole_scales,
+)
 from sppnet.classify.views import POSITIONS, ViewProtocol, mirrored_window, views_of
 from sppnet.datasets import open_data
 from sppnet.geometry import crop_to_cells, window_to_cells
@@ -269,6 +278,40 @@ def test_inputs_are_crops_or_whole_images():
     assert inputs.crops.shape == (5, 64, 64, 3)
     assert [whole.shape for whole in inputs.whole] == [(95, 126, 3)]
     assert inputs.crops.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("protocol", [TEN, MANY, {**TEN, "full_scales": [95, 64]}])
+def test_images_arrive_as_they_were_sent_in_one_tensor(protocol):
+    dataset = ViewInputs(random_pictures(), ViewProtocol(**protocol))
+    sent = [dataset[i] for i in range(3)]
+    message = pack(sent)
+    assert message.pixels.dtype == torch.uint8
+    received = unpack(message)
+    message.pixels.zero_()  # images that wait keep no shared memory
+    for before, after in zip(sent, received, strict=True):
+        assert after.at == before.at
+        assert (before.crops is None) == (after.crops is None)
+        assert before.crops is None or torch.equal(before.crops, after.crops)
+        assert all(torch.equal(a, b) for a, b in zip(before.whole, after.whole, strict=True))
+
+
+def test_a_message_holds_up_to_eight_images_and_four_megabytes():
+    center = {"positions": ["center"]}
+    assert images_per_message(ViewProtocol(scales=[256], **center)) == 8
+    ten = list(POSITIONS)[:5]
+    assert images_per_message(ViewProtocol(scales=[256], positions=ten)) == 5
+    assert images_per_message(ViewProtocol(scales=[256, 512], positions=ten, maps=True)) == 3
+    assert images_per_message(ViewProtocol(full_scales=[4096])) == 1
+
+
+@pytest.mark.parametrize("protocol", [TEN, MANY])
+def test_loader_processes_change_no_score(network, protocol):
+    pictures, protocol = random_pictures(), ViewProtocol(**protocol)
+    scorer = Scorer(network, protocol, pixels=10**6)
+    result = torch.full((len(pictures), network.num_classes), torch.nan)
+    for indices, scores in score_images(scorer, pictures, range(len(pictures)), workers=2):
+        result[indices] = scores
+    torch.testing.assert_close(result, scores_of(network, pictures, protocol))
 
 
 def test_a_network_without_a_pyramid_is_told_what_it_cannot(network):

@@ -1,6 +1,5 @@
 """Protocols as lists of views, against lists written by hand and properties over all shapes of images."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sppnet.backbones import build_backbone
+from sppnet.classify.datamodule import shorter_side_for
 from sppnet.classify.views import (
     POSITIONS,
     View,
     ViewProtocol,
+    in_pixels,
     mirrored_window,
     views_of,
     windows_at,
@@ -35,8 +36,8 @@ SHIPPED = (
 )
 
 
-def shipped(name):
-    return ViewProtocol(**yaml.safe_load((VIEWS / f"{name}.yaml").read_text()))
+def shipped(name, crop_side=224):
+    return ViewProtocol(**in_pixels(yaml.safe_load((VIEWS / f"{name}.yaml").read_text()), crop_side))
 
 
 def images(most=4):
@@ -151,11 +152,36 @@ def test_text_says_what_is_tested():
     )
 
 
-def test_paddings_are_those_of_training_unless_the_name_says_aligned():
-    assert [name for name in SHIPPED if shipped(name).aligned] == ["full_aligned", "multi_view_full_aligned"]
-    assert shipped("full_aligned").text() == "whole image at shorter side 256, aligned paddings"
-    full, aligned = shipped("multi_view_full"), shipped("multi_view_full_aligned")
-    assert dataclasses.replace(full, aligned=True) == aligned
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("crop_side", [96, 112, 128, 180, 224, 448])
+def test_shipped_protocols_follow_the_crop_side_of_the_run(name, crop_side):
+    usual, followed = shipped(name), shipped(name, crop_side)
+    if usual.scales:
+        assert followed.view_size == crop_side
+    for here, there in zip(followed.scales + followed.full_scales, usual.scales + usual.full_scales, strict=True):
+        assert abs(here - there * crop_side / 224) <= 0.5
+        assert there != 256 or here == shorter_side_for(crop_side)
+    changed = ("scales", "full_scales", "view_size")
+    assert {k: v for k, v in vars(followed).items() if k not in changed} == {
+        k: v for k, v in vars(usual).items() if k not in changed
+    }
+
+
+def test_the_protocols_for_crops_of_128():
+    assert shipped("center", 128).text() == "128 crops (center) at shorter side 146"
+    assert shipped("full", 128).full_scales == [146]
+    assert shipped("multi_view", 128).scales == [128, 146, 171, 206, 256, 320]
+
+
+def test_sizes_in_pixels_stay_whatever_the_run_was_trained_at():
+    given = {"scales": [300, "300/224"], "view_size": 200, "positions": ["center"]}
+    assert in_pixels(given, 112) == {**given, "scales": [300, 150]}
+    assert in_pixels({"scales": [300]}, 112) == {"scales": [300], "view_size": 112}
+
+
+@pytest.mark.parametrize("value", ["256", "big", "1/0", "-1/2", "256/224 ", "1/2/3", "²/3", 2.5, None, "9" * 99 + "/1"])
+def test_what_is_no_multiple_stays_to_be_refused(value):
+    assert in_pixels({"full_scales": [value]}, 224)["full_scales"] == [value]
 
 
 def test_what_a_network_without_a_pyramid_cannot():
@@ -181,6 +207,8 @@ def test_what_a_network_without_a_pyramid_cannot():
         ({"scales": [256, 256], "positions": ["center"]}, "must not repeat"),
         ({"scales": [200], "positions": ["center"]}, r"scales=\[200\]: must be at least view_size=224"),
         ({"full_scales": [0]}, "must be at least 1"),
+        ({"full_scales": [256, 5000]}, r"full_scales=\[256, 5000\]: must be at most 4096 pixels"),
+        ({"scales": [100000], "positions": ["center"]}, r"scales=\[100000\]: must be at most 4096 pixels"),
         ({"scales": [5], "positions": ["center"], "view_size": 0}, "must be at least 1"),
     ],
 )

@@ -3,18 +3,21 @@
 Shape letters: N images of equal size, P crops of an image, W windows of an image.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sppnet.classify.views import ViewProtocol, Window, mirrored_window, windows_at
-from sppnet.datasets import EncodedImages
+from sppnet.datasets import EncodedImages, read_image, skip_hint
 from sppnet.geometry import crop_to_cells, window_to_cells
 from sppnet.images import UnreadableImage, decode_image, resize_shorter_side, to_network_input
 from sppnet.network import SPPNet
+from sppnet.processes import LOADER_TIMEOUT, start_loader_worker
 from sppnet.pyramid import pool_windows
 
 MAX_WAITING_BYTES = 1 << 30  # of images that wait for others of their size
@@ -44,11 +47,11 @@ class ViewInputs(Dataset[Inputs]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Inputs:
-        data, _, name = self.images[index]
+        data, name = read_image(self.images, index)
         try:
             image = decode_image(data, name)
         except UnreadableImage as error:
-            raise UnreadableImage(f"{error}; mend it, or leave it out by exclude=[{name}]") from error
+            raise UnreadableImage(f"{error}; {skip_hint(name)}") from error
         crops = []
         if not self.protocol.maps:
             for scale in self.protocol.scales:
@@ -142,10 +145,8 @@ class Scorer:
         backbone, map_size = self.whole.backbone, (maps.shape[2], maps.shape[3])
         if self.protocol.aligned:
             return window_to_cells(window, backbone.stride, backbone.offset, map_size)
-        x0, y0, x1, y1 = window
-        return crop_to_cells(
-            window, backbone.stride, (backbone.map_side(y1 - y0), backbone.map_side(x1 - x0)), map_size
-        )
+        crop_side = backbone.map_side(self.protocol.view_size)
+        return crop_to_cells(window, backbone.stride, (crop_side, crop_side), map_size)
 
     def _sides(self) -> tuple[bool, ...]:
         return (False, True) if self.protocol.mirrored else (False,)
@@ -160,20 +161,90 @@ def _softmax(logits: Tensor) -> Tensor:
     return logits.float().softmax(dim=1)
 
 
+class Message(NamedTuple):
+    """Inputs of some images in one tensor: one piece of shared memory on the way from a loader process."""
+
+    at: list[int]
+    shapes: list[tuple[tuple[int, ...] | None, list[tuple[int, ...]]]]  # of crops and whole images, by image
+    pixels: Tensor  # uint8, flat: of every image the crops, then the whole images
+
+
+MESSAGE_BYTES = 4 << 20  # a loader process holds two messages, and Docker gives 64 MB of shared memory
+LARGEST_MESSAGE = 8  # images
+
+
+def images_per_message(protocol: ViewProtocol) -> int:
+    """How many images of 4:3 fit into MESSAGE_BYTES, from 1 to LARGEST_MESSAGE."""
+    crops = 0 if protocol.maps else len(protocol.scales) * len(protocol.positions) * protocol.view_size**2
+    pixels = crops + sum(4 * scale**2 // 3 for scale in whole_scales(protocol))
+    return min(LARGEST_MESSAGE, max(1, MESSAGE_BYTES // (3 * pixels)))
+
+
+def pack(batch: Sequence[Inputs]) -> Message:
+    """In a loader process the pixels are in shared memory. Raises RuntimeError where that is full.
+
+    Tensors in lists would be moved to shared memory one by one, by a thread whose errors are lost.
+    """
+    shapes = [
+        (None if inputs.crops is None else tuple(inputs.crops.shape), [tuple(whole.shape) for whole in inputs.whole])
+        for inputs in batch
+    ]
+    pixels = torch.cat([tensor.flatten() for inputs in batch for tensor in _tensors(inputs)])
+    if get_worker_info() is not None:
+        pixels.share_memory_()
+    return Message([inputs.at for inputs in batch], shapes, pixels)
+
+
+def unpack(message: Message) -> list[Inputs]:
+    """The inputs that were packed, as copies: images may wait for long, and shared memory and open files are few."""
+    shapes = [shape for crops, whole in message.shapes for shape in ([] if crops is None else [crops]) + whole]
+    parts = message.pixels.split([math.prod(shape) for shape in shapes])
+    tensors = (part.clone().view(shape) for part, shape in zip(parts, shapes, strict=True))
+    return [
+        Inputs(at, None if crops is None else next(tensors), [next(tensors) for _ in whole])
+        for at, (crops, whole) in zip(message.at, message.shapes, strict=True)
+    ]
+
+
 def score_images(
     scorer: Scorer, images: EncodedImages, indices: Sequence[int], *, workers: int
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Scores every index once: (indices, scores (n, classes)), in an order that brings equal sizes together."""
+) -> Generator[tuple[list[int], Tensor], None, None]:
+    """Scores every index once: (indices, scores (n, classes)), in an order that brings equal sizes together.
+
+    Use it inside `explained_loader_failures`, and close it.
+    """
     loader = DataLoader(
         ViewInputs(images, scorer.protocol),
-        batch_size=8,
+        batch_size=images_per_message(scorer.protocol),
         sampler=list(indices),
-        collate_fn=list,
+        collate_fn=pack,
         num_workers=workers,
+        timeout=LOADER_TIMEOUT if workers else 0,
+        worker_init_fn=start_loader_worker,
     )
+    with closing(_messages(loader)) as messages:
+        for group in _groups(scorer, (inputs for message in messages for inputs in unpack(message))):
+            yield [one.at for one in group], scorer(group)
+
+
+def _messages(loader: DataLoader[Any]) -> Generator[Message, None, None]:
+    """The messages of a loader, whose workers end when the generator is closed.
+
+    As long as torch looks after a dead worker, it interrupts this process again for every child that exits.
+    """
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        if loader.num_workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _groups(scorer: Scorer, arriving: Iterator[Inputs]) -> Iterator[list[Inputs]]:
+    """Inputs of equal shapes, as many as one pass takes; fewer at the end, and where too many would have to wait."""
     waiting: dict[tuple[Any, ...], list[Inputs]] = {}
     waiting_bytes = 0
-    for inputs in (inputs for batch in loader for inputs in batch):
+    for inputs in arriving:
         shapes = tuple(tensor.shape for tensor in _tensors(inputs))
         group = waiting.setdefault(shapes, [])
         group.append(inputs)
@@ -184,9 +255,8 @@ def score_images(
         if full is not None:
             group = waiting.pop(full)
             waiting_bytes -= len(group) * _bytes(group[0])
-            yield [one.at for one in group], scorer(group)
-    for group in waiting.values():
-        yield [one.at for one in group], scorer(group)
+            yield group
+    yield from waiting.values()
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:

@@ -19,7 +19,7 @@ from sppnet.classify.machine import bf16_is_fast, is_first_process, keep_freed_m
 from sppnet.classify.recipe import Machine, Recipe, check_batch_size, check_validation
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar, StepLines
 from sppnet.classify.schedules import size_of_epoch, sizes_of_run
-from sppnet.datasets import ImageData
+from sppnet.datasets import ImageData, content_digests, images_fingerprint
 from sppnet.network import SPPNet
 from sppnet.processes import explained_loader_failures
 from sppnet.records import RESULT_FILE, checkpoint_digest, environment, write_json
@@ -95,6 +95,8 @@ def train_classifier(
     result = {"data": data_name} | _result(classifier, module, precision(machine))
     if trainer.is_global_zero:
         result["checkpoint"] = checkpoint_digest(run)
+        digests = content_digests(data.val, "reading the validation images")
+        result["validation_images"] = images_fingerprint(data.val, digests)  # by which saved scores are of this run
         write_json(run / RESULT_FILE, result)
     return result
 

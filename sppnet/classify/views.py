@@ -4,8 +4,9 @@ Everything here is data and integer geometry; `sppnet.classify.evaluator` scores
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sppnet.images import size_at_shorter_side
 from sppnet.network import NO_PYRAMID_INPUT, SPPNet
@@ -35,6 +36,9 @@ class View(NamedTuple):
     mirrored: bool
 
 
+LARGEST_SCALE = 4096  # in pixels; an image of 16:1 then has 268 megapixels
+
+
 @dataclass(frozen=True, kw_only=True)
 class ViewProtocol:
     """The views whose softmax scores are averaged.
@@ -50,7 +54,8 @@ class ViewProtocol:
         aligned: whether whole images go through `network.aligned()`, whose paddings are floor(kernel / 2) (Appendix A),
             or through the network with the paddings of training. Crops always go through the latter.
 
-    Raises ValueError for a protocol without views, an unknown or repeated entry, and windows larger than the image.
+    Raises ValueError for a protocol without views, an unknown or repeated entry, windows larger than the image, and
+    scales above LARGEST_SCALE.
     """
 
     scales: list[int] = field(default_factory=list)
@@ -77,6 +82,9 @@ class ViewProtocol:
             raise ValueError(f"view_size={self.view_size}, full_scales={self.full_scales}: must be at least 1")
         if self.scales and min(self.scales) < self.view_size:
             raise ValueError(f"scales={self.scales}: must be at least view_size={self.view_size}")
+        for name in ("scales", "full_scales"):
+            if max(getattr(self, name), default=0) > LARGEST_SCALE:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at most {LARGEST_SCALE} pixels")
 
     def at(self, scale: int) -> "ViewProtocol | None":
         """The same views at one other scale; None where its windows are larger than that."""
@@ -111,6 +119,28 @@ class ViewProtocol:
         if self.maps:
             return "windows pooled from feature maps"
         return None if self.view_size == network.input_side else f"crops of {self.view_size}"
+
+
+def in_pixels(section: dict[str, Any], crop_side: int) -> dict[str, Any]:
+    """A section of configs/views for a network trained on crops of `crop_side` pixels.
+
+    Scales such as "256/224" become that multiple of `crop_side`, rounded half up; numbers are pixels and stay. Without
+    a view_size, or with null, windows are as large as the crops. Anything else stays, to be refused by ViewProtocol.
+    """
+    scaled = {
+        key: [_multiple(value, crop_side) for value in values]
+        for key in ("scales", "full_scales")
+        if isinstance(values := section.get(key), list)
+    }
+    size = section.get("view_size")
+    return {**section, **scaled, "view_size": crop_side if size is None else size}
+
+
+def _multiple(value: Any, crop_side: int) -> Any:
+    if not isinstance(value, str) or not (ratio := re.fullmatch(r"([0-9]{1,5})/([1-9][0-9]{0,4})", value)):
+        return value
+    numerator, denominator = int(ratio[1]), int(ratio[2])
+    return (2 * crop_side * numerator + denominator) // (2 * denominator)
 
 
 def _joined(sides: list[int]) -> str:

@@ -30,8 +30,12 @@ def combine(several: Sequence[Scores]) -> Scores:
 
 
 def check_same_images(first: Scores, other: Scores) -> None:
-    """Raises ValueError unless both are of the same images in the same order, with the same labels and classes."""
+    """Raises ValueError unless both are of the same images in the same order, with the same labels and classes.
+
+    The same images have the same contents, not only the same names.
+    """
     same = first.scores.shape == other.scores.shape and np.array_equal(first.names, other.names)
+    same = same and first.about.get("images") == other.about.get("images")
     if not same or not np.array_equal(first.labels, other.labels):
         raise ValueError(
             f"{first.about.get('run')} and {other.about.get('run')} were tested on different images or classes "
@@ -73,6 +77,18 @@ def errors_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
                 [views, run, f"{len(scores.labels):,}", error_text(wrong(scores)), error_text(wrong(scores, 5))]
             )
     return headers, rows
+
+
+def protocol_lines(tested: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+    """What every protocol is in pixels; one line per run where runs differ, as their crop sides do."""
+    lines = []
+    for views, runs in tested.items():
+        texts = {run: str(scores.about.get("protocol_text", "")) for run, scores in runs.items()}
+        if len(set(texts.values())) == 1:
+            lines.append(f"{views}: {next(iter(texts.values()))}")
+        else:
+            lines += [f"{views}, {run}: {text}" for run, text in texts.items()]
+    return lines
 
 
 def comparisons_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:

@@ -9,7 +9,15 @@ import numpy as np
 from sppnet.folders import ILSVRC_2012
 from sppnet.metrics import gain_interval, paired_test
 from sppnet.records import Scores
-from sppnet.results.comparisons import check_same_images, error_text, p_text, percent, signed, wrong
+from sppnet.results.comparisons import (
+    check_same_images,
+    error_text,
+    p_text,
+    percent,
+    protocol_lines,
+    signed,
+    wrong,
+)
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, error_dots
 from sppnet.results.runs import VARIANTS, Run, estimate, grouped, training_hours, training_work
@@ -172,6 +180,8 @@ def _add_block(page: Page, spec: TableSpec, block: list[Run], runs: Sequence[Run
         page.table(_headers(first.on_imagenet), rows)
         hardware = sorted({str(run.result["hardware"]) for run in block if run.result})
         page.text(f"Hours of training per run, of all devices together, on {', '.join(hardware)}.")
+        tested = {views: {_label(g[0]): s for g in groups for s in _scores(g, views).values()} for views in spec.views}
+        page.text("Views: " + "; ".join(protocol_lines({views: one for views, one in tested.items() if one})) + ".")
         page.figure(error_dots(lines, "top-1 error"), f"top-1 error of {', '.join(line.label for line in lines)}")
     present = {group[0].variant for group in groups}
     todo += [

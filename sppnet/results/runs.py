@@ -14,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from sppnet.backbones import build_backbone
 from sppnet.network import SPPNet
 from sppnet.records import (
+    SCORING_RULES,
     Scores,
     checkpoint_digest,
     duration,
+    is_of_validation_images,
     read_result,
     read_run_config,
     read_scores,
@@ -88,7 +90,10 @@ class Run:
 
     @cached_property
     def scores(self) -> dict[str, Scores]:
-        """By the name of the protocol: the tests of the finished run on the validation images of its own data."""
+        """By the title of the protocol: tests of the finished run on exactly its validation images.
+
+        Scores made by the rules of another version are not among them.
+        """
         if self.result is None:
             return {}
         # Scores of an earlier checkpoint are not of this run.
@@ -97,9 +102,8 @@ class Run:
         for path in sorted((self.path / "scores").glob("*.npz")):
             scores = read_scores(path)
             about = scores.about
-            own = without_folders(about.get("data", {})) == without_folders(self.config["data"])
-            whole = about.get("part") == "val" and not about.get("exclude")
-            if own and whole and about.get("checkpoint") == checkpoint:
+            same_network = about.get("checkpoint") == checkpoint and about.get("rules") == SCORING_RULES
+            if same_network and is_of_validation_images(about, self.config, self.result):
                 found[str(about.get("views"))] = scores
         return found
 

@@ -11,6 +11,7 @@ from sppnet.results.comparisons import (
     error_text,
     errors_table,
     percent,
+    protocol_lines,
     wrong,
 )
 from sppnet.results.page import Page
@@ -157,6 +158,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     tested: dict[str, dict[str, Scores]] = {
         views: {run.path.name: run.scores[views] for run in runs} for views in shared
     }
+    page.text("Views: " + "; ".join(protocol_lines(tested)) + ".")
     page.heading("Errors")
     page.table(*errors_table(tested))
     if len(runs) > 1:

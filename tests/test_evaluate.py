@@ -1,0 +1,257 @@
+"""scripts/evaluate.py, called in this process: what is tested, on which images, under which name; what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import evaluate
+from command_line import claim_run_directory, run_directory
+from conftest import make_image_folder
+from sppnet.backbones import build_backbone
+from sppnet.datasets import content_digests, images_fingerprint, open_data
+from sppnet.network import SPPNet, save_network
+from sppnet.records import read_scores
+from sppnet.results.runs import read_runs
+from test_configs import CONFIGS, composed
+
+CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=float32"]
+
+
+def make_run(run, root, *overrides, finished=True):
+    """A run directory on a folder of images with an untrained network."""
+    config = composed("data=folder", f"data.root={root}", "backbone.width=0.05", "hidden=8", *overrides)
+    claim_run_directory(run, run_directory(config)[1])
+    torch.manual_seed(0)
+    data = open_data("folder", root=str(root))
+    network = SPPNet(
+        build_backbone("zf5", width=0.05), tuple(config.pooling.levels), 2, hidden=8, classes=data.classes,
+        initialization="fan_in",
+    )  # fmt: skip
+    (run / "checkpoints").mkdir()
+    save_network(network, run / "checkpoints" / "last.ckpt")
+    if finished:
+        result = {
+            "top1_error": 0.5,
+            "data_fingerprint": data.fingerprint(),
+            "validation_images": images_fingerprint(data.val, content_digests(data.val, "reading")),
+        }
+        (run / "result.json").write_text(json.dumps(result))
+    return run
+
+
+def test(*arguments):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("evaluate", [*CPU, *arguments])
+    evaluate.evaluate(config)
+
+
+test.__test__ = False  # for pytest
+
+
+def make_place(place):
+    """A folder with images and a run on them."""
+    make_image_folder(place / "images", train=2, val=3)
+    make_run(place / "run", place / "images", "sizes.cycle=[64]")
+    return place
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_place(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_place(tmp_path_factory):
+    return make_place(tmp_path_factory.mktemp("place"))
+
+
+def files(run="run"):
+    return sorted(path.stem for path in Path(run, "scores").iterdir())
+
+
+# Which images.
+
+
+def test_the_runs_own_images_are_known_wherever_they_are(place, capsys):
+    test("run=run")
+    shutil.move("images", "moved elsewhere")
+    test("run=run", "data.root='moved elsewhere'")
+    assert "center: scored already (run/scores/center.npz)" in capsys.readouterr().out
+    assert files() == ["center"]
+    assert list(read_runs(["run"])[0].scores) == ["center"]
+
+
+def test_other_images_of_the_same_folder_name_have_scores_of_their_own(place, capsys):
+    make_image_folder(place / "B" / "images", train=2, val=3)
+    dog, cat = (place / "B" / "images" / "val" / name / "1.jpg" for name in ("dog", "cat"))
+    dog.write_bytes(cat.read_bytes())
+    test("run=run")
+    test("run=run", "data.root=B/images")
+    assert "scored already" not in capsys.readouterr().out
+    assert len(files()) == 2
+    own = read_scores(place / "run" / "scores" / "center.npz")
+    (other,) = (read_scores(path) for path in (place / "run" / "scores").glob("center-*.npz"))
+    assert own.about["images"] != other.about["images"]
+    assert list(own.names) == list(other.names)
+    same = np.flatnonzero(own.names != "val/dog/1.jpg")
+    assert np.array_equal(own.scores[same], other.scores[same])
+    assert not np.array_equal(own.scores, other.scores)
+    assert [scores.about["images"] for scores in read_runs(["run"])[0].scores.values()] == [own.about["images"]]
+
+
+def test_changed_validation_images_are_said(place, capsys):
+    (place / "images" / "val" / "cat" / "2.jpg").unlink()
+    test("run=run")
+    assert "run: its validation images have changed since training; tables will skip these" in capsys.readouterr().out
+    assert read_runs(["run"])[0].scores == {}
+
+
+def test_saved_scores_are_shown_by_their_settings(place, capsys):
+    command = ["run=run", "data=folder", "data.root=images/val", "part=all", "exclude=[cat/0.jpg]"]
+    command += ["views.center.scales=[70]"]
+    test(*command)
+    capsys.readouterr()
+    test(*command)
+    out = capsys.readouterr().out
+    title = "center with scales=[70] on data=folder data.root=images/val part=all exclude=[cat/0.jpg]"
+    assert f"{title}: scored already (run/scores/center-" in out
+
+
+def test_a_run_that_is_not_finished_is_tested_on_its_data(place, capsys):
+    make_run(place / "unfinished", place / "images", "sizes.cycle=[64]", finished=False)
+    test("run=unfinished")
+    assert "unfinished: has not finished training" in capsys.readouterr().out
+    assert files("unfinished") == ["center"]
+
+
+# Splitting.
+
+
+def test_a_folder_without_parts_is_tested_as_a_whole_or_not_at_all(place):
+    command = ["run=run", "data=folder", "data.root=images/val"]
+    with pytest.raises(ValueError, match=r"^data\.root=\S+/images/val: has no val/ part; give part=all to test on all"):
+        test(*command)
+    with pytest.raises(ValueError, match="give part=all"):
+        test("run=run", "data.root=images/val")
+    assert not (place / "run" / "scores").exists()
+    test(*command, "part=all")
+    test(*command, "data.val_fraction=0.34")
+    sizes = sorted(len(read_scores(path).labels) for path in (place / "run" / "scores").glob("*.npz"))
+    assert sizes == [2, 6]
+
+
+def test_a_class_of_one_image_can_be_tested(place):
+    for name in ("1.jpg", "2.jpg"):
+        (place / "images" / "val" / "cat" / name).unlink()
+    test("run=run", "data=folder", "data.root=images/val", "part=all")
+    (file,) = (place / "run" / "scores").iterdir()
+    assert read_scores(file).names.tolist() == ["cat/0.jpg", "dog/0.jpg", "dog/1.jpg", "dog/2.jpg"]
+
+
+def test_the_split_of_training_is_the_split_of_the_test(place):
+    make_run(place / "split", place / "images" / "train", "sizes.cycle=[64]")
+    test("run=split")
+    shutil.copytree("images/train", "moved")
+    test("run=split", "data.root=moved")
+    assert files("split") == ["center"]
+    with pytest.raises(ValueError, match="has no val/ part"):
+        test("run=split", "data.root=images/val")
+
+
+# Views.
+
+
+def test_views_follow_the_crop_side_of_each_run(place, capsys):
+    make_run(place / "larger", place / "images", "sizes=random", "sizes.uniform=[72,112]")
+    test("run=[run,larger]", "views=[center,full]")
+    out = capsys.readouterr().out
+    assert "center, run: 64 crops (center) at shorter side 73\n" in out
+    assert "center, larger: 112 crops (center) at shorter side 128\n" in out
+    assert "full, run: whole image at shorter side 73" in out
+    assert files("larger") == ["center", "full"]
+    assert read_scores(place / "run" / "scores" / "center.npz").about["protocol"]["scales"] == [73]
+
+
+def test_a_crop_side_can_be_given(place, capsys):
+    test("run=run", "crop_side=112")
+    assert "center with crop_side=112: 112 crops (center) at shorter side 128" in capsys.readouterr().out
+    (name,) = files()
+    assert name.startswith("center-")
+    assert list(read_runs(["run"])[0].scores) == ["center with crop_side=112"]
+
+
+def test_a_checkpoint_without_configuration_is_tested_at_224_and_says_so(place, capsys):
+    shutil.copy("run/checkpoints/last.ckpt", "alone.ckpt")
+    test("run=alone.ckpt", "data=folder", "data.root=images")
+    out = capsys.readouterr().out
+    assert "alone.ckpt: no config.yaml names its crop side; views are for crops of 224, or give crop_side=PIXELS" in out
+    assert "center: 224 crops (center) at shorter side 256" in out
+    test("run=alone.ckpt", "data=folder", "data.root=images", "crop_side=64")
+    assert "64 crops (center) at shorter side 73" in capsys.readouterr().out
+
+
+def test_sizes_that_are_given_in_pixels_are_pixels(place, capsys):
+    test("run=run", "views.center.scales=[80]", "+views.mine.full_scales=[90]")
+    out = capsys.readouterr().out
+    assert "center with scales=[80]: 64 crops (center) at shorter side 80" in out
+    assert "mine with full_scales=[90]: whole image at shorter side 90" in out
+
+
+def test_protocols_at_other_scales(place, capsys):
+    test("run=run", "views=[center,full]", "scales=[60,96]")
+    out = capsys.readouterr().out
+    assert "center at 60: skipped, as its windows are 64 pixels wide" in out
+    assert "center-96: 64 crops (center) at shorter side 96" in out
+    assert sorted(read_runs(["run"])[0].scores) == ["center-96", "full-60", "full-96"]
+
+
+# What is refused, in one line, with nothing written.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run=5"], "run=5: must be a run directory, a checkpoint, a pattern, or a list of them"),
+        (["run=null"], "run=null: must be a run directory"),
+        (["run=[1,2]"], "run=[1, 2]: must be a run directory"),
+        (["run=[]"], "run=[]: must be a run directory"),
+        (["run=''"], "run=: must be a run directory"),
+        (["run={a: 1}"], "run={'a': 1}: must be a run directory"),
+        (["run=run", "scales=[]"], "scales=[]: must name at least one shorter side"),
+        (["run=run", "scales=[100000]", "views=[full]"], "scales=[100000]: must be from 1 to 4096 pixels"),
+        (["run=run", "scales=[0]", "views=[full]"], "scales=[0]: must be from 1 to 4096 pixels"),
+        (["run=run", "scales=[-5]"], "scales=[-5]: must be from 1 to 4096 pixels"),
+        (["run=run", "scales=[big]"], "scales[0]: Value 'big'"),
+        (["run=run", "views.center.scales=[1/0]"], "views.center.scales[0]: Value '1/0'"),
+        (["run=run", "views.center.view_size=100000"], "must be at least view_size=100000"),
+        (["run=run", "crop_side=0"], "crop_side=0: must be from 1 to 4096"),
+        (["run=run", "crop_side=100000"], "crop_side=100000: must be from 1 to 4096"),
+        (["run=run", "+views.mine=5"], "views.mine=5: must be a section"),
+        (["run=run", "hardware.workers=1000000"], "hardware.workers=1000000: must be from 0 to"),
+        (["run=run", "hardware.megapixels=inf"], "hardware.megapixels=inf: must be above 0, at most 10,000"),
+        (["run=run", "hardware.devices=1000000"], "hardware.devices=1000000: must be 1 to"),
+        (["run=run", "data.root=5"], "5: there is no such folder"),
+        (["run=run", "exclude=[val/cat/0.jpg,val/cat/1.jpg,val/cat/2.jpg,val/dog/0.jpg,val/dog/1.jpg,val/dog/2.jpg]"],
+         "exclude: leaves none of the 6 images of val"),
+    ],
+)  # fmt: skip
+def test_a_wrong_evaluation_is_refused(shared_place, monkeypatch, arguments, message):
+    monkeypatch.chdir(shared_place)
+    before = sorted(shared_place.rglob("*"))
+    with pytest.raises((ValueError, OSError)) as error:
+        test(*arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sorted(shared_place.rglob("*")) == before
+
+
+def test_the_shipped_configuration_is_complete():
+    file = OmegaConf.load(CONFIGS / "evaluate.yaml")
+    assert {"run", "scales", "crop_side", "data", "part", "exclude", "scores", "hardware"} <= set(file)

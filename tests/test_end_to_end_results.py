@@ -65,6 +65,7 @@ def test_train_three_arms_evaluate_four_protocols_build_the_pages(place):
         with np.load(path / "scores" / "center.npz") as scores:
             assert (scores["scores"].argmax(1) != scores["labels"]).sum() == result["top1_wrong"]
             assert len(scores["names"]) == result["n"] == 6
+            assert json.loads(str(scores["about"]))["images"] == result["validation_images"]
     again = succeeds("evaluate.py", "run=runs/table2_*", views, *CPU, cwd=place)
     assert again.count("scored already") == 10
 

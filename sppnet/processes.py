@@ -92,7 +92,9 @@ def _loader_failure(error: Exception, setting: str) -> str | None:
         )
     # A semaphore needs hardly any memory; other files that do not fit on a disk are not meant here.
     no_semaphore = isinstance(error, OSError) and error.errno == errno.ENOSPC and _shared_memory_is_full()
-    if no_semaphore or re.search(r"shared memory.*No space|resize file </torch_|Bus error|exit code 28\b", text, re.DOTALL):
+    if no_semaphore or re.search(
+        r"shared memory.*No space|resize file </torch_|Bus error|exit code 28\b", text, re.DOTALL
+    ):
         return f"/dev/shm is full: make it larger (docker run --shm-size=1g), or set {setting}=0"
     if "DataLoader timed out" in text:
         return (

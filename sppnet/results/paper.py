@@ -20,7 +20,7 @@ from sppnet.results.comparisons import (
 )
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, error_dots
-from sppnet.results.runs import VARIANTS, Run, estimate, grouped, training_hours, training_work
+from sppnet.results.runs import VARIANTS, Run, estimate, grouped, naming_config, training_hours, training_work
 
 # Errors in % on the validation images of ILSVRC 2012, (top-1, top-5): arXiv:1406.4729v4, Tables 2, 3 and 4, §3.1.2 (30
 # bins), §3.1.3 (random sizes), §3.1.5 (multi_view). None where the paper prints no number.
@@ -306,7 +306,8 @@ def _to_train(sibling: Run, variant: str, spec: TableSpec, runs: Sequence[Run]) 
     }
     time = ""
     if sibling.result is not None:
-        work = training_work(config, sibling.result["num_classes"], sibling.result["training_images"])
+        with naming_config(sibling):
+            work = training_work(config, sibling.result["num_classes"], sibling.result["training_images"])
         time = estimate(work, runs)
     return [VARIANTS[variant], views, f"as `{sibling.path}`, with `{choices[variant]}`", time]
 

@@ -2,7 +2,8 @@
 
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -144,6 +145,16 @@ def _devices(hardware: str) -> int:
     return int(count) if rest and count.isdigit() else 1
 
 
+@contextmanager
+def naming_config(run: Run) -> Iterator[None]:
+    """Where a network cannot be built from the configuration of a run, a ValueError names the file."""
+    try:
+        yield
+    except Exception as error:  # the configuration of a stranger may ask for anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{run.path / 'config.yaml'}: no network can be built from it ({reason})") from error
+
+
 @cache
 def multiply_adds(backbone: str, levels: tuple[int, ...] | None, hidden: int, classes: int, side: int) -> int:
     """Of one forward pass of one image. `backbone` is the section of the configuration as JSON."""
@@ -159,7 +170,7 @@ def parameters(run: Run) -> int | None:
     """Of the network of a finished run."""
     if run.result is None:
         return None
-    with torch.device("meta"):
+    with naming_config(run), torch.device("meta"):
         backbone = build_backbone(**{**run.config["backbone"], **_untrained(run)})
         classes, hidden = run.result["num_classes"], run.config["hidden"]
         side = int(run.sizes[0]) if run.levels is None else None
@@ -190,5 +201,7 @@ def estimate(work: float, runs: Sequence[Run]) -> str:
         return "no finished run to estimate from"
     longest = max(finished, key=lambda run: float(run.result["seconds"]))  # type: ignore[index]
     result: dict[str, Any] = longest.result or {}
-    seconds = result["seconds"] * work / training_work(longest.config, result["num_classes"], result["training_images"])
+    with naming_config(longest):
+        own_work = training_work(longest.config, result["num_classes"], result["training_images"])
+    seconds = result["seconds"] * work / own_work
     return f"roughly {duration(seconds)} on {result['hardware']}, by multiply-adds from {longest.path.name}"

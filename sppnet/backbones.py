@@ -314,11 +314,11 @@ class _TimmOutline:
         self.smallest_input = self._first_side(taken)
 
     def _multiples(self) -> range:
-        """Sides to try: up to 224, or to the side that the model was made for where that is more."""
+        """Sides to try: up to the one that the model was made for, or 224 where timm does not say."""
         import timm
 
         made_for = timm.get_pretrained_cfg(self.name)
-        largest = max(224, made_for.input_size[-1] if made_for else 0)
+        largest = made_for.input_size[-1] if made_for else 224
         return range(self.stride, largest + self.stride, self.stride)
 
     @torch.no_grad()

@@ -1,9 +1,11 @@
 """The convolutional parts: Table 1's map sides, and aligned networks against a forward pass written out by hand."""
 
 import re
+import types
 from fractions import Fraction
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -458,6 +460,38 @@ def test_images_that_a_timm_model_does_not_take_are_named():
 def test_models_whose_cells_do_not_lie_at_a_fixed_stride_are_refused():
     with pytest.raises(ValueError, match=r"'crossvit_9_240': its maps do not grow by one cell per"):
         build_backbone("timm", name="crossvit_9_240")
+
+
+class ReadsValues(nn.Module):
+    """One convolution, and a look at a value, which tensors without memory do not have."""
+
+    feature_info = types.SimpleNamespace(channels=lambda: [2], reduction=lambda: [4])
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 4, stride=4)
+
+    def forward(self, images):
+        assert images.sum().item() < 1e9
+        return [self.conv(images)]
+
+
+@timm.models.register_model
+def reads_values(
+    pretrained, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, features_only=False, out_indices=()
+):
+    return ReadsValues()
+
+
+def test_a_model_that_reads_values_is_asked_with_real_images():
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        backbone = build_backbone("timm", name="reads_values")
+    assert torch.equal(torch.rand(3), expected)
+    assert (backbone.stride, backbone.channels, backbone.smallest_input) == (4, 2, 4)
+    assert (backbone.map_side(224), backbone.map_side(227), backbone.offset) == (56, 56, Fraction(3, 2))
 
 
 def test_a_model_of_one_size_is_taken_at_that_size():

@@ -544,8 +544,10 @@ def test_weights_that_the_file_does_not_hold_are_refused(tmp_path):
 
 
 def test_a_compressed_file_does_not_unfold(tmp_path):
+    """40 MB of zeros beside the weights, and enough noise that the file is larger than the weights."""
     whole, packed = tmp_path / "whole.ckpt", tmp_path / "packed.ckpt"
-    changed_weights(whole, lambda state: state.update({"network.fc6.weight": torch.zeros(16, 400)}))
+    changed_weights(whole, lambda state: state.update(zeros=torch.zeros(10_000_000), noise=torch.randn(100_000)))
+    load_network(whole)
     with zipfile.ZipFile(whole) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
             target.writestr(name, source.read(name))

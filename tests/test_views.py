@@ -141,6 +141,11 @@ def test_the_same_views_at_another_scale():
 
 def test_text_says_what_is_tested():
     assert shipped("center").text() == "224 crops (center) at shorter side 256"
+    assert shipped("ten_crop").text() == "224 crops (centre and corners) at shorter side 256, each also mirrored"
+    corner = ViewProtocol(scales=[256], positions=["top_left"])
+    assert corner.text() == "224 crops (top left) at shorter side 256"
+    sides = ViewProtocol(scales=[256], positions=["left", "right"], maps=True)
+    assert sides.text().startswith("224 windows pooled from maps (2 positions) at shorter side 256")
     assert shipped("multi_view_full").text() == (
         "224 windows pooled from maps (nine positions) at shorter side 224/256/300/360/448/560 + whole image at "
         "shorter side 256, each also mirrored"

@@ -79,6 +79,7 @@ def test_the_environment_is_plain_and_names_versions_and_hardware():
     assert found["hardware"]
 
 
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's description of the processor")
 def test_the_hardware_is_the_cores_this_process_may_use_and_the_name_of_the_processor(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     usable = os.sched_getaffinity(0)

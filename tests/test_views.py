@@ -162,6 +162,12 @@ def test_what_a_network_without_a_pyramid_cannot():
     assert ViewProtocol(scales=[256], positions=["top"], view_size=200).needs_pyramid == "crops of 200"
 
 
+def test_the_smallest_views_are_one_pixel():
+    assert views_of(ViewProtocol(full_scales=[1]), 1, 1) == [View(1, None, False)]
+    window = ViewProtocol(scales=[1], positions=["center"], view_size=1)
+    assert views_of(window, 3, 3) == [View(1, (0, 0, 1, 1), False)]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -250,6 +250,7 @@ def test_a_window_of_training_size_covers_as_many_cells_as_a_training_map():
         ((500, 500, 600, 600), (4, 2, 5, 3)),
         ((-500, -500, 600, 600), (0, 0, 5, 3)),
         ((-500, -3, 20, 1), (0, 0, 2, 1)),
+        ((-1e-20, -1e-20, 16, 16), (0, 0, 1, 1)),  # a centre is inside by however little
     ],
 )
 def test_window_to_cells_at_the_edges(window, expected):
@@ -289,7 +290,12 @@ def test_tiny_windows_take_one_cell(start, eighths, stride, offset, cells):
 
 @pytest.mark.parametrize(
     "window",
-    [(5, 0, 4, 9), (0, 5, 9, 4), (0, 0, math.nan, 4), (0, 0, math.inf, 4), (-math.inf, 0, 1, 1)],
+    [
+        (5, 0, 4, 9),  # inside out
+        (0, 5, 9, 4),
+        *((0, 0, math.nan, 4), (0, 0, math.inf, 4), (-math.inf, 0, 1, 1)),  # not finite
+        *((0, 0, 4, math.nan), (0, 0, 4, math.inf), (0, -math.inf, 1, 1)),
+    ],
 )
 def test_wrong_windows_are_named(window):
     with pytest.raises(ValueError, match=r"^window=\("):

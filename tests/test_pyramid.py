@@ -95,6 +95,39 @@ def test_at_18_cells_the_papers_sliding_window_for_n_4_leaves_cells_out():
     assert not torch.equal(SpatialPyramidPool((4,))(maps), F.max_pool2d(maps, 5, 4).flatten(1))
 
 
+@pytest.fixture
+def pooled_shapes(monkeypatch):
+    """The shapes of what adaptive pooling was called for, in order."""
+    shapes, pool = [], F.adaptive_max_pool2d
+
+    def noting(maps, n):
+        shapes.append(tuple(maps.shape))
+        return pool(maps, n)
+
+    monkeypatch.setattr(F, "adaptive_max_pool2d", noting)
+    return shapes
+
+
+@pytest.mark.parametrize(
+    ("levels", "finest", "nested"),
+    [
+        ((6, 3, 2, 1), 1, [6, 6, 6]),
+        ((1, 2, 3, 6), 1, [6, 6, 6]),
+        ((4, 3, 2, 1), 2, [4, 4]),  # 4 and 3 need the map; 2 and 1 are within the 4 x 4 bins
+        ((5, 3), 2, []),
+    ],
+)
+def test_the_map_is_read_only_for_levels_that_divide_no_finer_one(levels, finest, nested, pooled_shapes):
+    SpatialPyramidPool(levels)(random_maps(2, 3, 13, 11))
+    assert pooled_shapes == [(2, 3, 13, 11)] * finest + [(2, 3, n, n) for n in nested]
+
+
+def test_windows_of_finite_maps_are_pooled_together(pooled_shapes):
+    windows = torch.tensor([[0, 0, 0, 11, 13], [1, 2, 3, 9, 7], [1, 0, 0, 1, 1], [0, 4, 4, 10, 10]])
+    pool_windows(random_maps(2, 3, 13, 11), windows, (6, 3, 2, 1))
+    assert pooled_shapes == [(4, 3, 6, 6)] * 3  # no window was cut out
+
+
 def test_negative_maps_stay_negative():
     maps = -1 - random_maps(2, 3, 4, 9).abs()
     assert SpatialPyramidPool((6, 3, 1))(maps).max() <= -1
@@ -217,13 +250,17 @@ def test_no_windows_give_no_rows(levels, dtype):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 11])
-def test_bins_of_windows_are_exact_on_sides_of_up_to_130_cells(n):
+@pytest.mark.parametrize("tall", [False, True], ids=["wide", "tall"])
+def test_bins_of_windows_are_exact_on_sides_of_up_to_130_cells(n, tall):
     """With bin edges in floating point, as `torchvision.ops.roi_pool` computes them, 7 bins go wrong at 57 cells."""
     for dtype in (torch.float32, torch.float64):
         row = torch.arange(130, dtype=dtype)
         maps = torch.stack([row, -row])[None, :, None]
         windows = torch.tensor([[0, 0, 0, side, 1] for side in range(1, 131)])
-        last, first = pool_windows(maps, windows, (n,)).view(130, 2, n, n)[:, :, 0].long().unbind(1)
+        if tall:
+            maps, windows = maps.mT.contiguous(), windows[:, [0, 2, 1, 4, 3]]
+        pooled = pool_windows(maps, windows, (n,)).view(130, 2, n, n)
+        last, first = (pooled.mT if tall else pooled)[:, :, 0].long().unbind(1)
         for side in range(1, 131):
             bins = list(zip((-first[side - 1]).tolist(), (last[side - 1] + 1).tolist(), strict=True))
             assert bins == pyramid_bins(side, n)

@@ -146,6 +146,11 @@ def test_the_same_views_at_another_scale():
 
 def test_text_says_what_is_tested():
     assert shipped("center").text() == "224 crops (center) at shorter side 256"
+    assert shipped("ten_crop").text() == "224 crops (centre and corners) at shorter side 256, each also mirrored"
+    corner = ViewProtocol(scales=[256], positions=["top_left"])
+    assert corner.text() == "224 crops (top left) at shorter side 256"
+    sides = ViewProtocol(scales=[256], positions=["left", "right"], maps=True)
+    assert sides.text().startswith("224 windows pooled from maps (2 positions) at shorter side 256")
     assert shipped("multi_view_full").text() == (
         "224 windows pooled from maps (nine positions) at shorter side 224/256/300/360/448/560 + whole image at "
         "shorter side 256, each also mirrored"
@@ -195,6 +200,12 @@ def test_what_a_network_without_a_pyramid_cannot():
     crops = ViewProtocol(scales=[256], positions=["top"], view_size=180)
     assert [crops.unsuited_to(network) for network in (baseline, at_180)] == ["crops of 180", None]
     assert not any(protocol.unsuited_to(pyramid) for protocol in (crops, *map(shipped, SHIPPED)))
+
+
+def test_the_smallest_views_are_one_pixel():
+    assert views_of(ViewProtocol(full_scales=[1]), 1, 1) == [View(1, None, False)]
+    window = ViewProtocol(scales=[1], positions=["center"], view_size=1)
+    assert views_of(window, 3, 3) == [View(1, (0, 0, 1, 1), False)]
 
 
 @pytest.mark.parametrize(

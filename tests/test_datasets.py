@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import jpeg
-from sppnet.datasets import DATA_SOURCES, open_data
+from sppnet.datasets import DATA_SOURCES, open_data, select_images
 from sppnet.folders import ImageFiles
 
 
@@ -375,6 +375,22 @@ def test_shapes_are_drawn_and_read(tmp_path):
     data = open_data("shapes", root=str(tmp_path / "shapes"), train=20, val=10, seed=1)
     assert (len(data.train), len(data.val), len(data.classes)) == (20, 10, 10)
     assert data.train[0][0][:2] == b"\xff\xd8"
+
+
+# Selecting.
+
+
+def test_selected_images_are_labelled_by_the_classes_of_the_network(tree):
+    data = open_data("folder", root=str(tree))  # of the classes a and b
+    for classes in (("a", "b"), ("b", "a")):
+        for part in ("train", "val", "all"):
+            images = select_images(data, part, classes=classes)
+            assert images.classes == classes
+            assert len(images) == len(images.labels) > 0
+            for i in range(len(images)):
+                _, label, name = images[i]
+                assert classes[label] == name.split("/")[1]
+                assert images.labels[i] == label
 
 
 def test_unknown_source():

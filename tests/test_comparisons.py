@@ -78,9 +78,19 @@ def test_errors_come_with_n_intervals_and_the_combination():
     assert rows[2][3].startswith("0.00")
 
 
+def test_top5_and_top1_stand_in_their_columns():
+    labels, names = np.arange(6), np.array([f"{i}.jpg" for i in range(6)])
+    falling = np.tile(np.arange(6.0, 0.0, -1.0, dtype=np.float32), (6, 1))  # class 0 first, class 5 last
+    headers, ((*_, top1, top5),) = errors_table({"center": {"one": Scores(falling, labels, names, {"run": "one"})}})
+    assert [header[:5] for header in headers[-2:]] == ["top-1", "top-5"]
+    assert all("over images" in header for header in headers[-2:-1])
+    assert (top1.split()[0], top5.split()[0]) == ("83.33", "16.67")
+
+
 def test_comparisons_are_with_the_first():
-    _, rows = comparisons_table({"center": {"one": ONE, "two": TWO}})
-    assert rows == [["center", "two", "one", "1", "2", "+25.00 (-56.26 to +106.26)", "1.00"]]
+    headers, rows = comparisons_table({"center": {"one": ONE, "two": TWO}})
+    assert rows == [["center", "two", "one", "1", "2", "+25.00 (-56.26 to +100.00)", "1.00"]]
+    assert "gain in % (95 % interval over images)" in headers
 
 
 def test_classes_come_worst_first_with_what_they_are_taken_for():

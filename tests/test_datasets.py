@@ -565,6 +565,22 @@ def test_shapes_are_drawn_and_read(tmp_path):
     assert data.train[0][0][:2] == b"\xff\xd8"
 
 
+# Selecting.
+
+
+def test_selected_images_are_labelled_by_the_classes_of_the_network(tree):
+    data = open_data("folder", root=str(tree))  # of the classes a and b
+    for classes in (("a", "b"), ("b", "a")):
+        for part in ("train", "val", "all"):
+            images = select_images(data, part, classes=classes)
+            assert images.classes == classes
+            assert len(images) == len(images.labels) > 0
+            for i in range(len(images)):
+                _, label, name = images[i]
+                assert classes[label] == name.split("/")[1]
+                assert images.labels[i] == label
+
+
 def test_unknown_source():
     with pytest.raises(
         ValueError, match="source='floder': must be one of shapes, folder, imagenet, hub, caltech101, prepared"

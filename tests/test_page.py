@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from sppnet.results.page import Page, markdown_table
 from sppnet.results.plots import Errors, confusion_picture, error_curves, error_dots
@@ -56,8 +58,22 @@ def test_plots_show_every_entry(count):
     assert len(curves.axes[0].get_lines()) == count
 
 
-def test_the_confusion_picture_is_in_percent_of_the_true_class():
-    import numpy as np
+@pytest.mark.parametrize("name", ["$\\frac$", "5 $ and 6 $", "$x_1$"])
+def test_dollars_in_names_are_no_formulas(name):
+    figures = [
+        confusion_picture(np.eye(2), (name, "b")),
+        error_dots([Errors(name, [1.0], None)], "error"),
+        error_curves({name: {180: [5.0], 224: [4.0]}}, name, "error"),
+    ]
+    texts = [text for figure in figures for text in figure.findobj(Text) if text.get_text() == name]
+    assert len(texts) >= 5
+    assert not any(text.get_parse_math() for text in texts)
+    result = page()
+    for figure in figures:
+        result.figure(figure, name)
+    assert result.html().count(f"<!-- {name} -->") == 5  # a comment beside each text that is drawn
 
+
+def test_the_confusion_picture_is_in_percent_of_the_true_class():
     figure = confusion_picture(np.array([[3, 1], [0, 0]]), ("a", "b"))
     assert figure.axes[0].get_images()[0].get_array().tolist() == [[75, 25], [0, 0]]

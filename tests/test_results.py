@@ -2,12 +2,20 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from command_line import CONFIGS, claim_run_directory, run_directory
+from evaluate import find_runs
+from sppnet.metrics import gain_interval
 from sppnet.records import SCORING_RULES, Scores, write_scores
 from sppnet.results.paper import PAPER, TABLES, experiment_of, table_page
 from sppnet.results.runs import grouped, multiply_adds, parameters, read_runs, training_work
@@ -92,7 +100,7 @@ def row_of(page, *words):
 def test_table2_on_other_data_has_no_column_of_the_paper(three_arms):
     page = table_page("table2", read_runs([str(three_arms)]))
     text = page.markdown()
-    assert "paper" not in text.split("## ")[1]
+    assert "paper" not in text.split("## ")[1].split("Not run yet")[0]
     assert row_of(page, "| no SPP ", "ten_crop")[2:] == ["40", "2", "51.25 ± 1.77", "", "0.00 ± 0.00", "", "", "2.00"]
     row = row_of(page, "SPP, one size", "ten_crop")
     assert row[4] == "40.00 ± 0.00"
@@ -100,7 +108,7 @@ def test_table2_on_other_data_has_no_column_of_the_paper(three_arms):
     assert row[8] == "0.12, 0.062"  # of 40 images, 4 and 5 are wrong only without the pyramid
     assert row[9:] == ["2.00"]
     assert "on 2 x GPU." in text
-    assert "not finished" in " ".join(row_of(page, "SPP, two sizes"))
+    assert "SPP, two sizes, seed 0, has not finished training: `python scripts/train.py run=" in text
     assert "ImageNet" not in text
 
 
@@ -121,7 +129,10 @@ def test_table3_counts_the_gain_from_the_crop(three_arms):
     page = table_page("table3", read_runs([str(three_arms)]))
     assert row_of(page, "SPP, one size", "| full")[5].startswith("+5.00")
     assert row_of(page, "SPP, one size", "| center")[5] == ""
-    assert "evaluate.py run=" in " ".join(row_of(page, "no SPP, seed 0"))
+    runs = ",".join(f"{three_arms}/folder-none-{seed}" for seed in (0, 1))
+    assert f"\nno SPP, seeds 0, 1, by center: `python scripts/evaluate.py 'run=[{runs}]' 'views=[center]'`\n" in (
+        page.markdown()
+    )
 
 
 def test_on_imagenet_the_paper_stands_beside_ours(tmp_path):
@@ -136,10 +147,11 @@ def test_on_imagenet_the_paper_stands_beside_ours(tmp_path):
     assert missing[2:5] == [
         "29.68",
         "10.95",
-        "`python scripts/train.py experiment=table2_overfeat7_alternate data.root=PATH`",
+        "`python scripts/train.py experiment=table2_overfeat7_alternate data.root=/somewhere/0/photos`",
     ]
     assert missing[5].startswith("roughly ")
-    assert "experiment=table2_zf5_alternate" in " ".join(row_of(page, "SPP, two sizes", "zf5_alternate"))
+    (line,) = [line for line in page.markdown().splitlines() if "name=table2_zf5_alternate" in line]
+    assert line.startswith("SPP, two sizes, by ten_crop (roughly ")
 
 
 def test_without_any_run_of_the_table_the_commands_are_shown(tmp_path):
@@ -209,6 +221,188 @@ def test_runs_on_different_images_are_not_compared(three_arms):
     write_scores(three_arms / "folder-none-0" / "scores" / "ten_crop.npz", made_scores("ten_crop", 3, config, n=39))
     with pytest.raises(ValueError, match="different images"):
         table_page("table2", read_runs([str(three_arms)]))
+
+
+# Gains.
+
+
+def add_test(run, views, mistakes):
+    """Saves scores by which the images in `mistakes`, bool (n,), are wrong."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    scores = made_scores(views, 0, config, n=len(mistakes))
+    predicted = (scores.labels + mistakes) % CLASSES
+    write_scores(
+        run / "scores" / f"{views}.npz",
+        dataclasses.replace(scores, scores=np.eye(CLASSES, dtype=np.float32)[predicted]),
+    )
+
+
+def interval_in(cell):
+    return [float(number) / 100 for number in re.fullmatch(r".*\((\S+) to (\S+)\)", cell).groups()]
+
+
+@pytest.fixture
+def uneven_runs(tmp_path):
+    """Three seeds without and with a pyramid, tested by two protocols; [variant, views] are bool (3, 40)."""
+    random, wrong = np.random.default_rng(0), {}
+    for variant in ("none", "single"):
+        for views in ("center", "ten_crop", "full"):
+            wrong[variant, views] = random.random((3, 40)) < np.array([[0.3], [0.5], [0.7]])
+        for seed in range(3):
+            run = make_run(tmp_path, variant, seed)
+            for views in ("center", "ten_crop") if variant == "none" else ("center", "ten_crop", "full"):
+                add_test(run, views, wrong[variant, views][seed])
+    return tmp_path, wrong
+
+
+def test_gains_between_networks_count_the_runs_of_both_as_independent(uneven_runs):
+    folder, wrong = uneven_runs
+    page = table_page("table2", read_runs([str(folder)]))
+    expected = gain_interval(wrong["none", "ten_crop"], wrong["single", "ten_crop"])
+    cell = row_of(page, "SPP, one size", "| ten_crop")[5]
+    assert interval_in(cell) == pytest.approx(expected, abs=1e-4)
+    assert "its 95 % interval over images and training runs; over images only where a side has one run" in (
+        page.markdown()
+    )
+    assert "because a side has one run" not in page.markdown()
+
+
+def test_gains_between_protocols_are_of_the_same_runs(uneven_runs):
+    folder, wrong = uneven_runs
+    page = table_page("table3", read_runs([str(folder)]))
+    expected = gain_interval(wrong["single", "center"], wrong["single", "full"], same_runs=True)
+    assert expected != pytest.approx(gain_interval(wrong["single", "center"], wrong["single", "full"]), abs=0.01)
+    assert interval_in(row_of(page, "SPP, one size", "| full")[5]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_gains_between_protocols_leave_out_runs_that_were_tested_by_one(uneven_runs):
+    folder, wrong = uneven_runs
+    (folder / "folder-single-0" / "scores" / "center.npz").unlink()
+    (folder / "folder-single-2" / "scores" / "full.npz").unlink()
+    page = table_page("table3", read_runs([str(folder)]))
+    before, after = wrong["single", "center"][1:2], wrong["single", "full"][1:2]
+    cell, p = (row_of(page, "SPP, one size", "| full")[column] for column in (5, 8))
+    assert cell.startswith(f"{100 * (before.mean() - after.mean()):+.2f} (")
+    assert interval_in(cell) == pytest.approx(gain_interval(before, after), abs=1e-4)
+    assert len(p.split(", ")) == 1
+    assert "over images only, because a side has one run: SPP, one size by full." in page.markdown()
+
+
+def test_one_run_on_a_side_is_said_to_be_over_images_only(uneven_runs):
+    folder, _ = uneven_runs
+    for seed in (1, 2):
+        shutil.rmtree(folder / f"folder-none-{seed}")
+    text = table_page("table2", read_runs([str(folder)])).markdown()
+    assert "Gains with intervals over images only, because a side has one run: SPP, one size by ten_crop." in text
+
+
+def test_top5_has_columns_of_its_own(tmp_path):
+    labels, names = np.arange(40) % 8, np.array([f"{i}.jpg" for i in range(40)])
+    for variant, hits in (("none", 30), ("single", 35)):
+        run = make_run(tmp_path, variant)
+        about = made_scores("ten_crop", 0, yaml.safe_load((run / "config.yaml").read_text())).about
+        # No label has the highest score; of so many images, it has the second, of the others the last.
+        scores = np.tile(np.linspace(0.2, 0.1, 8, dtype=np.float32), (40, 1))
+        scores[np.arange(40), labels] = np.where(np.arange(40) < hits, 0.3, 0.0)
+        scores[np.arange(40), (labels + 1) % 8] = 0.4
+        write_scores(run / "scores" / "ten_crop.npz", Scores(scores, labels, names, about))
+    row = row_of(table_page("table2", read_runs([str(tmp_path)])), "SPP, one size", "| ten_crop")
+    assert [cell.split()[0] for cell in row[4:8]] == ["100.00", "+0.00", "12.50", "+12.50"]
+
+
+def test_the_same_training_does_not_count_twice(tmp_path):
+    run = make_run(tmp_path, "single", wrong={"ten_crop": 10})
+    shutil.copytree(run, tmp_path / "copy")
+    runs = read_runs([str(tmp_path)])
+    for page in (lambda: table_page("table2", runs), lambda: pyramid_page(runs)):
+        with pytest.raises(ValueError, match=r"copy and .*folder-single-0: the same training with the same seed"):
+            page()
+    assert "combination of 2" in comparison_page(runs).markdown()
+
+
+# What is not run yet.
+
+
+def composed(name, words):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose(name, words)
+    OmegaConf.resolve(config)
+    return config
+
+
+def start_run(folder, *words):
+    """A run directory as train.py makes it, without training."""
+    run, outcome = run_directory(composed("train", [f"runs={folder}", *words]))
+    claim_run_directory(run, outcome)
+    return run
+
+
+def commands(page):
+    """The words of every command of a page, as a shell reads them."""
+    return [shlex.split(text) for text in re.findall("`(python [^`]*)`", page.markdown())]
+
+
+STRANGE = 'it\'s $5, a="b" [x] {y} \\ & more'
+SETTINGS = [
+    ["experiment=demo"],
+    ["experiment=caltech101_zf5_single", "data.root=data"],
+    ["recipe=paper", "data=folder", f"data.root='/a b/{STRANGE}'".replace("it's", "its")],
+    ["backbone=timm", "backbone.name=resnet18", "recipe=fast", "data=hub", "data.name=parquet",
+     "data.data_files={train: 'x*.parquet'}", "sizes=random", "hidden=64"],
+    ["experiment=table2_overfeat7_single", "data.root=/imagenet", "recipe.epochs=30"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda words: words[0])
+def test_the_command_for_an_unfinished_run_is_that_run(tmp_path, monkeypatch, setting):
+    monkeypatch.chdir(tmp_path)
+    run = start_run("runs", *setting, "seed=3")
+    python, script, *words = commands(table_page("table2", read_runs(["runs"])))[0]
+    assert (python, script) == ("python", "scripts/train.py")
+    again, outcome = run_directory(composed("train", words))
+    assert again == run
+    claim_run_directory(again, outcome)  # refuses another setting
+    assert outcome["seed"] == 3
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda words: words[0])
+def test_commands_for_missing_networks_differ_in_pyramid_and_sizes_alone(tmp_path, monkeypatch, setting):
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        start_run("runs", *setting, f"seed={seed}")
+    found = read_runs(["runs"])
+    trainings = [words for words in commands(table_page("table2", found)) if "-m" in words]
+    variants = []
+    for words in trainings:
+        assert words[-1] == "seed=0,1"
+        new = start_run("new", *words[3:-1], "seed=0")
+        (run,) = [run for run in read_runs(["new"]) if run.path == new]
+        assert run.setting("pooling", "sizes") == found[0].setting("pooling", "sizes")
+        assert run.config["data"] == found[0].config["data"]  # the root, too
+        variants.append(run.variant)
+    assert {*variants, found[0].variant} >= {"none", "single", "alternate"}
+    assert len(set(variants)) == len(variants)
+
+
+def test_missing_networks_get_the_name_and_the_sizes_of_those_beside_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start_run("runs", "experiment=caltech101_zf5_alternate", "data.root=data", "sizes.cycle=[112,96]")
+    for words in commands(table_page("table2", read_runs(["runs"])))[1:]:
+        name, variant = re.fullmatch(r"name=(caltech101_zf5_(\w+))", words[2]).groups()
+        assert start_run("new", *words[2:]).name.startswith(f"{name}-seed0-")
+        (sizes,) = [word for word in words if word.startswith("sizes.cycle")]
+        assert (variant, sizes) in {("none", "sizes.cycle=[112]"), ("single", "sizes.cycle=[112]")}
+
+
+def test_commands_for_missing_tests_name_the_runs(tmp_path):
+    folder = tmp_path / STRANGE
+    made = [make_run(folder, "single", seed, wrong={"center": 3}) for seed in (0, 1)]
+    one, two = commands(table_page("table3", read_runs([str(tmp_path / "*")])))[:2]
+    assert two[1] == "scripts/train.py"
+    assert one[:2] == ["python", "scripts/evaluate.py"]
+    config = composed("evaluate", one[2:])
+    assert find_runs(config.run) == [Path(path) for path in made]
+    assert list(config.views) == ["full"]
 
 
 def test_every_number_of_the_paper_has_its_table_and_its_experiment():

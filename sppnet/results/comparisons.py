@@ -55,7 +55,7 @@ def percent(fraction: float) -> str:
 
 
 def error_text(mistakes: np.ndarray) -> str:
-    """An error in % with its 95 % interval, of bool (n,)."""
+    """An error in % with its 95 % interval over images, of bool (n,)."""
     low, high = wilson_interval(int(mistakes.sum()), len(mistakes))
     return f"{percent(mistakes.mean())} ({percent(low)} to {percent(high)})"
 
@@ -66,7 +66,7 @@ def p_text(p: float) -> str:
 
 def errors_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
     """Protocol -> run -> scores; with more than one run of a protocol, their combination too."""
-    headers = ["views", "network", "images", "top-1 error in % (95 % interval)", "top-5 error in %"]
+    headers = ["views", "network", "images", "top-1 error in % (95 % interval over images)", "top-5 error in %"]
     rows = []
     for views, runs in tested.items():
         entries = dict(runs)
@@ -99,7 +99,7 @@ def comparisons_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
         "against",
         "only it wrong",
         "only other wrong",
-        "gain in % (95 % interval)",
+        "gain in % (95 % interval over images)",
         "McNemar p",
     ]
     rows = []

@@ -1,8 +1,11 @@
 """The paper's classification tables beside our runs: from records and saved scores alone."""
 
+import re
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -95,6 +98,10 @@ TABLES = {
 }
 
 
+# What the interval of a gain covers: with two or more runs on both sides, and with fewer.
+OVER_BOTH, OVER_IMAGES = "over images and training runs", "over images only"
+
+
 def experiment_of(architecture: str, variant: str) -> str:
     """The file in configs/experiment that trains a network of PAPER."""
     return f"{'ablation' if variant in ('30bins', 'random') else 'table2'}_{architecture}_{variant}"
@@ -109,10 +116,11 @@ def table_page(name: str, runs: Sequence[Run]) -> Page:
     spec = TABLES[name]
     page = Page(spec.title)
     page.text(
-        "Errors in % on the validation images after training. One run: with its 95 % interval (Wilson). Several: mean "
-        "± standard deviation over seeds. Gain: how much lower the error is than "
-        + ("without a pyramid" if spec.gain_over_no_spp else "in the first of these views")
-        + ", with its 95 % interval (bootstrap over images and seeds), and McNemar's exact p for every seed of both."
+        "Errors in % on the validation images after training. One run: with its 95 % interval over images only "
+        "(Wilson). Several: mean ± standard deviation over seeds. Gain: how much lower the error is than "
+        + ("without a pyramid" if spec.gain_over_no_spp else "in the first of these views, for runs tested by both")
+        + f", with its 95 % interval {OVER_BOTH}; {OVER_IMAGES} where a side has one run. McNemar's exact p, over "
+        "images only, for every seed of both."
     )
     shown = set()
     known = [run for run in runs if run.variant in spec.variants or spec.was_run(run)]
@@ -131,13 +139,19 @@ def table_page(name: str, runs: Sequence[Run]) -> Page:
                     f"{a}, {VARIANTS[v]}",
                     views,
                     *map(_number, PAPER[a, v][views]),
-                    _train_command(a, v),
+                    _code("python", "scripts/train.py", f"experiment={experiment_of(a, v)}", _imagenet_root(runs)),
                     _paper_estimate(a, v, runs),
                 ]
                 for a, v, views in missing
             ],
         )
     return page
+
+
+def _imagenet_root(runs: Sequence[Run]) -> str:
+    """Where ImageNet is, as far as the runs know."""
+    roots = [run.config["data"].get("root") for run in runs if run.on_imagenet]
+    return f"data.root={_hydra_value(roots[0])}" if roots else "data.root=PATH"
 
 
 def _paper_rows(spec: TableSpec) -> list[tuple[str, str, str]]:
@@ -155,43 +169,59 @@ def _add_block(page: Page, spec: TableSpec, block: list[Run], runs: Sequence[Run
     first = block[0]
     page.heading(first.setting_text())
     groups = sorted(grouped(block).values(), key=lambda group: list(VARIANTS).index(group[0].variant or ""))
-    baseline = next((group for group in groups if group[0].variant == "none"), [])
-    rows, lines, todo = [], [], []
-    for group in groups:
-        label = _label(group[0])
-        for views, first_views in _views_for(spec, group):
-            ours = _scores(group, views)
-            todo += [
-                [f"{label}, seed {run.config['seed']}", views, _next_command(run, views), ""]
-                for run in group
-                if views not in run.scores
-            ]
-            if not ours:
-                continue
-            if spec.gain_over_no_spp:
-                reference = {} if group is baseline else _scores(baseline, views)
-            else:
-                reference = _scores(group, first_views) if first_views else {}
-            papers = _paper_errors(spec, first, group[0].variant or "", views)
-            rows.append([label, views, *_columns(ours, reference, *papers, first.on_imagenet), training_hours(group)])
-            errors = [100 * float(wrong(scores).mean()) for scores in ours.values()]
-            lines.append(Errors(f"{label}, {views}", errors, papers[0][0] if papers[0] else None))
-    if rows:
-        page.table(_headers(first.on_imagenet), rows)
-        hardware = sorted({str(run.result["hardware"]) for run in block if run.result})
-        page.text(f"Hours of training per run, of all devices together, on {', '.join(hardware)}.")
-        tested = {views: {_label(g[0]): s for g in groups for s in _scores(g, views).values()} for views in spec.views}
-        page.text("Views: " + "; ".join(protocol_lines({views: one for views, one in tested.items() if one})) + ".")
-        page.figure(error_dots(lines, "top-1 error"), f"top-1 error of {', '.join(line.label for line in lines)}")
+    _add_errors(page, spec, groups)
+    todo = [line for group in groups for line in _to_finish(spec, group)]
     present = {group[0].variant for group in groups}
     todo += [
-        _to_train(first, variant, spec, runs)
+        _to_train(block, variant, spec, runs)
         for variant in VARIANTS
         if variant not in present and variant in spec.variants and _belongs(first, variant)
     ]
     if todo:
-        page.text("Not run yet:")
-        page.table(["network", "views", "command", "estimate"], todo)
+        page.text("Not run yet, with the command that does it:")
+    for line in todo:
+        page.text(line)
+
+
+def _add_errors(page: Page, spec: TableSpec, groups: list[list[Run]]) -> None:
+    """The table and the plot of what was tested, if anything was. `groups`: the seeds of every network."""
+    on_imagenet = groups[0][0].on_imagenet
+    rows, lines, images_only = [], [], []
+    for group in groups:
+        label = _label(group[0])
+        for views, first_views in _views_for(spec, group):
+            ours = _scores(group, views)
+            if not ours:
+                continue
+            reference = _reference(spec, groups, group, views, first_views)
+            papers = _paper_errors(spec, group[0], group[0].variant or "", views)
+            columns = _columns(ours, reference, *papers, on_imagenet, same_runs=not spec.gain_over_no_spp)
+            rows.append([label, views, *columns, training_hours(group)])
+            if reference and min(len(ours), len(reference)) == 1:
+                images_only.append(f"{label} by {views}")
+            errors = [100 * float(wrong(scores).mean()) for scores in ours.values()]
+            lines.append(Errors(f"{label}, {views}", errors, papers[0][0] if papers[0] else None))
+    if not rows:
+        return
+    page.table(_headers(on_imagenet), rows)
+    if images_only:
+        page.text(f"Gains with intervals {OVER_IMAGES}, because a side has one run: {'; '.join(images_only)}.")
+    hardware = sorted({str(run.result["hardware"]) for group in groups for run in group if run.result})
+    page.text(f"Hours of training per run, of all devices together, on {', '.join(hardware)}.")
+    tested = {views: {_label(g[0]): s for g in groups for s in _scores(g, views).values()} for views in spec.views}
+    page.text("Views: " + "; ".join(protocol_lines({views: one for views, one in tested.items() if one})) + ".")
+    page.figure(error_dots(lines, "top-1 error"), f"top-1 error of {', '.join(line.label for line in lines)}")
+
+
+def _reference(
+    spec: TableSpec, groups: list[list[Run]], group: list[Run], views: str, first_views: str | None
+) -> dict[int, Scores]:
+    """What the gain of a network's test by `views` is counted from, by seed; empty where the row has no gain."""
+    if spec.gain_over_no_spp:
+        baseline = next((group for group in groups if group[0].variant == "none"), [])
+        return {} if group is baseline else _scores(baseline, views)
+    ours, reference = _scores(group, views), _scores(group, first_views) if first_views else {}
+    return {seed: scores for seed, scores in reference.items() if seed in ours}
 
 
 def _views_for(spec: TableSpec, group: list[Run]) -> list[tuple[str, str | None]]:
@@ -238,15 +268,21 @@ def _columns(
     paper: PaperErrors | None,
     paper_reference: PaperErrors | None,
     on_imagenet: bool,
+    *,
+    same_runs: bool,
 ) -> list[str]:
-    """Images, seeds, errors and gains, and p of every seed that both have."""
+    """Images, seeds, errors and gains, and p of every seed that both have.
+
+    same_runs: `reference` holds other tests of the same runs, by seed, and of no others.
+    """
     one = next(iter(ours.values()))
     for other in (*ours.values(), *reference.values()):
         check_same_images(one, other)
     cells = [f"{len(one.labels):,}", f"{len(ours)}"]
     for index, k in enumerate((1, 5)):
         mistakes = [wrong(scores, k) for scores in ours.values()]
-        gain = _gain([wrong(scores, k) for scores in reference.values()], mistakes) if reference else ""
+        compared = [wrong(ours[seed], k) for seed in reference] if same_runs else mistakes
+        gain = _gain([wrong(scores, k) for scores in reference.values()], compared, same_runs) if reference else ""
         if on_imagenet:
             value, base = (paper or (None, None))[index], (paper_reference or (None, None))[index]
             paper_gain = f"{base - value:+.2f}" if value is not None and base is not None else ""
@@ -257,9 +293,9 @@ def _columns(
     return [*cells, ", ".join(p_text(test.p) for test in tests)]
 
 
-def _gain(reference: list[np.ndarray], ours: list[np.ndarray]) -> str:
+def _gain(reference: list[np.ndarray], ours: list[np.ndarray], same_runs: bool) -> str:
     value = float(np.mean(reference) - np.mean(ours))
-    return signed(value, *gain_interval(np.stack(reference), np.stack(ours)))
+    return signed(value, *gain_interval(np.stack(reference), np.stack(ours), same_runs=same_runs))
 
 
 def _mean_text(mistakes: list[np.ndarray]) -> str:
@@ -273,10 +309,25 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _next_command(run: Run, views: str) -> str:
-    if run.result is None:
-        return f"not finished: give the command again that trains `{run.path}`"
-    return f"`python scripts/evaluate.py run={run.path} views=[{views}]`"
+def _to_finish(spec: TableSpec, group: list[Run]) -> list[str]:
+    """What the table still needs of runs that are there: one command per unfinished run, and one per set of tests."""
+    label, lines = _label(group[0]), []
+    untested: dict[tuple[str, ...], list[Run]] = {}
+    for run in group:
+        missing = tuple(views for views, _ in _views_for(spec, group) if views not in run.scores)
+        if run.result is None:
+            words = [f"run={_hydra_value(str(run.path))}", *_overrides(run.config), f"seed={run.config['seed']}"]
+            command = _code("python", "scripts/train.py", *words)
+            lines.append(f"{label}, seed {run.config['seed']}, has not finished training: {command}")
+        elif missing:
+            untested.setdefault(missing, []).append(run)
+    for missing, several in untested.items():
+        seeds = ", ".join(str(run.config["seed"]) for run in several)
+        paths = [str(run.path) for run in several]
+        value = _hydra_value(paths[0] if len(paths) == 1 else paths)
+        command = _code("python", "scripts/evaluate.py", f"run={value}", f"views={_hydra_value(list(missing))}")
+        lines.append(f"{label}, seed{'s' if len(several) > 1 else ''} {seeds}, by {', '.join(missing)}: {command}")
+    return lines
 
 
 def _belongs(run: Run, variant: str) -> bool:
@@ -284,36 +335,86 @@ def _belongs(run: Run, variant: str) -> bool:
     return (run.architecture, variant) in PAPER if run.on_imagenet else variant in ("none", "single", "alternate")
 
 
-def _to_train(sibling: Run, variant: str, spec: TableSpec, runs: Sequence[Run]) -> list[str]:
-    """What is missing beside a run of the same network, data and recipe."""
+def _to_train(block: list[Run], variant: str, spec: TableSpec, runs: Sequence[Run]) -> str:
+    """What is missing beside runs of the same network, data and recipe."""
+    sibling = next((run for run in block if run.result is not None), block[0])
+    config = _config_of(sibling, variant)
+    seeds = sorted({int(run.config["seed"]) for run in block})
+    words = [*(["-m"] if len(seeds) > 1 else []), *_name(sibling, variant), *_overrides(config)]
+    command = _code("python", "scripts/train.py", *words, f"seed={','.join(map(str, seeds))}")
+
     views = ", ".join(views for views in spec.views if variant != "none" or views in ("center", "ten_crop"))
     if sibling.on_imagenet:
-        return [
-            VARIANTS[variant],
-            views,
-            _train_command(sibling.architecture, variant),
-            _paper_estimate(sibling.architecture, variant, runs),
-        ]
-    choices = {
-        "none": "pooling=none sizes=single",
-        "single": "pooling=spp50 sizes=single",
-        "alternate": "pooling=spp50 sizes=alternate",
-    }
-    config = {
-        **sibling.config,
-        "pooling": {"levels": PAPER_LEVELS.get(variant, [6, 3, 2, 1])},
-        "sizes": {"cycle": PAPER_SIZES.get(variant, [224])},
-    }
-    time = ""
-    if sibling.result is not None:
+        time = _paper_estimate(sibling.architecture, variant, runs)
+    elif sibling.result is None:
+        time = "no finished run to estimate from"
+    else:
         with naming_config(sibling):
             work = training_work(config, sibling.result["num_classes"], sibling.result["training_images"])
         time = estimate(work, runs)
-    return [VARIANTS[variant], views, f"as `{sibling.path}`, with `{choices[variant]}`", time]
+    return f"{VARIANTS[variant]}, by {views} ({time}{', each seed' if len(seeds) > 1 else ''}): {command}"
 
 
-def _train_command(architecture: str, variant: str) -> str:
-    return f"`python scripts/train.py experiment={experiment_of(architecture, variant)} data.root=PATH`"
+def _config_of(sibling: Run, variant: str) -> dict[str, Any]:
+    """The configuration of a run that differs from `sibling` in pyramid and sizes alone.
+
+    The largest size stays that of `sibling`, and the others are as large beside it as the paper's beside 224.
+    """
+    largest = max(size for size in sibling.sizes if isinstance(size, int))
+    sizes = [round(size * largest / 224) for size in PAPER_SIZES.get(variant, [224])]
+    return {
+        **sibling.config,
+        "pooling": {"levels": PAPER_LEVELS.get(variant, [6, 3, 2, 1])},
+        "sizes": {"uniform" if variant == "random" else "cycle": sizes},
+    }
+
+
+def _name(sibling: Run, variant: str) -> list[str]:
+    """The name of a run like `sibling`, if that has one that ends in its variant, as those of configs/experiment do."""
+    if sibling.on_imagenet:
+        return [f"name={experiment_of(sibling.architecture, variant)}"]
+    match = re.fullmatch(rf"(.+)_{sibling.variant}-seed\d+-[0-9a-f]+", sibling.path.name)
+    return [f"name={_hydra_value(f'{match[1]}_{variant}')}"] if match else []
+
+
+def _overrides(config: dict[str, Any]) -> list[str]:
+    """The words after scripts/train.py that give this configuration, seed aside, whatever the defaults are."""
+    recipe, sizes = config["recipe"], config["sizes"]
+    words = [
+        f"backbone={config['backbone']['architecture']}",
+        f"data={config['data']['source']}",
+        f"recipe={'paper' if recipe.get('warmup_epochs') is None else 'fast'}",
+        f"sizes={'random' if 'uniform' in sizes else 'single'}",
+    ]
+    for section, value in config.items():
+        if isinstance(value, dict):
+            keys = [key for key in value if key not in ("architecture", "source")]
+            words += [f"{section}.{key}={_hydra_value(value[key])}" for key in keys]
+        elif section != "seed":
+            words.append(f"{section}={_hydra_value(value)}")
+    return words
+
+
+def _hydra_value(value: Any) -> str:
+    """A plain value as Hydra reads it back from the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{_hydra_value(key)}:{_hydra_value(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_hydra_value, value)) + "]"
+    text = str(value)
+    plain_text = re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII)
+    if not isinstance(value, str) or (plain_text and text.lower() not in ("null", "true", "false", "nan", "inf")):
+        return text
+    # Backslashes count in front of quotes alone; a dollar with a brace would be an interpolation.
+    text = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), text)
+    return '"' + text.replace("${", "\\${") + '"'
+
+
+def _code(*words: str) -> str:
+    """A command that a shell reads as these words, set as code."""
+    return f"`{shlex.join(words)}`"
 
 
 def _paper_estimate(architecture: str, variant: str, runs: Sequence[Run]) -> str:

@@ -73,6 +73,7 @@ def _axes(height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # takes a second
 
     rcParams["svg.hashsalt"] = "sppnet"  # the same page, byte for byte, from the same records
+    rcParams["text.parse_math"] = False  # a $ in the name of a class is no formula
     figure = Figure(figsize=(8.5, height))
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)

@@ -126,10 +126,20 @@ def read_runs(patterns: Sequence[str]) -> list[Run]:
 
 
 def grouped(runs: Sequence[Run], *but: str) -> dict[str, list[Run]]:
-    """Runs that share their `setting`."""
+    """Runs that share their `setting`.
+
+    Raises ValueError where two finished runs share all of it and the seed: one training would count twice.
+    """
     groups: dict[str, list[Run]] = {}
+    trained: dict[tuple[str, int], Run] = {}
     for run in runs:
         groups.setdefault(run.setting(*but), []).append(run)
+        if run.result is not None:
+            first = trained.setdefault((run.setting(), int(run.config["seed"])), run)
+            if first is not run:
+                raise ValueError(
+                    f"{first.path} and {run.path}: the same training with the same seed; name only one in runs=[...]"
+                )
     return {key: sorted(group, key=lambda run: int(run.config["seed"])) for key, group in groups.items()}
 
 
@@ -187,8 +197,7 @@ def training_work(config: dict[str, Any], classes: int, images: int) -> float:
     """Multiply-adds of the forward passes of a whole training."""
     backbone = {key: value for key, value in config["backbone"].items() if key != "pretrained"}
     sizes = config["sizes"].get("cycle") or config["sizes"]["uniform"]
-    levels = config["pooling"]["levels"]
-    levels = None if levels is None else tuple(levels)
+    levels = tuple(config["pooling"]["levels"] or (6,))  # without a pyramid: one grid of 6 x 6, at whatever size
     text = json.dumps(backbone, sort_keys=True)
     each = [multiply_adds(text, levels, config["hidden"], classes, side) for side in sizes]
     return sum(each) / len(each) * images * config["recipe"]["epochs"]

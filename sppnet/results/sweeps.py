@@ -160,10 +160,14 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     }
     page.text("Views: " + "; ".join(protocol_lines(tested)) + ".")
     page.heading("Errors")
+    page.text("Intervals are over images only (Wilson).")
     page.table(*errors_table(tested))
     if len(runs) > 1:
         page.heading("On the same images")
-        page.text("Gain: how much lower the top-1 error is than that of the first. p: McNemar's exact test, two-sided.")
+        page.text(
+            "Gain: how much lower the top-1 error is than that of the first. p: McNemar's exact test, two-sided. Both "
+            "are over images only: they compare these trained networks, and other training runs may differ more."
+        )
         page.table(*comparisons_table(tested))
     return page
 
@@ -177,7 +181,10 @@ def classes_page(run: Run) -> Page:
         )
     for views, scores in run.scores.items():
         classes = scores.about["classes"]
-        page.heading(f"{views}: top-1 error {error_text(wrong(scores))} % of {len(scores.labels):,} images")
+        page.heading(
+            f"{views}: top-1 error {error_text(wrong(scores))} % of {len(scores.labels):,} images "
+            "(95 % interval over images only)"
+        )
         page.table(*classes_table(scores, classes))
         picture = confusion_picture(confusion_matrix(scores), classes)
         page.figure(picture, f"confusion matrix of {len(classes)} classes")

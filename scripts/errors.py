@@ -140,9 +140,9 @@ def _is_timm_model(name: str) -> bool:
 
 def no_such_key(key: str) -> str:
     """What to say about an override of a key that this command's configuration does not have."""
-    if options := choices(key):
-        return f"{key}: must be one of {', '.join(options)}"
     config = _configuration_here()
+    if key in config.hydra.runtime.choices:
+        return f"{key}: must be one of {', '.join(choices(key))}"
     section, _, leaf = key.rpartition(".")
     parent = OmegaConf.select(config, section) if section else config
     if parent is None:
@@ -172,6 +172,8 @@ def no_such_option(option: str, value: str | None) -> str:
 def check_grammar(override: str) -> None:
     """ValueError, with words to type, for an override that Hydra cannot parse."""
     parser = OverridesParser.create()
+    if not override.partition("=")[0].strip("+~"):
+        raise ValueError(f"{override}: must be KEY=VALUE")
     try:
         parser.parse_override(override)
     except HydraException as error:
@@ -183,7 +185,7 @@ def check_grammar(override: str) -> None:
             parser.parse_override(quoted)
         except HydraException:
             quoted = ""
-        if quoted and not re.search(r"""[]["'(){}$]""", value):
+        if quoted and re.search(r"""[^\w\s/+.$%*@?|:,=()[\]{}'"\\-]|[^\x00-\x7f]""", value):
             raise ValueError(f'{override}: a value with such letters needs quotes: "{quoted}"') from error
         raise ValueError(f"{override}: cannot be read as KEY=VALUE; check its brackets and quotes") from error
 

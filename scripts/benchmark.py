@@ -1,5 +1,10 @@
 """Measures training and testing on this machine, stage by stage: python scripts/benchmark.py --help."""
 
+if __name__ == "__main__":  # before the imports below, which take a second
+    from startup import prepare_process
+
+    prepare_process()
+
 import json
 import sys
 from functools import partial
@@ -8,7 +13,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import bound, one_line_job, plain, run_main
+from command_line import bound, one_line_job, plain, resolved, run_main
 from train import build_network, read_parts
 
 WORDS = ("references", "--json")  # that Hydra does not know
@@ -18,14 +23,20 @@ def main(words: set[str]) -> None:
     @hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
     def job(config: DictConfig) -> None:
         with one_line_job("nothing was changed"):
-            OmegaConf.resolve(config)
-            for key in ("seconds", "rounds"):
-                if not isinstance(config[key], int | float) or not config[key] > 0:
-                    raise ValueError(f"{key}={config[key]}: must be a number above 0")
+            config = resolved(config)
+            check(config)
             page, records = (references if "references" in words else stages)(config)
             print(json.dumps(records, indent=2) if "--json" in words else page.markdown())
 
     job()
+
+
+def check(config: DictConfig) -> None:
+    """Raises what is wrong with the settings of the measurements."""
+    for key, kinds in (("seconds", int | float), ("rounds", int)):
+        if not isinstance(config[key], kinds) or not 0 < config[key] <= 1e6:
+            kind = "whole number" if kinds is int else "number"
+            raise ValueError(f"{key}={config[key]}: must be a {kind} above 0, at most 1000000")
 
 
 def references(config: DictConfig) -> tuple[Any, Any]:
@@ -67,6 +78,10 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     from sppnet.datasets import open_data
     from sppnet.records import environment
 
+    protocols = {}
+    for name, section in config.views.items():
+        pixels = OmegaConf.create(in_pixels(plain(section), parts.crop_side))
+        protocols[name] = ViewProtocol(**bound(pixels, ViewProtocol, f"views.{name}."))
     data = open_data(parts.source, **parts.data_options)
 
     def build() -> Any:
@@ -81,10 +96,6 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     found += device_stages(training, device, precision(parts.machine) == "bf16-mixed", compiled, config.seconds)
     expected = min(stage.images_per_second for stage in found if stage.where != "one core")
     found += end_to_end(training, expected, 3 * config.seconds)
-    protocols = {}
-    for name, section in config.views.items():
-        pixels = OmegaConf.create(in_pixels(plain(section), parts.crop_side))
-        protocols[name] = ViewProtocol(**bound(pixels, ViewProtocol, f"views.{name}."))
     hardware = Hardware(accelerator=device.type)
     found += view_stages(build().to(device).eval(), training, protocols, hardware, config.seconds)
     verdict = judge(training, found)

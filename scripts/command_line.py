@@ -1,37 +1,72 @@
-"""From a composed Hydra config to checked plain values, and from errors to one line on the terminal."""
+"""From the command line to a composed configuration, and from that to checked plain values."""
 
+import argparse
 import dataclasses
-import difflib
 import hashlib
+import importlib
 import inspect
 import json
 import os
 import re
+import shutil
 import socket
 import sys
 import time
+import traceback
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tqdm import tqdm
 
+from errors import (
+    CONFIGS,
+    allowed_keys,
+    before_job_error,
+    check_grammar,
+    choices,
+    configuration_errors,
+    is_before_job,
+    no_such_option,
+    one_line,
+    one_line_errors,
+    wants_traceback,
+)
 from sppnet.names import printable
+from startup import interrupt_by_exception
 
-# Threads that spin while they wait for each other take the cores from loader processes and other programs: on two busy
-# cores, training fell from 540 to 16 images/s with spinning, to 390 without. Read when torch is loaded, and inherited.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+def groups_of(config_name: str) -> dict[str, list[str]]:
+    """The groups that a command's configuration is composed of, each with its choices."""
+    groups: dict[str, list[str]] = {}
+    for entry in yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))["defaults"]:
+        if isinstance(entry, str):
+            groups |= groups_of(entry) if entry != "_self_" else {}
+        else:
+            groups |= {group: choices(group) for group in entry if choices(group)}
+    return groups
+
+
+# For the help of each command; Hydra's $APP_CONFIG_GROUPS lists the groups of all commands.
+OmegaConf.register_new_resolver(
+    "groups_of",
+    lambda name: "\n".join(f"{group}: {', '.join(found)}" for group, found in groups_of(name).items()),
+    replace=True,
+)
 
 # What changes the outcome of a run, and so names its directory.
 OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed")
@@ -61,19 +96,27 @@ def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[st
     }
     for key in map(str, section):
         if key not in parameters:
-            raise ValueError(f"{prefix}{key}: no such key; {_allowed(key, parameters)}")
+            raise ValueError(f"{prefix}{key}: no such key; {allowed_keys(prefix, key, list(parameters), section)}")
     missing = [name for name, p in parameters.items() if p.default is p.empty and name not in section]
     if missing:
         raise ValueError(f"{prefix}{missing[0]}: missing; give it as {prefix}{missing[0]}=VALUE")
     hints = _type_hints(target)
-    schema = dataclasses.make_dataclass("Section", [(str(key), hints[str(key)]) for key in section])
+    return {str(key): _converted(section, str(key), hints[str(key)], prefix) for key in section}
+
+
+def _converted(section: DictConfig, key: str, hint: Any, prefix: str) -> Any:
+    """The value of one key as plain Python of the type that `hint` says."""
+    schema = OmegaConf.structured(dataclasses.make_dataclass("Section", [(key, hint)]))
     try:
-        plain = OmegaConf.to_container(OmegaConf.merge(OmegaConf.structured(schema), section), throw_on_missing=True)
+        merged = OmegaConf.merge(schema, OmegaConf.masked_copy(section, [key]))
+        value = OmegaConf.to_container(merged, throw_on_missing=True)[key]  # type: ignore[call-overload,index]
     except MissingMandatoryValue as error:
         raise ValueError(f"{prefix}{error.full_key}: missing; give it as {prefix}{error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
-        raise ValueError(f"{prefix}{error.full_key}: {str(error.msg).splitlines()[0]}") from error
-    return typing.cast("dict[str, Any]", plain)
+        raise ValueError(f"{prefix}{error.full_key or key}: {str(error.msg).splitlines()[0]}") from error
+    if value == "":
+        raise ValueError(f"{prefix}{key}: empty; give it as {prefix}{key}=VALUE, or leave it out")
+    return value
 
 
 def bound_choice(
@@ -83,7 +126,7 @@ def bound_choice(
     if not isinstance(section, DictConfig) or key not in section:
         raise ValueError(f"{prefix}{key}: missing; must be one of {', '.join(choices)}")
     choice = section[key]
-    if choice not in choices:
+    if not isinstance(choice, str) or choice not in choices:
         raise ValueError(f"{prefix}{key}={choice}: must be one of {', '.join(choices)}")
     options = OmegaConf.masked_copy(section, [str(name) for name in section if name != key])
     return choice, bound(options, choices[choice], prefix)
@@ -93,11 +136,6 @@ def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(target) and not dataclasses.is_dataclass(target):
         return typing.get_type_hints(target.__init__)
     return typing.get_type_hints(target)
-
-
-def _allowed(key: str, names: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(names)}"
 
 
 def run_directory(config: DictConfig) -> tuple[Path, dict[str, Any]]:
@@ -201,76 +239,133 @@ def sole_training(run: Path) -> Iterator[None]:
             file.truncate(0)
 
 
+@contextmanager
+def removed_if_nothing_is_saved(run: Path, *, is_new: bool, folder_is_new: bool) -> Iterator[None]:
+    """Around training that holds the lock of `run`: an error before the first checkpoint leaves no new directory."""
+    try:
+        yield
+    except Exception:
+        if is_new and not any(run.glob("checkpoints/*.ckpt")):
+            shutil.rmtree(run)
+            if folder_is_new:
+                with suppress(OSError):  # other runs are in it by now
+                    run.parent.rmdir()
+        raise
+
+
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """What is wrong with the command becomes one line on stderr and exit code 2.
-
-    HYDRA_FULL_ERROR=1 shows the traceback instead.
-    """
-    try:
-        yield
-    except Exception as error:
-        if _wants_traceback() or not _can_be_mended(error):
-            raise
-        print(f"error: {printable(_one_line(error))}", file=sys.stderr)
-        sys.exit(2)
-
-
 def run_main(main: Callable[[], Any]) -> None:
-    """Calls a function made by `hydra.main`."""
-    if not _wants_traceback():
+    """Calls a function made by `hydra.main`. Whatever is wrong with the command becomes one line and exit code 2."""
+    if not wants_traceback():
         # Hydra prints errors over many lines, unless it is told to raise them. Children inherit what it is told.
         os.environ |= {"HYDRA_FULL_ERROR": "1", "SPPNET_ONE_LINE": "1"}
-    # Launchers such as submitit start jobs from elsewhere, where this folder is not on the path.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
-    with one_line_errors():
-        main()
+    with one_line_command():
+        sys.argv[1:] = checked_arguments(sys.argv[1:])
+        try:
+            main()
+        except Exception as error:
+            if wants_traceback() or not is_before_job(error):
+                raise
+            raise before_job_error(error) from error
 
 
-def _wants_traceback() -> bool:
-    return os.environ.get("HYDRA_FULL_ERROR") == "1" and "SPPNET_ONE_LINE" not in os.environ
+@contextmanager
+def one_line_command() -> Iterator[None]:
+    """Around a whole command: as `one_line_errors`, and Ctrl-C becomes one line and exit code 130."""
+    try:
+        with one_line_errors():
+            yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        options = error.options or sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-        return f"{group}={choice}: must be one of {', '.join(options)}"
-    if isinstance(error, HydraException) and (match := re.match(r"Could not override '([\w.]+)'", str(error))):
-        section, _, key = match[1].rpartition(".")
-        keys = _keys(section)
-        if not keys:
-            return f"{section}: no such section; {_allowed(section, sorted(_keys('')))}"
-        if key in keys:
-            return f"{match[1]}: the chosen {section} has no such key"
-        return f"{match[1]}: no such key; {_allowed(key, sorted(keys))}"
-    if isinstance(error, HydraException) and (
-        match := re.search(r"parsing override '(.*)'\nmissing EQUAL", str(error))
-    ):
-        return f"{match[1]}: must be KEY=VALUE"
-    if isinstance(error, yaml.YAMLError):
-        return " ".join(line.strip() for line in str(error).splitlines())
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return " ".join(line.strip() for line in str(error).splitlines()[:2])
-    if str(error).startswith("Caught ") and "Original Traceback" in str(error):  # by torch, in a loader process
-        return re.split(rf"^(?:\w+\.)*{type(error).__name__}: ", str(error), flags=re.MULTILINE)[-1].strip()
-    return str(error)
+def checked_arguments(arguments: list[str]) -> list[str]:
+    """The words of the command line, options first, with ~/ spelled out.
+
+    Raises ValueError for an option that does not exist and for an override that Hydra cannot parse.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        known, unknown = parser.parse_known_intermixed_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    if unknown:
+        following = arguments[arguments.index(unknown[0]) + 1 :]
+        raise ValueError(no_such_option(unknown[0], next((word for word in following[:1] if "=" not in word), None)))
+
+    if known.experimental_rerun is not None:
+        raise ValueError("--experimental-rerun: not supported, because it runs code from the file; give the overrides")
+    options = list(arguments)
+    for override in known.overrides:
+        options.remove(override)
+    overrides = [with_home(override) for override in known.overrides]
+    for override in overrides:
+        check_grammar(override)
+    return [*options, *overrides]
 
 
-def _keys(section: str) -> set[str]:
-    """What stands in a section of the configurations, whichever is chosen; "": in their roots."""
-    parts = [OmegaConf.load(file) for file in (CONFIGS / section).glob("*.yaml")]
-    if section:
-        parts += [OmegaConf.select(OmegaConf.load(file), section) for file in CONFIGS.glob("*.yaml")]
-    keys = {str(key) for part in parts if isinstance(part, DictConfig) for key in part}
-    groups = set() if section else {path.name for path in CONFIGS.iterdir() if path.is_dir()}
-    return (keys | groups) - {"defaults", "hydra"}
+def with_home(override: str) -> str:
+    """An override with ~/ spelled out: bash leaves that of data.root=~/images to the command, and Hydra refuses it."""
+    return re.sub(r"(?<=[=,[])~(?=[/,\]]|$)", str(Path.home()), override)
+
+
+def resolved(config: DictConfig) -> DictConfig:
+    """The configuration without interpolations, and with ~/ spelled out. Raises ValueError for what has no value."""
+    with configuration_errors():
+        return OmegaConf.create(_without_tilde(OmegaConf.to_container(config, resolve=True)))
+
+
+def _without_tilde(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tilde(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_tilde(inner) for inner in value]
+    return os.path.expanduser(value) if isinstance(value, str) and re.match("~(/|$)", value) else value
+
+
+class SweepCheck(Callback):
+    """Checks all jobs of a sweep (-m) before the first one runs, where Hydra's basic sweeper lists them.
+
+    Args:
+        script: the module whose `check` takes the configuration of a job, and raises what is wrong with it.
+    """
+
+    def __init__(self, script: str) -> None:
+        self.script = script
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        # A sweeper such as Optuna's chooses each job by the results of those before.
+        if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
+            return
+        try:
+            with one_line_errors():
+                check_jobs(config, str(kwargs["config_name"]), importlib.import_module(self.script).check)
+        except Exception as error:
+            traceback.print_exception(error)  # because Hydra only warns of errors in here, and goes on
+            sys.exit(1)
+
+
+def check_jobs(config: DictConfig, config_name: str, check: Callable[[DictConfig], None]) -> None:
+    """Composes and checks every job of a sweep. Raises ValueError naming the overrides of the first wrong one."""
+    words = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    words += config.hydra.overrides.task
+    overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
+    jobs = [job for batch in BasicSweeper.split_arguments(overrides, None) for job in batch]
+    if not jobs:
+        raise ValueError(f"{' '.join(words)}: a sweep of no jobs; a pattern or range in it matches nothing")
+    for number, job in enumerate(jobs, start=1):
+        try:
+            with configuration_errors():
+                check(resolved(compose(config_name, list(job))))
+        except Exception as error:
+            raise ValueError(f"{one_line(error)} (job {number} of {len(jobs)}: {' '.join(job)})") from error
 
 
 def in_sweep() -> bool:
@@ -284,6 +379,7 @@ def one_line_job(after_interrupt: str) -> Iterator[None]:
 
     In a sweep errors pass, so that Hydra runs the other jobs and says which one failed.
     """
+    interrupt_by_exception()
     # tqdm writes above a progress bar, if there is one.
     warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {printable(str(message))}", file=sys.stderr)
     try:
@@ -295,12 +391,3 @@ def one_line_job(after_interrupt: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"interrupted; {after_interrupt}", file=sys.stderr)
         sys.exit(130)
-
-
-def _can_be_mended(error: Exception) -> bool:
-    """Whether an error speaks of what the user gave, rather than of the code."""
-    # Lightning's, for a GPU where there is none, say; by name, because importing Lightning takes seconds.
-    misconfigured = type(error).__name__ == "MisconfigurationException"
-    return misconfigured or isinstance(
-        error, (ValueError, OSError, yaml.YAMLError, OmegaConfBaseException, HydraException)
-    )

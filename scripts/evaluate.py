@@ -1,5 +1,10 @@
 """Tests trained networks by the paper's protocols: python scripts/evaluate.py --help."""
 
+if __name__ == "__main__":  # before the imports below, which take a second
+    from startup import prepare_process
+
+    prepare_process()
+
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -10,20 +15,31 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from command_line import (
-    CONFIGS,
     bound,
     bound_choice,
     content_hash,
     one_line_job,
     plain,
+    resolved,
     run_main,
 )
+from errors import CONFIGS
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="evaluate")
 def main(config: DictConfig) -> None:
     with one_line_job("the same command resumes with the images that are left"):
-        evaluate(config)
+        evaluate(resolved(config))
+
+
+def check(config: DictConfig) -> None:
+    """Raises what is wrong with a resolved configuration. Opens no data."""
+    from sppnet.classify.evaluator import Hardware
+
+    bound(config, settings)
+    Hardware(**bound(config.hardware, Hardware, "hardware."))
+    for path in find_runs(config.run):
+        read_tested_run(config, path)
 
 
 def settings(
@@ -53,7 +69,6 @@ class TestedRun(NamedTuple):
 
 
 def evaluate(config: DictConfig) -> None:
-    OmegaConf.resolve(config)
     bound(config, settings)
     paths = find_runs(config.run)
     if config.scores and len(paths) > 1:

@@ -1,19 +1,31 @@
 """Makes a store to train from at full speed: python scripts/prepare_data.py --help."""
 
+if __name__ == "__main__":  # before the imports below, which take a second
+    from startup import prepare_process
+
+    prepare_process()
+
 from pathlib import Path
 from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from command_line import bound, bound_choice, one_line_job, run_main
+from command_line import bound, bound_choice, one_line_job, resolved, run_main
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_data")
 def main(config: DictConfig) -> None:
     with one_line_job("the same command goes on after the last finished shard"):
-        OmegaConf.resolve(config)
-        prepare_data(**bound(config, settings))
+        prepare_data(**bound(resolved(config), settings))
+
+
+def check(config: DictConfig) -> None:
+    """Raises what is wrong with a resolved configuration. Opens no data."""
+    from sppnet.datasets import DATA_SOURCES
+
+    bound(config, settings)
+    bound_choice(config.data, "source", DATA_SOURCES, "data.")
 
 
 def settings(
@@ -31,15 +43,14 @@ def prepare_data(
     from sppnet.folders import ILSVRC_2012
     from sppnet.prepare import Settings, prepare, report_text
 
+    stored_as = Settings(short_side, quality)
     source, options = bound_choice(OmegaConf.create(data), "source", DATA_SOURCES, "data.")
     images = without_images(open_data(source, **options), exclude)
     print(f"{source}: {len(images.train):,} + {len(images.val):,} images of {len(images.classes)} classes", flush=True)
     found = (len(images.train), len(images.val))
     if source == "imagenet" and found != ILSVRC_2012:
         print("warning: ILSVRC 2012 has {:,} + {:,} images".format(*ILSVRC_2012))
-    report = prepare(
-        images, Path(out), Settings(short_side, quality), workers=core_count() if workers is None else workers
-    )
+    report = prepare(images, Path(out), stored_as, workers=core_count() if workers is None else workers)
     print(report_text(report))
     print(f"written: {out}; train from it with data=prepared data.root={out}")
 

@@ -13,13 +13,21 @@ runs=runs              folders of runs, run directories, or patterns of them: ru
 out=runs/tables        where WHAT.md and WHAT.html are written
 """
 
+if __name__ == "__main__":  # before the imports below, which take a second
+    from startup import prepare_process
+
+    prepare_process()
+
 import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
-from command_line import bound, one_line_errors
+from command_line import bound, one_line_command, resolved, with_home
+from errors import check_grammar, configuration_errors
+from startup import interrupt_by_exception
 
 PAPER_TABLES = ("table2", "table3", "table4")
 CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "compare", "classes")
@@ -27,7 +35,12 @@ CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "compare", "classes")
 
 def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
     """The arguments of the command line."""
-    return [runs] if isinstance(runs, str) else list(runs), Path(out)
+    patterns = [runs] if isinstance(runs, str) else runs
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
+        raise ValueError(
+            f"runs={'null' if runs is None else runs}: must be a folder, a pattern, or a list of them: runs=[A,B]"
+        )
+    return patterns, Path(out)
 
 
 def main(arguments: list[str]) -> None:
@@ -37,9 +50,9 @@ def main(arguments: list[str]) -> None:
     what, *rest = arguments
     if what not in CHOICES:
         raise ValueError(f"{what}: must be one of {', '.join(CHOICES)}")
-    if malformed := [word for word in rest if "=" not in word]:
+    if malformed := [word for word in rest if "=" not in word or word.startswith("-")]:
         raise ValueError(f"{malformed[0]}: must be runs=PATTERN or out=FOLDER")
-    patterns, out = settings(**bound(OmegaConf.from_dotlist(rest), settings))
+    patterns, out = settings(**bound(_configuration(rest), settings))
     # Imported here because torch takes a second, and --help should not.
     from sppnet.results.runs import read_runs
 
@@ -48,6 +61,17 @@ def main(arguments: list[str]) -> None:
         page = page_of(name, runs)
         print(page.markdown())
         print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
+
+
+@configuration_errors()
+def _configuration(words: list[str]) -> DictConfig:
+    """The words as a configuration, read as those of the other commands."""
+    config = OmegaConf.create()
+    for word in map(with_home, words):
+        check_grammar(word)
+        override = OverridesParser.create().parse_override(word)
+        OmegaConf.update(config, override.key_or_group, override.value())
+    return resolved(config)
 
 
 def page_of(name: str, runs: list[Any]) -> Any:
@@ -64,5 +88,6 @@ def page_of(name: str, runs: list[Any]) -> Any:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_command():
+        interrupt_by_exception()
         main(sys.argv[1:])

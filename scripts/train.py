@@ -1,15 +1,20 @@
 """Trains an SPP-net classifier: python scripts/train.py --help."""
 
+if __name__ == "__main__":  # before the imports below, which take a second
+    from startup import prepare_process
+
+    prepare_process()
+
 import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from command_line import (
     bound,
@@ -17,19 +22,35 @@ from command_line import (
     claim_run_directory,
     in_sweep,
     one_line_job,
+    removed_if_nothing_is_saved,
+    resolved,
     run_directory,
     run_main,
     sole_training,
 )
+from errors import configuration_errors
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> float:
     """The top-1 error, a fraction: what a sweeper such as Optuna's minimizes."""
     with one_line_job("the same command goes on from its last checkpoint, if there is one"):
-        OmegaConf.resolve(config)
+        config = resolved(config)
         bound(config, settings)
         return train(config)
+
+
+def check(config: DictConfig) -> None:
+    """Raises what is wrong with a resolved configuration. Opens no data, makes no weights and writes nothing."""
+    import torch
+
+    bound(config, settings)
+    config = config.copy()
+    if "pretrained" in config.backbone:
+        config.backbone.pretrained = False  # downloads nothing
+    with torch.device("meta"):
+        read_parts(config)
+    run_directory(config)
 
 
 def settings(
@@ -67,6 +88,7 @@ class Parts(NamedTuple):
     data_options: dict[str, Any]
 
 
+@configuration_errors()
 def read_parts(config: DictConfig) -> Parts:
     """The sections of the configuration as objects and plain values. Opens no data."""
     # Imported here because torch takes seconds, and --help should not.
@@ -130,6 +152,7 @@ def train(config: DictConfig) -> float:
     from sppnet.datasets import open_data
     from sppnet.records import read_result, result_text
 
+    config.data = {"source": parts.source, **parts.data_options}  # data.root=2012 is a name, not a number
     run, outcome = run_directory(config)
     result = read_result(run)
     if result is None:
@@ -143,6 +166,7 @@ def train(config: DictConfig) -> float:
         from sppnet.classify.training import train_classifier
 
         network = build_network(parts, config.hidden, data.classes)
+        new = {"is_new": not run.exists(), "folder_is_new": not run.parent.exists()}
         claim_run_directory(run, outcome)
         if is_first_process():
             print(
@@ -157,7 +181,10 @@ def train(config: DictConfig) -> float:
             ]
             for note in filter(None, notes):
                 print(f"note: {note}", flush=True)
-        with sole_training(run) if is_first_process() else nullcontext():
+        with ExitStack() as stack:
+            if is_first_process():
+                stack.enter_context(sole_training(run))
+                stack.enter_context(removed_if_nothing_is_saved(run, **new))
             result = train_classifier(
                 network,
                 data,

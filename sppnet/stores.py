@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def _naming(place: str) -> Iterator[None]:
         raise ValueError(f"{place}: cannot be read ({_first_line(error)})") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -144,6 +145,9 @@ def _library(source: str) -> Any:
         import datasets
     except ImportError as error:
         raise ValueError(f"the source {source} needs the package datasets: pip install sppnet[hub]") from error
+    # What it reports of errors is in its exceptions too, and its bars are of files that we do not name.
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(logging.CRITICAL)
     return datasets
 
 
@@ -178,17 +182,44 @@ def _load_split(name: str, config: str | None, data_files: dict[str, str] | None
     if Path(name, "state.json").is_file():
         raise ValueError(f"{name}: found one data set without splits, expected a saved DatasetDict")
     if not Path(name, "dataset_dict.json").is_file():
-        try:
-            return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
-        except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
-            raise ValueError(f"{name}: {_first_line(error)} (s3: pip install sppnet[remote])") from error
-        except (ValueError, OSError) as error:  # no such name, config or split, or no network
-            raise ValueError(f"{name}: {_first_line(error)}") from error
+        # With `data_files` a name without a slash is a format, for which nobody is asked.
+        is_local = Path(name).exists() or (data_files is not None and "/" not in name)
+        with nullcontext() if is_local else _cached_if_unreachable(name):
+            try:
+                return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
+            except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
+                raise ValueError(f"{name}: {_first_line(error)} (s3: pip install sppnet[remote])") from error
+            except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+                cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+                raise ValueError(f"{name}: {_first_line(cause)}") from error
     with _naming(name):
         splits = datasets.load_from_disk(name)
     if split not in splits:
         raise ValueError(f"{name}: found the splits {listing(list(splits))}, expected {split}")
     return splits[split]
+
+
+@contextmanager
+def _cached_if_unreachable(name: str) -> Iterator[None]:
+    """Where the Hub does not answer, keeps `datasets` from asking it for `name`: then only its cache is read.
+
+    By itself it asks six times, which takes 25 seconds.
+    """
+    import datasets
+    import huggingface_hub
+
+    before = datasets.config.HF_HUB_OFFLINE
+    try:
+        if not before:
+            huggingface_hub.HfApi().dataset_info(name, timeout=10)
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError):
+        pass  # The Hub answers, or the name is none: `datasets` says more about it.
+    except Exception:  # of the HTTP library, which is not the same in all releases
+        datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _stored_images(

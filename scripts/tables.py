@@ -6,6 +6,7 @@ table2 table3 table4   the paper's classification tables, paper beside ours wher
 all                    those three
 sweep                  error against the pyramid, for runs that differ in pooling.levels and seed
 scales                 error against the test scale, for runs tested with scales=[...]
+views                  how close every protocol's scores come to those of ten_crop, for the same runs
 compare                runs on the same images: paired tests against the first, and their combination
 classes                errors by class and confusion matrix of one run
 
@@ -30,7 +31,7 @@ from errors import check_grammar, configuration_errors
 from startup import interrupt_by_exception
 
 PAPER_TABLES = ("table2", "table3", "table4")
-CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "compare", "classes")
+CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "views", "compare", "classes")
 
 
 def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
@@ -76,7 +77,7 @@ def _configuration(words: list[str]) -> DictConfig:
 
 def page_of(name: str, runs: list[Any]) -> Any:
     from sppnet.results.paper import table_page
-    from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page
+    from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page, views_page
 
     if name in PAPER_TABLES:
         return table_page(name, runs)
@@ -84,7 +85,8 @@ def page_of(name: str, runs: list[Any]) -> Any:
         if len(runs) != 1:
             raise ValueError(f"runs: classes is for one run, and these are {len(runs)}")
         return classes_page(runs[0])
-    return {"sweep": pyramid_page, "scales": scales_page, "compare": comparison_page}[name](runs)
+    pages = {"sweep": pyramid_page, "scales": scales_page, "views": views_page, "compare": comparison_page}
+    return pages[name](runs)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,12 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from sppnet.metrics import gain_interval
 from sppnet.records import Scores
 from sppnet.results.comparisons import (
+    check_same_images,
     classes_table,
     comparisons_table,
     confusion_matrix,
@@ -12,11 +16,14 @@ from sppnet.results.comparisons import (
     errors_table,
     percent,
     protocol_lines,
+    signed,
     wrong,
 )
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, confusion_picture, error_curves, error_dots
 from sppnet.results.runs import VARIANTS, Run, grouped, parameters
+
+REFERENCE_VIEWS = "ten_crop"
 
 
 def pyramid_page(runs: Sequence[Run]) -> Page:
@@ -170,6 +177,53 @@ def comparison_page(runs: Sequence[Run]) -> Page:
         )
         page.table(*comparisons_table(tested))
     return page
+
+
+def views_page(runs: Sequence[Run]) -> Page:
+    """How close the scores of every protocol come to those of the ten crops, for the same trained networks."""
+    page = Page(f"Views against {REFERENCE_VIEWS}")
+    page.text(
+        f"How far the mean softmax scores p of other views are from the scores q of `{REFERENCE_VIEWS}` by the same "
+        "networks. Divergence: sum of q log(q / p) over the classes (Kullback and Leibler), mean over images. Same "
+        "top-1: images whose highest score is that of the same class. Gain: how much lower the top-1 error is, with "
+        "its 95 % interval over images and runs, or over images only for one run. Means over seeds."
+    )
+    for group in grouped(runs).values():
+        tested = [run for run in group if REFERENCE_VIEWS in run.scores]
+        names = list(dict.fromkeys(views for run in tested for views in run.scores if views != REFERENCE_VIEWS))
+        rows = [_closeness(views, [run for run in tested if views in run.scores]) for views in names]
+        if rows:
+            page.heading(f"{VARIANTS.get(group[0].variant or '', _pyramid_text(group[0]))}: {group[0].setting_text()}")
+            page.table(["views", "seeds", "divergence", "same top-1 in %", "top-1 error", "gain"], rows)
+    if len(page.blocks) == 1:
+        raise ValueError(
+            f"these runs were not tested by {REFERENCE_VIEWS} and other views; do it with "
+            f"python scripts/evaluate.py run=RUN views=[{REFERENCE_VIEWS},ten_crop_maps]"
+        )
+    return page
+
+
+def _closeness(views: str, runs: Sequence[Run]) -> list[str]:
+    from scipy.special import rel_entr
+
+    pairs = [(run.scores[REFERENCE_VIEWS], run.scores[views]) for run in runs]
+    divergences, agreements = [], []
+    for reference, other in pairs:
+        check_same_images(reference, other)
+        q, p = (scores.scores.astype(float) for scores in (reference, other))
+        # Scores below float32's smallest number are 0, and would be infinitely far from any other.
+        divergences.append(rel_entr(q, p.clip(np.finfo(np.float32).tiny)).sum(axis=1).mean())
+        agreements.append((q.argmax(axis=1) == p.argmax(axis=1)).mean())
+    baseline, errors = (np.stack([wrong(scores) for scores in side]) for side in zip(*pairs, strict=True))
+    gain = signed(float(baseline.mean() - errors.mean()), *gain_interval(baseline, errors, same_runs=True))
+    return [
+        views,
+        f"{len(runs)}",
+        f"{np.mean(divergences):.4f}",
+        percent(float(np.mean(agreements))),
+        _mean_text([float(one.mean()) for one in errors]),
+        gain,
+    ]
 
 
 def classes_page(run: Run) -> Page:

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from command_line import CONFIGS, claim_run_directory, run_directory
 from evaluate import find_runs
 from sppnet.metrics import gain_interval
 from sppnet.records import SCORING_RULES, Scores, write_scores
-from sppnet.results.paper import PAPER, TABLES, experiment_of, table_page
+from sppnet.results.paper import PAPER, TABLES, experiment_of, hydra_value, table_page
 from sppnet.results.runs import grouped, multiply_adds, parameters, read_runs, training_work
 from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page, views_page
 from test_views import SHIPPED, shipped
@@ -351,6 +354,19 @@ SETTINGS = [
      "data.data_files={train: 'x*.parquet'}", "sizes=random", "hidden=64"],
     ["experiment=table2_overfeat7_single", "data.root=/imagenet", "recipe.epochs=30"],
 ]  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab1 .$={}[],:'\"\\~/é", max_size=8))
+@example("${oc.env:HOME}")
+@example("null")
+@example("1e3")
+@example('\\"')
+@example("ends in \\")
+def test_hydra_reads_every_value_back(text):
+    for value in (text, [text, None, 0.5], {"key": text}):
+        override = OverridesParser.create().parse_override(f"key={hydra_value(value)}")
+        assert OmegaConf.to_container(OmegaConf.create({"key": override.value()}), resolve=True) == {"key": value}
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda words: words[0])

@@ -151,7 +151,7 @@ def table_page(name: str, runs: Sequence[Run]) -> Page:
 def _imagenet_root(runs: Sequence[Run]) -> str:
     """Where ImageNet is, as far as the runs know."""
     roots = [run.config["data"].get("root") for run in runs if run.on_imagenet]
-    return f"data.root={_hydra_value(roots[0])}" if roots else "data.root=PATH"
+    return f"data.root={hydra_value(roots[0])}" if roots else "data.root=PATH"
 
 
 def _paper_rows(spec: TableSpec) -> list[tuple[str, str, str]]:
@@ -316,7 +316,7 @@ def _to_finish(spec: TableSpec, group: list[Run]) -> list[str]:
     for run in group:
         missing = tuple(views for views, _ in _views_for(spec, group) if views not in run.scores)
         if run.result is None:
-            words = [f"run={_hydra_value(str(run.path))}", *_overrides(run.config), f"seed={run.config['seed']}"]
+            words = [f"run={hydra_value(str(run.path))}", *_overrides(run.config), f"seed={run.config['seed']}"]
             command = _code("python", "scripts/train.py", *words)
             lines.append(f"{label}, seed {run.config['seed']}, has not finished training: {command}")
         elif missing:
@@ -324,8 +324,8 @@ def _to_finish(spec: TableSpec, group: list[Run]) -> list[str]:
     for missing, several in untested.items():
         seeds = ", ".join(str(run.config["seed"]) for run in several)
         paths = [str(run.path) for run in several]
-        value = _hydra_value(paths[0] if len(paths) == 1 else paths)
-        command = _code("python", "scripts/evaluate.py", f"run={value}", f"views={_hydra_value(list(missing))}")
+        value = hydra_value(paths[0] if len(paths) == 1 else paths)
+        command = _code("python", "scripts/evaluate.py", f"run={value}", f"views={hydra_value(list(missing))}")
         lines.append(f"{label}, seed{'s' if len(several) > 1 else ''} {seeds}, by {', '.join(missing)}: {command}")
     return lines
 
@@ -374,7 +374,7 @@ def _name(sibling: Run, variant: str) -> list[str]:
     if sibling.on_imagenet:
         return [f"name={experiment_of(sibling.architecture, variant)}"]
     match = re.fullmatch(rf"(.+)_{sibling.variant}-seed\d+-[0-9a-f]+", sibling.path.name)
-    return [f"name={_hydra_value(f'{match[1]}_{variant}')}"] if match else []
+    return [f"name={hydra_value(f'{match[1]}_{variant}')}"] if match else []
 
 
 def _overrides(config: dict[str, Any]) -> list[str]:
@@ -389,20 +389,20 @@ def _overrides(config: dict[str, Any]) -> list[str]:
     for section, value in config.items():
         if isinstance(value, dict):
             keys = [key for key in value if key not in ("architecture", "source")]
-            words += [f"{section}.{key}={_hydra_value(value[key])}" for key in keys]
+            words += [f"{section}.{key}={hydra_value(value[key])}" for key in keys]
         elif section != "seed":
-            words.append(f"{section}={_hydra_value(value)}")
+            words.append(f"{section}={hydra_value(value)}")
     return words
 
 
-def _hydra_value(value: Any) -> str:
+def hydra_value(value: Any) -> str:
     """A plain value as Hydra reads it back from the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, dict):
-        return "{" + ",".join(f"{_hydra_value(key)}:{_hydra_value(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{hydra_value(key)}:{hydra_value(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(map(_hydra_value, value)) + "]"
+        return "[" + ",".join(map(hydra_value, value)) + "]"
     text = str(value)
     plain_text = re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII)
     if not isinstance(value, str) or (plain_text and text.lower() not in ("null", "true", "false", "nan", "inf")):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from references import local_response_norm_reference, within_channel_response_norm_reference
@@ -95,6 +96,46 @@ def test_blocks_of_images_and_of_rows_change_nothing(layer, layout, monkeypatch)
             assert a.is_contiguous(memory_format=layout)
 
 
+@pytest.fixture
+def blocks(monkeypatch):
+    """(images, rows) of every block that is summed over windows, in order."""
+    seen, pad = [], F.pad
+
+    def noting(values, reach):
+        seen.append((values.shape[0], values.shape[2]))
+        return pad(values, reach)
+
+    monkeypatch.setattr(F, "pad", noting)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("values", "images", "forward", "backward"),
+    [
+        (16, [1, 1, 1], [2, 3, 3, 3, 3, 2], [3, 4, 5, 5, 4, 3]),  # a row at a time
+        (48, [1, 1, 1], [4, 4], [5, 5]),  # three rows
+        (192, [2, 1], [6], [6]),  # two images
+    ],
+)
+def test_a_block_holds_its_values_and_the_rows_that_reach_into_them(
+    values, images, forward, backward, blocks, monkeypatch
+):
+    """Three images of 6 rows of 16 values: the next row counts for the result, the one behind it for the gradient."""
+    monkeypatch.setattr(normalization, "BLOCK_VALUES", values // torch.get_num_threads())
+    maps = activations(3, 2, 6, 8).requires_grad_()
+    result = WithinChannelResponseNorm()(maps)
+    assert blocks == [(count, rows) for count in images for rows in forward]
+    blocks.clear()
+    result.sum().backward()
+    assert blocks == [(count, rows) for count in images for rows in backward for _ in range(2)]  # two sums
+
+
+def test_across_channels_no_row_reaches_into_another(blocks, monkeypatch):
+    monkeypatch.setattr(normalization, "BLOCK_VALUES", 16)
+    LocalResponseNorm()(activations(1, 2, 4, 8))
+    assert blocks == [(1, 1)] * 4
+
+
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(layer, dtype):
@@ -167,6 +208,18 @@ def test_compiled_equals_eager(layer, layout):
     for a, e in zip(compiled, output_and_gradient(layer, maps, upstream), strict=True):
         assert a.is_contiguous(memory_format=layout)
         assert largest_error(a, e.double()) < 1e-6
+
+
+@pytest.mark.slow
+@BOTH
+def test_compiling_keeps_half_precision(layer):
+    maps, upstream = activations(2, 7, 5, 6).bfloat16(), activations(2, 7, 5, 6, seed=1).bfloat16()
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)  # no code is generated, which would take long
+    actual, expected = (output_and_gradient(which, maps, upstream) for which in (compiled, layer))
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert torch.equal(a, e)
 
 
 @pytest.mark.parametrize("kind", [LocalResponseNorm, WithinChannelResponseNorm])

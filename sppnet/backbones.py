@@ -327,7 +327,7 @@ class _TimmOutline:
         size = (height, width)
         if size not in self.shapes and size not in self.refusals:
             try:
-                maps = self.model(torch.empty(1, 3, *size, device=self.device))[-1]
+                maps = self.model(torch.zeros(1, 3, *size, device=self.device))[-1]
                 if maps.ndim != 4:
                     raise ValueError(f"it gives a tensor of shape {tuple(maps.shape)}")
                 self.shapes[size] = tuple(maps.shape)

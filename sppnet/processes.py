@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import sys
 import threading
 import traceback
@@ -75,10 +76,24 @@ def explained_loader_failures(setting: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        reason = _loader_failure(error, setting)
+        with _without_interruptions():
+            reason = _loader_failure(error, setting)
         if reason is None:
             raise
         raise OSError(reason) from error
+
+
+@contextmanager
+def _without_interruptions() -> Iterator[None]:
+    """Within it torch does not raise for a dead worker again, which it does wherever this process is at that moment."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 def _loader_failure(error: Exception, setting: str) -> str | None:

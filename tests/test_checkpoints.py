@@ -135,7 +135,7 @@ def test_a_validation_that_fails_keeps_its_epoch(data, whole, tmp_path):
             return (b"", 0, "a.jpg") if index == 4 else self.images[index]
 
     with pytest.raises(
-        ValueError, match=r"a\.jpg: the file is empty; mend it, or leave it out by prepare_data.py excl"
+        ValueError, match=r"a\.jpg: the file is empty; repair it, or leave it out by prepare_data.py excl"
     ):
         train(data._replace(val=Damaged(data.val, 0)), tmp_path)
     result = train(data, tmp_path)
@@ -471,7 +471,7 @@ def test_three_hundred_epochs_take_no_more_than_one_hundred(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [LAST, PREVIOUS]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert len(events.Scalars("val/top1_error_percent")) == 300
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
     left = [clock.split(":") for clock in (line.split()[-2] for line in lines)]
     assert all(60 * int(minutes) + int(seconds) < 300 for minutes, seconds in left)
     assert left[-1] == ["0", "00"]

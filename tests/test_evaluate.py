@@ -38,6 +38,13 @@ def make_run(run, root, *overrides, finished=True):
     if finished:
         result = {
             "top1_error": 0.5,
+            **dict.fromkeys(("top1_wrong", "top5_wrong"), 1),
+            "n": 2,
+            "num_classes": 2,
+            "training_images": 2,
+            "seconds": 1.0,
+            "hardware": "a CPU",
+            "history": [{"images_per_second": 1.0}],
             "data_fingerprint": data.fingerprint(),
             "validation_images": images_fingerprint(data.val, content_digests(data.val, "reading")),
         }
@@ -222,7 +229,7 @@ def test_protocols_at_other_scales(place, capsys):
         (["run=null"], "run=null: must be a run directory"),
         (["run=[1,2]"], "run=[1, 2]: must be a run directory"),
         (["run=[]"], "run=[]: must be a run directory"),
-        (["run=''"], "run=: must be a run directory"),
+        (["run=''"], "run: empty; give it as run=VALUE"),
         (["run={a: 1}"], "run={'a': 1}: must be a run directory"),
         (["run=run", "scales=[]"], "scales=[]: must name at least one shorter side"),
         (["run=run", "scales=[100000]", "views=[full]"], "scales=[100000]: must be from 1 to 4096 pixels"),

@@ -68,7 +68,8 @@ def test_an_evaluation_command_composes_and_fits_the_code(arguments):
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         config = compose("evaluate", [word for word in arguments if not word.startswith("-")] or ["run=x"])
     bound(config, evaluate.settings)
-    assert evaluate.read_protocols(config)
+    protocols, _ = evaluate.read_protocols(config, 224)
+    assert protocols
 
 
 @pytest.mark.parametrize("arguments", commands_of("tables"), ids=" ".join)

@@ -155,8 +155,8 @@ TRAIN = [
     # Sweeps: all jobs are checked before the first one runs.
     ("seed=0,1", "seed=0,1"),
     ("seed=range(3)", "seed=range(3)", "requires --multirun"),
-    ("-m seed=0,-1", "seed=-1: must be at least 0 (job 2 of 2: seed=-1)"),
-    ("seed=-1 -m", "seed=-1: must be at least 0 (job 1 of 1: seed=-1)"),
+    ("-m seed=0,-1", "seed=-1: must be from 0 to 2**63 - 1 (job 2 of 2: seed=-1)"),
+    ("seed=-1 -m", "seed=-1: must be from 0 to 2**63 - 1 (job 1 of 1: seed=-1)"),
     ("seed=0 -m recipe.epochs=0", "recipe.epochs=0: must be at least 1 (job 1 of 1: seed=0 recipe.epochs=0)"),
     ("hydra.mode=MULTIRUN seed=0,-1", "(job 2 of 2: seed=-1)"),
     ("-m hidden=16,none", "hidden: Value 'none'", "(job 2 of 2: hidden=none)"),
@@ -246,8 +246,16 @@ TRAIN = [
     ("pooling=none sizes.cycle=[224,180]", "use sizes=single, or sizes.cycle=[224]"),
     ("sizes.cycle=[20] backbone=convnet5", "20 pixels are too few for this backbone"),
     ("sizes.cycle=[100000]", "sizes=[100000]: must be one or more sides in pixels, from 1 to 4096"),
-    ("data=folder data.root=images pooling.levels=[100000]", "levels=[100000]", "at most 1,000,000,000"),
-    ("data=folder data.root=images hidden=1000000000", "hidden=1000000000", "at most 1,000,000,000"),
+    (
+        "data=folder data.root=images recipe.batch_size=6 pooling.levels=[100000]",
+        "levels=[100000]",
+        "at most 1,000,000,000",
+    ),
+    (
+        "data=folder data.root=images recipe.batch_size=6 hidden=1000000000",
+        "hidden=1000000000",
+        "at most 1,000,000,000",
+    ),
     ("backbone.width=inf", "width=inf: must be above 0 and at most 8"),
     ("backbone.width=nan", "width=nan: must be above 0 and at most 8"),
     (
@@ -298,13 +306,22 @@ TRAIN = [
     ("data=hub data.name=images data.train_split=x", 'images: Unknown split "x"'),
     # Found when the trainer is built; the run directory is gone again.
     ("data=folder data.root=images recipe.batch_size=2 trainer=cpu trainer.devices=99", "99"),
-    ("data=folder data.root=images sizes=random trainer.compile=true", "trainer.compile=true: this run trains at"),
+    (
+        "data=folder data.root=images recipe.batch_size=6 sizes=random trainer.compile=true",
+        "trainer.compile=true: this run trains at",
+    ),
     ("data.train=-1", "train=-1"),
     # Where the run would be.
     ("name=../x", "name=../x: may hold letters, digits, dots, dashes and underscores only"),
     ("name=${oc.env:HOME}", "may hold letters, digits"),
-    ("data=folder data.root=images run=images", "images: found train, val, expected a new folder or a run directory"),
-    ("data=folder data.root=images run=file", "file: found a file, expected a new folder or a run directory"),
+    (
+        "data=folder data.root=images recipe.batch_size=6 run=images",
+        "images: found train, val, expected a new folder or a run directory",
+    ),
+    (
+        "data=folder data.root=images recipe.batch_size=6 run=file",
+        "file: found a file, expected a new folder or a run directory",
+    ),
     ("data=folder data.root=images recipe.batch_size=6 runs=file", "file", "Not a directory"),
 ]
 
@@ -325,11 +342,11 @@ EVALUATE = [
     ("run=run views=[center] hardware.megapixels=0", "hardware.megapixels=0"),
     ("run=run views=[center] hardware.accelerator=gpu", "hardware.accelerator=gpu: torch finds no GPU"),
     ("run=run view=center", "view: no such key; did you mean views?"),
-    ("run=run batch_size=3", "batch_size: no such key; allowed: run, scales, data, part,"),
+    ("run=run batch_size=3", "batch_size: no such key; allowed: run, scales, crop_side, data, part,"),
     ("run=run devices=2", "devices: no such key; did you mean hardware.devices?"),
     ("run=run --views=center", "--views=center: keys have no dashes; did you mean views=center?"),
-    ("run=run recipe.epochs=3", "recipe: no such section; allowed: run, scales, data,"),
-    ("run=run +seed=3", "seed: no such key; allowed: run, views, scales, data, part,"),
+    ("run=run recipe.epochs=3", "recipe: no such section; allowed: run, scales, crop_side, data,"),
+    ("run=run +seed=3", "seed: no such key; allowed: run, scales, crop_side, data, part,"),
     ("run=run views.centre.scales=[256]", "views.centre: no such section"),
     ("run=run views.center.scale=[256]", "views.center.scale: no such key; did you mean scales?"),
     ("run=run views=null", "views=null: must be one of center"),

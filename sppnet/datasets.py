@@ -149,9 +149,8 @@ def read_image(images: EncodedImages, index: int) -> tuple[bytes, str]:
     name = images.name(index)
     try:
         return images[index][0], name
-    except (OSError, UnreadableImage) as error:
-        reason = str(error) if isinstance(error, UnreadableImage) else f"{name}: {error.strerror or error}"
-        raise UnreadableImage(f"{reason}; {skip_hint(name)}") from error
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{error}; {skip_hint(name)}") from error
 
 
 def skip_hint(name: str) -> str:

@@ -346,7 +346,7 @@ EVALUATE = [
     ("run=run devices=2", "devices: no such key; did you mean hardware.devices?"),
     ("run=run --views=center", "--views=center: keys have no dashes; did you mean views=center?"),
     ("run=run recipe.epochs=3", "recipe: no such section; allowed: run, scales, crop_side, data,"),
-    ("run=run +seed=3", "seed: no such key; allowed: run, scales, crop_side, data, part,"),
+    ("run=run +seed=3", "seed: no such key; allowed: run, views, scales, crop_side, data, part,"),
     ("run=run views.centre.scales=[256]", "views.centre: no such section"),
     ("run=run views.center.scale=[256]", "views.center.scale: no such key; did you mean scales?"),
     ("run=run views=null", "views=null: must be one of center"),

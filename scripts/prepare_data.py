@@ -16,7 +16,7 @@ from command_line import bound, bound_choice, one_line_job, resolved, run_main
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="prepare_data")
 def main(config: DictConfig) -> None:
-    with one_line_job("the same command goes on after the last finished shard"):
+    with one_line_job("the same command resumes after the last finished shard"):
         prepare_data(**bound(resolved(config), settings))
 
 

@@ -34,7 +34,7 @@ from errors import configuration_errors
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> float:
     """The top-1 error, a fraction: what a sweeper such as Optuna's minimizes."""
-    with one_line_job("the same command goes on from its last checkpoint, if there is one"):
+    with one_line_job("the same command resumes from its last checkpoint, if there is one"):
         config = resolved(config)
         bound(config, settings)
         return train(config)
@@ -205,7 +205,7 @@ def train(config: DictConfig) -> float:
 
 
 def stopped_before_training(number: int, frame: Any) -> None:
-    print(f"stopped by {signal.Signals(number).name} outside of training; the same command goes on", file=sys.stderr)
+    print(f"stopped by {signal.Signals(number).name} outside of training; the same command resumes", file=sys.stderr)
     sys.exit(os.EX_TEMPFAIL)
 
 

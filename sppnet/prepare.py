@@ -205,7 +205,7 @@ def _write_shards(data: ImageData, settings: Settings, shards: list[Shard], work
     if not left:
         return
     if len(left) < len(shards):
-        print(f"going on after {total - done:,} of {total:,} images", flush=True)
+        print(f"resuming after {total - done:,} of {total:,} images", flush=True)
     for shard in left:
         shard.folder.mkdir(parents=True, exist_ok=True)
     # Not forked: the threads of torch do not survive that.

@@ -353,7 +353,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(tmp_path, dama
     save(tmp_path, 1.0, files)
     save(tmp_path, 2.0, files)
     damage(tmp_path / LAST)
-    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged \(.+\); going on from .*previous\.ckpt"):
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged \(.+\); resuming from .*previous\.ckpt"):
         assert newest_whole(tmp_path) == tmp_path / PREVIOUS
     damage(tmp_path / PREVIOUS)
     with pytest.raises(ValueError, match=r"last\.ckpt is damaged .*previous\.ckpt is damaged .*delete"):

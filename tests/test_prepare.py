@@ -1,4 +1,4 @@
-"""Prepared stores: the same pictures, every kind of odd file reported, and going on after a stop."""
+"""Prepared stores: the same pictures, every kind of odd file reported, and resuming after a stop."""
 
 import io
 import os
@@ -285,7 +285,7 @@ def test_a_killed_preparation_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     there = sorted(tmp_path.glob("killed/*/*.json"))
     assert not (tmp_path / "killed" / "dataset_dict.json").exists()
     again = run_process(command(root, tmp_path / "killed", "workers=2")).stdout
-    assert f"going on after {16 * len(there)} of 192 images" in again
+    assert f"resuming after {16 * len(there)} of 192 images" in again
     whole = prepare(open_data("folder", root=str(root)), tmp_path / "whole", Settings(256, 95), workers=1)
     stores = [open_data("prepared", root=str(tmp_path / name)) for name in ("killed", "whole")]
     assert stores[0].fingerprint() == stores[1].fingerprint()

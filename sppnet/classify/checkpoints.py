@@ -79,7 +79,7 @@ def newest_whole(folder: Path) -> Path | None:
             reasons.append(f"{path} is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})")
         else:
             for reason in reasons:
-                warnings.warn(f"{reason}; going on from {path}", stacklevel=2)
+                warnings.warn(f"{reason}; resuming from {path}", stacklevel=2)
             return path
     if reasons:
         raise ValueError(f"{'; '.join(reasons)}; delete {folder} to train from the start")
@@ -210,7 +210,7 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
                 _requeue()
-            _say(f"stopped by {number.name}; {self.where}; the same command goes on from there")
+            _say(f"stopped by {number.name}; {self.where}; the same command resumes from there")
         raise Stopped(130 if number == signal.SIGINT else os.EX_TEMPFAIL)
 
 

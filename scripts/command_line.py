@@ -246,7 +246,7 @@ def removed_if_nothing_is_saved(run: Path, *, is_new: bool, folder_is_new: bool)
         yield
     except Exception:
         if is_new and not any(run.glob("checkpoints/*.ckpt")):
-            shutil.rmtree(run)
+            shutil.rmtree(run, ignore_errors=True)  # the error itself matters more
             if folder_is_new:
                 with suppress(OSError):  # other runs are in it by now
                     run.parent.rmdir()

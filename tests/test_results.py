@@ -362,6 +362,7 @@ SETTINGS = [
 @example("null")
 @example("1e3")
 @example('\\"')
+@example("\\${")
 @example("ends in \\")
 def test_hydra_reads_every_value_back(text):
     for value in (text, [text, None, 0.5], {"key": text}):

@@ -407,9 +407,11 @@ def hydra_value(value: Any) -> str:
     plain_text = re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII)
     if not isinstance(value, str) or (plain_text and text.lower() not in ("null", "true", "false", "nan", "inf")):
         return text
-    # Backslashes count in front of quotes alone; a dollar with a brace would be an interpolation.
+    # A dollar with a brace is an interpolation for OmegaConf, and a quote ends the text for Hydra. Backslashes count
+    # only in front of these.
+    text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
     text = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), text)
-    return '"' + text.replace("${", "\\${") + '"'
+    return f'"{text}"'
 
 
 def _code(*words: str) -> str:

@@ -248,7 +248,7 @@ def test_parts_of_something_else_and_damaged_parts_do_not_count(network, images,
     }
     for other in ({"checkpoint": "other"}, {"rules": SCORING_RULES - 1}, {"precision": "bf16"}):
         add_score_part(parts, identity | other, wrong)
-    (parts / "damaged.npz").write_bytes(b"PK\x03\x04 no")
+    (parts / "0-damaged.npz").write_bytes(b"PK\x03\x04 no")  # read first
     for changes in (
         {"names": names[:3]},
         {"digests": wrong.digests[:, :4]},

@@ -343,6 +343,10 @@ def test_a_crop_with_more_cells_than_the_map_takes_them_all():
     assert crop_to_cells((3, 3, 9, 9), 16, (5, 5), (2, 3)) == (0, 0, 3, 2)
 
 
+def test_a_crop_of_one_cell_on_a_map_of_the_same_stride_as_the_image():
+    assert crop_to_cells((2, 0, 3, 1), 1, (1, 1), (1, 4)) == (2, 0, 3, 1)
+
+
 @pytest.mark.parametrize(("stride", "crop", "cells"), [(0, (1, 1), (1, 1)), (1, (0, 1), (1, 1)), (1, (1, 1), (1, 0))])
 def test_wrong_crops_are_named(stride, crop, cells):
     with pytest.raises(ValueError, match=rf"stride={stride}, crop_size=\({crop[0]}, {crop[1]}\), map_size="):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from sppnet.metrics import count_wrong, gain_interval, paired_test, top_k_wrong, wilson_interval
 
@@ -208,6 +209,25 @@ def test_intervals_with_one_run_on_one_side_are_over_images_only():
     expected = (gain.mean() - spread, gain.mean() + spread)
     assert gain_interval(one, three) == pytest.approx(expected, abs=1e-8)
     assert gain_interval(three, one) == pytest.approx((-expected[1], -expected[0]), abs=1e-8)
+
+
+def test_intervals_of_several_runs_are_those_of_a_two_way_analysis_of_variance():
+    random = np.random.default_rng(5)
+    quality, difficulty = random.normal(size=(4, 1)), random.normal(size=(1, 90))
+    wrong = quality + difficulty + random.normal(size=(4, 90)) > 0
+    never = np.zeros((4, 90), bool)
+
+    # The textbook's table: sums of squares of runs, images and the rest; mean squares; variance of the mean of all.
+    mean = wrong.mean()
+    of_runs = sum(90 * (row.mean() - mean) ** 2 for row in wrong) / 3
+    of_images = sum(4 * (column.mean() - mean) ** 2 for column in wrong.T) / 90
+    rest = sum(
+        (wrong[i, j] - wrong[i].mean() - wrong[:, j].mean() + mean) ** 2 for i in range(4) for j in range(90)
+    ) / (3 * 90)
+    runs, images = of_runs / 360, max(0, (of_images - rest) / 360)
+    degrees = (5 - 2) * (runs + images) / runs
+    spread = stats.t.ppf(0.975, degrees) * math.sqrt(runs + images)
+    assert gain_interval(wrong, never, same_runs=True) == pytest.approx((mean - spread, mean + spread), abs=1e-12)
 
 
 def test_the_interval_of_a_gain_holds_it_and_narrows_with_images():

@@ -58,6 +58,11 @@ def test_a_result_has_one_value_per_line_and_missing_folders_are_made(tmp_path):
     assert file.read_text() == '{\n  "n": 500,\n  "data": "shapes"\n}\n'
 
 
+def test_a_network_that_is_always_wrong_has_a_result(tmp_path):
+    write_json(tmp_path / "result.json", RESULT | {"top1_error": 1.0, "top1_wrong": 500, "top5_wrong": 500})
+    assert read_result(tmp_path)["top1_wrong"] == 500
+
+
 def test_an_unfinished_run_has_no_result(tmp_path):
     assert read_result(tmp_path) is None
 
@@ -80,6 +85,8 @@ def test_a_damaged_result_is_named(tmp_path, text):
         ("top1_wrong", 501, "more images are wrong than n=500"),
         ("seconds", None, "seconds must be a number from 0"),
         ("hardware", 7, "hardware must be text"),
+        ("history", [], "history must be a list of epochs"),
+        ("history", 5, "history must be a list of epochs"),
         ("history", [{}], "history must be a list of epochs with images_per_second"),
         ("network", ["zf5"], "network must be text"),
         ("hardware", "\ud800", "surrogates not allowed"),
@@ -217,8 +224,18 @@ def test_scores_come_back_as_they_were_written(tmp_path):
     write_scores(tmp_path / "center.npz", SCORES)
     scores = read_scores(tmp_path / "center.npz")
     assert np.array_equal(scores.scores, SCORES.scores)
+    assert scores.labels.tolist() == [0, 1, 0]
     assert scores.names.tolist() == ["a", "b", "c"]
     assert scores.about == SCORES.about
+
+
+def test_scores_of_one_image_are_read_and_of_none_refused(tmp_path):
+    for n in (1, 0):
+        some = Scores(SCORES.scores[:n], SCORES.labels[:n], SCORES.names[:n], SCORES.about)
+        write_scores(tmp_path / f"{n}.npz", some)
+    assert read_scores(tmp_path / "1.npz").labels.tolist() == [0]
+    with pytest.raises(ValueError, match=r"0\.npz: not a scores file \(0 scores, 0 labels and 0 names"):
+        read_scores(tmp_path / "0.npz")
 
 
 def archive(path, members, compression=zipfile.ZIP_STORED):

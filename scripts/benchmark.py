@@ -46,7 +46,7 @@ def references(config: DictConfig) -> tuple[Any, Any]:
     from sppnet.benchmark.report import ratios_page
     from sppnet.benchmark.side_by_side import SideBySide
     from sppnet.benchmark.timing import compare
-    from sppnet.records import environment
+    from sppnet.runtime.environment import environment
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = []
@@ -72,11 +72,11 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     from sppnet.benchmark.report import advice, judge, stages_page
     from sppnet.benchmark.stages import Training, device_stages, end_to_end, loading_stages, view_stages
     from sppnet.classify.evaluator import Hardware
-    from sppnet.classify.machine import core_count, worker_count
     from sppnet.classify.training import device_type, is_compiled, precision
     from sppnet.classify.views import ViewProtocol, in_pixels
-    from sppnet.datasets import open_data
-    from sppnet.records import environment
+    from sppnet.data.sources import open_data
+    from sppnet.runtime.environment import environment
+    from sppnet.runtime.machine import core_count, worker_count
 
     protocols = {}
     for name, section in config.views.items():

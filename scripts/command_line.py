@@ -46,7 +46,7 @@ from errors import (
     one_line_errors,
     wants_traceback,
 )
-from sppnet.names import printable
+from sppnet.runtime.names import printable
 from startup import interrupt_by_exception
 
 
@@ -140,7 +140,7 @@ def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def run_directory(config: DictConfig) -> tuple[Path, dict[str, Any]]:
     """Where a run lives, and those parts of its config that decide that: nothing of the time or the machine."""
-    from sppnet.records import without_folders  # takes as long to import as torch
+    from sppnet.runtime.run_directory import without_folders
 
     outcome = plain(OmegaConf.masked_copy(config, list(OUTCOME)))
     digest = content_hash({**outcome, "data": without_folders(outcome["data"])})
@@ -171,9 +171,9 @@ def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
 
     Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
     """
-    from sppnet.files import atomic_file
-    from sppnet.folders import listing
-    from sppnet.records import read_run_config, without_folders
+    from sppnet.runtime.files import atomic_file
+    from sppnet.runtime.names import listing
+    from sppnet.runtime.run_directory import read_run_config, without_folders
 
     # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
     others = _other_files(run)
@@ -197,7 +197,7 @@ def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
 
 def _other_files(run: Path) -> list[str]:
     """What lies in a folder, hidden and temporary files aside."""
-    from sppnet.files import is_temporary
+    from sppnet.runtime.files import is_temporary
 
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run}: found a file, expected a new folder or a run directory")
@@ -213,7 +213,7 @@ def sole_training(run: Path) -> Iterator[None]:
     """
     import fcntl  # not on Windows
 
-    from sppnet.files import remove_stale_files
+    from sppnet.runtime.files import remove_stale_files
 
     # The file stays: another process might hold it open, and lock what has no name any more.
     with (run / "lock").open("a+") as file:

@@ -17,7 +17,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sppnet.names import printable
+from sppnet.runtime.names import printable
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

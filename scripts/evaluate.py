@@ -75,9 +75,9 @@ def evaluate(config: DictConfig) -> None:
         raise ValueError(f"scores={config.scores}: is for one run, and run={config.run} names {len(paths)}")
     # Imported here because torch takes seconds, and --help should not.
     from sppnet.classify.evaluator import Hardware
-    from sppnet.records import Scores
     from sppnet.results.comparisons import comparisons_table, errors_table, protocol_lines
     from sppnet.results.page import markdown_table
+    from sppnet.results.records import Scores
 
     hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
     runs = [read_tested_run(config, path) for path in paths]
@@ -99,7 +99,8 @@ def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
     from sppnet.classify.schedules import check_sizes
     from sppnet.classify.views import LARGEST_SCALE
     from sppnet.network import NO_PYRAMID_INPUT
-    from sppnet.records import read_result, read_run_config
+    from sppnet.results.records import read_result
+    from sppnet.runtime.run_directory import read_run_config
 
     trained = read_run_config(path)
     result = read_result(path) if path.is_dir() else None
@@ -127,9 +128,10 @@ def score_run(
 ) -> Iterator[tuple[str, Any]]:
     """Tests a run by its protocols: (title, Scores). `opened` keeps data for the next run."""
     from sppnet.classify.evaluator import evaluate_to_file
-    from sppnet.datasets import images_fingerprint, select_images
+    from sppnet.data.sources import images_fingerprint, select_images
     from sppnet.network import load_network
-    from sppnet.records import checkpoint_digest, is_of_validation_images
+    from sppnet.results.records import is_of_validation_images
+    from sppnet.runtime.run_directory import checkpoint_digest
 
     network = load_network(run.path)
     test = open_test_data(config, run, opened)
@@ -174,8 +176,8 @@ def score_run(
 
 def open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, TestData]) -> TestData:
     """Opens the data and hashes the images to test, unless an earlier run was tested on the same."""
-    from sppnet.datasets import DATA_SOURCES, ImageData, content_digests, open_data, select_images
-    from sppnet.folders import unsplit_folder
+    from sppnet.data.folders import unsplit_folder
+    from sppnet.data.sources import DATA_SOURCES, ImageData, content_digests, open_data, select_images
 
     section = data_section(config.data, run)
     source, options = bound_choice(OmegaConf.create(section), "source", DATA_SOURCES, "data.")
@@ -195,7 +197,7 @@ def open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, TestDat
 
 def has_parts(root: Path) -> bool:
     """Whether a folder has train/, val/, validation/ or test/, rather than class folders."""
-    from sppnet.folders import val_folders
+    from sppnet.data.folders import val_folders
 
     return bool(val_folders(root)) or (root / "train").is_dir()
 
@@ -205,7 +207,7 @@ def refuse_split(config: DictConfig, section: dict[str, Any], run: TestedRun, da
 
     A share that was asked for by data.val_fraction is fine.
     """
-    from sppnet.folders import val_folders
+    from sppnet.data.folders import val_folders
 
     split = section["source"] == "folder" and config.part != "all" and not val_folders(Path(section["root"]))
     asked = config.data is not None and config.data.get("val_fraction") is not None

@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises what is wrong with a resolved configuration. Opens no data."""
-    from sppnet.datasets import DATA_SOURCES
+    from sppnet.data.sources import DATA_SOURCES
 
     bound(config, settings)
     bound_choice(config.data, "source", DATA_SOURCES, "data.")
@@ -38,10 +38,11 @@ def prepare_data(
     *, out: str, short_side: int, quality: int, exclude: list[str], workers: int | None, data: dict[str, Any]
 ) -> None:
     # Imported here because torch takes seconds, and --help should not.
-    from sppnet.classify.machine import core_count
-    from sppnet.datasets import DATA_SOURCES, open_data, without_images
-    from sppnet.folders import ILSVRC_2012
-    from sppnet.prepare import Settings, prepare, report_text
+    from sppnet.data.folders import ILSVRC_2012
+    from sppnet.data.prepare import Settings, prepare
+    from sppnet.data.sources import DATA_SOURCES, open_data, without_images
+    from sppnet.data.survey import report_text
+    from sppnet.runtime.machine import core_count
 
     stored_as = Settings(short_side, quality)
     source, options = bound_choice(OmegaConf.create(data), "source", DATA_SOURCES, "data.")

@@ -95,11 +95,11 @@ def read_parts(config: DictConfig) -> Parts:
     import torch
 
     from sppnet.backbones import BACKBONES, build_backbone
-    from sppnet.classify.machine import processes_here, worker_count
     from sppnet.classify.recipe import Machine, Recipe, check_validation
     from sppnet.classify.schedules import check_sizes, check_sizes_fit, size_of_epoch
-    from sppnet.datasets import DATA_SOURCES
+    from sppnet.data.sources import DATA_SOURCES
     from sppnet.geometry import check_levels
+    from sppnet.runtime.machine import processes_here, worker_count
 
     recipe = Recipe(**bound(config.recipe, Recipe, "recipe."))
     machine = Machine(**bound(config.trainer, Machine, "trainer."))
@@ -146,11 +146,11 @@ def train(config: DictConfig) -> float:
     parts = read_parts(config)
     import torch
 
-    from sppnet.classify.machine import busy_machine, claim_gpu, is_first_process, processes_here
     from sppnet.classify.recipe import check_batch_size, few_steps_note
     from sppnet.classify.schedules import last_size_note
-    from sppnet.datasets import open_data
-    from sppnet.records import read_result, result_text
+    from sppnet.data.sources import open_data
+    from sppnet.results.records import read_result, result_text
+    from sppnet.runtime.machine import busy_machine, claim_gpu, is_first_process, processes_here
 
     config.data = {"source": parts.source, **parts.data_options}  # data.root=2012 is a name, not a number
     run, outcome = run_directory(config)

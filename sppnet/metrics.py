@@ -1,9 +1,5 @@
-"""Top-k error, its confidence interval, and the interval and test of the difference of two errors."""
+"""Top-k error."""
 
-import math
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,114 +19,6 @@ def top_k_wrong(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     # True for every class that the true one does not clearly beat, itself included.
     ahead = (~(scores < true)).sum(dim=1)
     return ahead > min(k, scores.shape[1])
-
-
-def wilson_interval(wrong: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of an error measured on n images, as fractions in 0..1 (Wilson 1927).
-
-    It covers the choice of images only: another training run of the same network would move it.
-
-    Raises ValueError unless 0 <= wrong <= n and n >= 1.
-    """
-    if not 0 <= wrong <= n or n < 1:
-        raise ValueError(f"wrong={wrong}, n={n}: must be 0 <= wrong <= n and n >= 1")
-    from scipy.stats import binomtest  # takes a second
-
-    interval = binomtest(int(wrong), int(n)).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-class PairedTest(NamedTuple):
-    """Two trained networks, or two protocols of one, on the same images: McNemar's test."""
-
-    only_first: int  # images that only the first gets wrong
-    only_second: int
-    n: int
-    difference: float  # first error minus second, a fraction
-    low: float  # 95 % interval of the difference, over images only: see `gain_interval`
-    high: float
-    p: float  # two-sided, exact: how often chance alone splits the only_* images at least as unevenly
-
-
-def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Compares two networks by which images each got wrong, bool (n,) each. ValueError unless n agrees and is >= 1."""
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
-        raise ValueError(f"{first.shape} and {second.shape} images: must be the same ones, and at least one")
-    from scipy.stats import binomtest
-
-    n, a, b = len(first), int((first & ~second).sum()), int((second & ~first).sum())
-    p = float(binomtest(a, a + b).pvalue) if a + b else 1.0
-    low, high = gain_interval(first[None], second[None])
-    return PairedTest(a, b, n, (a - b) / n, low, high, p)
-
-
-def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = False) -> tuple[float, float]:
-    """95 % interval of mean error of `baseline` minus that of `other`, as fractions in -1..1.
-
-    With two or more runs on each side it covers the choice of images and of training runs; with one run on either side
-    it covers the images only, for the runs as they are.
-
-    The quantile is Student's, because few runs tell little about their own spread. Its degrees of freedom are those of
-    the runs, divided by the share of the variance that comes from the runs: Student's interval where that is all of
-    it, the normal one where it is none. (Satterthwaite's rule divides by the square of the share; for two protocols of
-    the same three runs its intervals covered 91 to 94 % in simulations.)
-
-    Args:
-        baseline, other: bool (runs, n), which images each run got wrong; n agrees.
-        same_runs: row i of both is the same training run, tested by two protocols. Else the sides were trained
-            independently, even where they share seeds, and the number of runs need not agree.
-
-    Raises ValueError unless the shapes fit.
-    """
-    if baseline.shape[1] != other.shape[1]:
-        raise ValueError(f"{baseline.shape[1]} and {other.shape[1]} images: must be the same ones")
-    if same_runs and len(baseline) != len(other):
-        raise ValueError(f"{len(baseline)} and {len(other)} runs: must be the same ones")
-    from scipy.special import stdtrit
-
-    gains, losses = baseline.astype(float), -other.astype(float)
-    sides = [gains + losses] if same_runs else [gains, losses]  # independent of one another, up to the images
-    from_images, from_runs, degrees = _variances(sides)
-
-    # At least that of two images, each wrong on another side, as Bonett and Price (2012) add them: where all images
-    # agree, the interval must not have width 0.
-    variance = max(from_images + from_runs, 2 / baseline.shape[1] ** 2)
-    if from_runs:
-        degrees *= variance / from_runs
-
-    gain, spread = gains.mean() + losses.mean(), stdtrit(degrees, 0.975) * math.sqrt(variance)
-    return max(-1.0, float(gain - spread)), min(1.0, float(gain + spread))
-
-
-def _variances(sides: list[np.ndarray]) -> tuple[float, float, float]:
-    """Of the sum of the means of `sides`, each float (runs, n) over the same images.
-
-    Two-way analysis of variance with images and runs both random (Cornfield and Tukey 1956; as for cases and readers in
-    Obuchowski and Rockette 1995).
-
-    Returns the variance that comes from the images, that which comes from the runs with the rest that belongs to one
-    run on one image, and the degrees of freedom of the latter (Welch 1947). With one run on a side: all of the variance
-    over images, 0, infinity.
-    """
-    n = sides[0].shape[1]
-    from_images = float(sum(side.mean(axis=0) for side in sides).var()) / n
-    if min(map(len, sides)) == 1:
-        return from_images, 0.0, math.inf
-
-    # The spread of the images holds the rest, too, which must not count twice.
-    from_images = max(0.0, from_images - sum(_rest(side) / side.size for side in sides))
-    parts = [float(side.mean(axis=1).var(ddof=1)) / len(side) for side in sides]
-    from_runs = sum(parts)
-    if not from_runs:
-        return from_images, 0.0, math.inf
-    squares = sum(part**2 / (len(side) + 1) for part, side in zip(parts, sides, strict=True))
-    return from_images, from_runs, from_runs**2 / squares - 2
-
-
-def _rest(side: np.ndarray) -> float:
-    """The variance within float (runs, n) that comes neither from the run nor from the image."""
-    rest = side - side.mean(axis=0) - side.mean(axis=1, keepdims=True) + side.mean()
-    return float((rest**2).sum() / (side.size - side.shape[1]))
 
 
 def count_wrong(scores: Tensor, labels: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.backbones import Backbone, Convolution, TimmBackbone, build_backbone
-from sppnet.files import atomic_file
 from sppnet.pyramid import SpatialPyramidPool
+from sppnet.runtime.files import atomic_file
 
 # Mean of ImageNet's RGB values in 0..255, and their standard deviation.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -30,7 +30,7 @@ class SPPNet(nn.Module):
     """A classifier for images of any size: (N, 3, H, W) -> logits (N, num_classes).
 
     Images come as floats on the network's own scale, (x - input_mean) / input_std for RGB x in 0..255:
-    `sppnet.images.to_network_input` does it.
+    `sppnet.data.images.to_network_input` does it.
 
     Args:
         backbone: a name of `sppnet.backbones.BACKBONES`, or a backbone.

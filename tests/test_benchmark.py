@@ -18,7 +18,7 @@ from sppnet.benchmark.side_by_side import Comparison, Goal, SideBySide, draw_pho
 from sppnet.benchmark.stages import FORWARD, LOADER, Stage, Training, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio, compare
 from sppnet.classify.recipe import Machine, Recipe
-from sppnet.datasets import open_data
+from sppnet.data.sources import open_data
 from sppnet.network import SPPNet
 from sppnet.pyramid import SpatialPyramidPool
 

@@ -25,7 +25,7 @@ from sppnet.classify.checkpoints import (
 )
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.training import train_classifier
-from sppnet.datasets import open_data, select_images
+from sppnet.data.sources import open_data, select_images
 from sppnet.network import SPPNet
 
 

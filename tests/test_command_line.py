@@ -220,7 +220,7 @@ def test_an_error_is_one_line_without_control_characters():
 
 def test_an_absent_hub_is_asked_once_and_named_in_one_line(tmp_path):
     code = (
-        "from errors import one_line_errors\nfrom sppnet.datasets import open_data\n"
+        "from errors import one_line_errors\nfrom sppnet.data.sources import open_data\n"
         "with one_line_errors(): open_data('hub', name='nobody/nothing')"
     )
     done = python(

@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sppnet.records import Scores
 from sppnet.results.comparisons import (
     classes_table,
     combine,
@@ -13,6 +12,7 @@ from sppnet.results.comparisons import (
     protocol_lines,
     wrong,
 )
+from sppnet.results.records import Scores
 
 LABELS = np.array([0, 0, 1, 2])
 NAMES = np.array(["a.jpg", "b.jpg", "c.jpg", "d.jpg"])

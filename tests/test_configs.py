@@ -22,7 +22,7 @@ from sppnet.backbones import BACKBONES
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import size_of_epoch
-from sppnet.datasets import DATA_SOURCES
+from sppnet.data.sources import DATA_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
 from sppnet.results.runs import Run
 

@@ -22,13 +22,13 @@ from sppnet.classify.datamodule import (
     TrainingCrops,
     shorter_side_for,
 )
-from sppnet.datasets import ImageData, open_data
-from sppnet.folders import ImageFiles
-from sppnet.images import UnreadableImage
+from sppnet.data.folders import ImageFiles
+from sppnet.data.images import UnreadableImage
+from sppnet.data.sources import ImageData, open_data
 
 
 class Files:
-    """A data set held in memory: `(bytes, label, name)` as those of sppnet.datasets."""
+    """A data set held in memory: `(bytes, label, name)` as those of sppnet.data.sources."""
 
     def __init__(self, files):
         self.files = files

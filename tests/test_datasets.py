@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from conftest import jpeg
-from sppnet.datasets import DATA_SOURCES, content_digests, images_fingerprint, open_data, select_images
-from sppnet.folders import ImageFiles
-from sppnet.images import UnreadableImage
+from sppnet.data.folders import ImageFiles
+from sppnet.data.images import UnreadableImage
+from sppnet.data.sources import DATA_SOURCES, content_digests, images_fingerprint, open_data, select_images
 
 
 def make_tree(root, counts):
@@ -46,7 +46,7 @@ def tree(tmp_path):
 
 
 def test_digests_are_of_contents_in_order_however_many_there_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("sppnet.datasets._IMAGES_PER_ROUND", 7)
+    monkeypatch.setattr("sppnet.data.sources._IMAGES_PER_ROUND", 7)
     root = make_tree(tmp_path, {"train/a": 20, "train/b": 3, "val/a": 1, "val/b": 1})
     data = open_data("folder", root=str(root))
     digests = content_digests(data.train, "reading")

@@ -14,9 +14,9 @@ import evaluate
 from command_line import claim_run_directory, run_directory
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
-from sppnet.datasets import content_digests, images_fingerprint, open_data
+from sppnet.data.sources import content_digests, images_fingerprint, open_data
 from sppnet.network import SPPNet, save_network
-from sppnet.records import read_scores
+from sppnet.results.records import read_scores
 from sppnet.results.runs import read_runs
 from test_configs import CONFIGS, composed
 

@@ -12,10 +12,10 @@ from sppnet.backbones import build_backbone
 from sppnet.classify import evaluator
 from sppnet.classify.evaluator import EvaluationJob, Hardware, evaluate, evaluate_to_file
 from sppnet.classify.views import ViewProtocol
-from sppnet.datasets import content_digests, images_fingerprint, open_data, select_images
-from sppnet.images import UnreadableImage
+from sppnet.data.images import UnreadableImage
+from sppnet.data.sources import content_digests, images_fingerprint, open_data, select_images
 from sppnet.network import SPPNet
-from sppnet.records import (
+from sppnet.results.records import (
     SCORING_RULES,
     ScorePart,
     Scores,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import without_rights
-from sppnet.files import atomic_file, is_temporary, remove_stale_files
+from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
 
 DEAD = 2**22 + 1  # Linux gives no process a higher number than 2**22
 
@@ -96,7 +96,7 @@ def test_all_stale_files_of_a_folder_are_removed(tmp_path):
 WRITER = """
 import os, sys
 from pathlib import Path
-from sppnet.files import atomic_file
+from sppnet.runtime.files import atomic_file
 with atomic_file(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()

@@ -15,22 +15,24 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
 from conftest import run_process, without_rights
-from sppnet import images
-from sppnet.images import (
-    BYTES_PER_PIXEL,
+from sppnet.data import batches, images
+from sppnet.data.batches import (
     COLOR_STANDARD_DEVIATION,
+    alter_color,
+    mirror,
+    resize_batch,
+    to_network_input,
+    training_input,
+)
+from sppnet.data.images import (
+    BYTES_PER_PIXEL,
     CROP_POSITIONS,
     LONGEST_ASPECT,
     UnreadableImage,
-    alter_color,
     crop,
     crop_box,
     decode_image,
-    mirror,
-    resize_batch,
     resize_shorter_side,
-    to_network_input,
-    training_input,
 )
 
 
@@ -255,7 +257,7 @@ def test_size_limit_counts_pixels_before_decoding():
 def test_the_environment_sets_how_much_is_decoded(limit, said, tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
     code = (
-        "from sppnet.images import decode_image; decode_image(open('a.jpg', 'rb').read(), 'a.jpg'); "
+        "from sppnet.data.images import decode_image; decode_image(open('a.jpg', 'rb').read(), 'a.jpg'); "
         "from PIL import Image; exit(str(Image.MAX_IMAGE_PIXELS))"
     )
     environment = os.environ | {"SPPNET_MAX_PIXELS": limit, "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -301,7 +303,7 @@ MEASURE = """
 import io, os, re, sys
 from pathlib import Path
 from PIL import Image
-from sppnet import images
+from sppnet.data import batches, images
 
 def kilobytes(kind):
     return int(re.search(rf"{kind}:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1])
@@ -509,7 +511,7 @@ def test_color_shifts_have_the_covariance_of_the_constants():
     amounts = torch.randn(200_000, 3, generator=generator) * COLOR_STANDARD_DEVIATION
     shifts = alter_color(torch.zeros(200_000, 3, 1, 1), amounts).flatten(1) / 255
     values = torch.tensor([0.2175, 0.0188, 0.0045])
-    vectors = torch.tensor(images._EIGENVECTORS)
+    vectors = torch.tensor(batches._EIGENVECTORS)
     expected = vectors @ torch.diag((COLOR_STANDARD_DEVIATION * values) ** 2) @ vectors.T
     torch.testing.assert_close(torch.cov(shifts.T), expected, rtol=0.02, atol=2e-6)
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), rtol=0, atol=2e-3)

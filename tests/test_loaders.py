@@ -16,7 +16,7 @@ from sppnet.backbones import build_backbone
 from sppnet.classify import evaluator, scorer
 from sppnet.classify.evaluator import Hardware, evaluate_to_file
 from sppnet.classify.views import ViewProtocol
-from sppnet.datasets import content_digests, open_data
+from sppnet.data.sources import content_digests, open_data
 from sppnet.network import SPPNet
 
 PROJECT = Path(__file__).parents[1]

@@ -7,14 +7,7 @@ import pytest
 import torch
 
 from conftest import run_process, started_process
-from sppnet.classify.machine import (
-    bf16_is_fast,
-    busy_machine,
-    claim_gpu,
-    most_processes,
-    processes_here,
-    worker_count,
-)
+from sppnet.runtime.machine import bf16_is_fast, busy_machine, claim_gpu, most_processes, processes_here, worker_count
 
 
 def test_the_number_of_workers():
@@ -117,7 +110,7 @@ def test_a_machine_whose_load_exceeds_its_cores_is_busy(monkeypatch):
 def test_processes_claim_different_gpus_until_they_end(tmp_path):
     code = f"""
 from pathlib import Path
-from sppnet.classify.machine import claim_gpu
+from sppnet.runtime.machine import claim_gpu
 print(claim_gpu(2, Path({str(tmp_path)!r})), claim_gpu(2, Path({str(tmp_path)!r})), flush=True)
 input()
 """
@@ -139,7 +132,7 @@ input()
 
 NEW_PAGES = """
 import resource, sys, torch
-from sppnet.classify.machine import keep_freed_memory
+from sppnet.runtime.machine import keep_freed_memory
 
 keep_freed_memory(sys.argv[1] == "keep")
 for i in range(40):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sppnet.metrics import count_wrong, gain_interval, paired_test, top_k_wrong, wilson_interval
+from sppnet.metrics import count_wrong, top_k_wrong
+from sppnet.results.statistics import gain_interval, paired_test, wilson_interval
 
 
 def test_top_k_looks_for_the_true_class_among_the_k_highest_scores():

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from conftest import jpeg, run_process, started_process
-from sppnet.datasets import open_data, without_images
-from sppnet.images import decode_image, resize_shorter_side
-from sppnet.prepare import KINDS, Settings, _row, prepare, report_text
+from sppnet.data.images import decode_image, resize_shorter_side
+from sppnet.data.prepare import Settings, _row, prepare
+from sppnet.data.sources import open_data, without_images
+from sppnet.data.survey import KINDS, report_text
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
 SMALL = Settings(short_side=48, quality=95)

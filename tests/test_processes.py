@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from conftest import run_process, started_process
-from sppnet.processes import exit_with_parent, explained_loader_failures
+from sppnet.runtime.processes import exit_with_parent, explained_loader_failures
 from test_datamodule import data_module, noise
 
 # A worker that is adopted before it looks for its parent, and would then wait for ever.
 ORPHAN = """
 import multiprocessing, os, sys, time
 from sppnet.classify.datamodule import _start_worker
-from sppnet.processes import exit_with_parent
+from sppnet.runtime.processes import exit_with_parent
 
 def work(parent, first):
     while os.getppid() == parent:
@@ -86,7 +86,7 @@ def test_a_killed_loader_process_is_explained():
 
 FEW_FILES = """
 import resource, sys
-from sppnet.processes import explained_loader_failures
+from sppnet.runtime.processes import explained_loader_failures
 from test_datamodule import data_module, noise
 
 limit = int(sys.argv[1])

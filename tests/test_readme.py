@@ -16,7 +16,7 @@ import tables
 from command_line import bound, bound_choice
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.datasets import DATA_SOURCES
+from sppnet.data.sources import DATA_SOURCES
 from sppnet.network import SPPNet, save_network
 from test_configs import ROOT, check, composed
 from train import read_parts

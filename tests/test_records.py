@@ -13,21 +13,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sppnet import records
-from sppnet.records import (
-    Scores,
-    clock,
-    duration,
-    environment,
-    read_result,
-    read_run_config,
-    read_scores,
-    result_text,
-    write_json,
-    write_scores,
-)
 from sppnet.results.paper import table_page
+from sppnet.results.records import Scores, read_result, read_scores, result_text, write_scores
 from sppnet.results.runs import read_runs
+from sppnet.runtime import environment as environment_module
+from sppnet.runtime.environment import environment
+from sppnet.runtime.files import write_json
+from sppnet.runtime.progress import clock, duration
+from sppnet.runtime.run_directory import read_run_config
 
 RESULT = {
     "network": "zf5 (width 0.25), pyramid 6, 3, 2, 1, 1,000 parameters",
@@ -337,7 +330,7 @@ def git(folder, *arguments):
 def test_the_commit_is_that_of_the_source_tree_with_a_plus_where_it_was_changed(tmp_path, monkeypatch, capfd):
     source = tmp_path / "checkout" / "sppnet" / "records.py"
     source.parent.mkdir(parents=True)
-    monkeypatch.setattr(records, "__file__", str(source))
+    monkeypatch.setattr(environment_module, "__file__", str(source))
     assert environment()["commit"] is None  # a folder outside of any checkout
 
     source.write_text("as committed\n")

@@ -7,7 +7,7 @@ from conftest import make_image_folder
 from sppnet.classify.checkpoints import Stopped
 from sppnet.classify.recipe import Recipe, few_steps_note
 from sppnet.classify.reporting import StepLines, epoch_line
-from sppnet.datasets import open_data
+from sppnet.data.sources import open_data
 from test_checkpoints import SignalAt, train
 
 EPOCH = {

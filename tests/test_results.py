@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 
 from command_line import CONFIGS, claim_run_directory, run_directory
 from evaluate import find_runs
-from sppnet.metrics import gain_interval
-from sppnet.records import SCORING_RULES, Scores, write_scores
+from sppnet.results.costs import multiply_adds, parameters, training_work
 from sppnet.results.paper import PAPER, TABLES, experiment_of, hydra_value, table_page
-from sppnet.results.runs import grouped, multiply_adds, parameters, read_runs, training_work
+from sppnet.results.records import SCORING_RULES, Scores, write_scores
+from sppnet.results.runs import grouped, read_runs
+from sppnet.results.statistics import gain_interval
 from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page, views_page
 from test_views import SHIPPED, shipped
 

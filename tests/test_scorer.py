@@ -20,9 +20,10 @@ from sppnet.classify.scorer import (
     whole_scales,
 )
 from sppnet.classify.views import POSITIONS, ViewProtocol, mirrored_window, views_of
-from sppnet.datasets import open_data
+from sppnet.data.batches import to_network_input
+from sppnet.data.images import crop, decode_image, resize_shorter_side
+from sppnet.data.sources import open_data
 from sppnet.geometry import crop_to_cells, window_to_cells
-from sppnet.images import crop, decode_image, resize_shorter_side, to_network_input
 from sppnet.network import SPPNet
 
 TEN = {"scales": [72], "view_size": 64, "positions": list(POSITIONS)[:5], "mirrored": True}

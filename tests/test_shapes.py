@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppnet.shapes import CLASSES, draw_example, generate_shapes
+from sppnet.data.shapes import CLASSES, draw_example, generate_shapes
 
 
 def contents(root: Path) -> dict[str, bytes]:

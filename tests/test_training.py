@@ -16,7 +16,7 @@ from conftest import jpeg, make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.training import train_classifier
-from sppnet.datasets import open_data
+from sppnet.data.sources import open_data
 from sppnet.network import SPPNet
 
 
@@ -133,7 +133,7 @@ import torch
 from sppnet.backbones import build_backbone
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.training import train_classifier
-from sppnet.datasets import open_data
+from sppnet.data.sources import open_data
 from sppnet.network import SPPNet
 
 torch.manual_seed(0)

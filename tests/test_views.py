@@ -19,7 +19,7 @@ from sppnet.classify.views import (
     views_of,
     windows_at,
 )
-from sppnet.images import CROP_POSITIONS, crop_box, resize_shorter_side, size_at_shorter_side
+from sppnet.data.images import CROP_POSITIONS, crop_box, resize_shorter_side, size_at_shorter_side
 from sppnet.network import SPPNet
 
 VIEWS = Path(__file__).parent.parent / "configs" / "views"

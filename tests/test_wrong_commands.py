@@ -14,7 +14,7 @@ from command_line import claim_run_directory, run_directory
 from conftest import make_image_folder, run_process, without_rights
 from errors import one_line_errors
 from sppnet.backbones import build_backbone
-from sppnet.datasets import open_data
+from sppnet.data.sources import open_data
 from sppnet.network import SPPNet, save_network
 from test_configs import composed
 

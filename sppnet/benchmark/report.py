@@ -7,8 +7,8 @@ from typing import NamedTuple
 from sppnet.benchmark.side_by_side import Comparison
 from sppnet.benchmark.stages import FORWARD, LOADER, Stage, Training, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio
-from sppnet.records import duration
 from sppnet.results.page import Page
+from sppnet.runtime.progress import duration
 
 
 class Verdict(NamedTuple):

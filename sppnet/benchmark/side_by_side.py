@@ -20,14 +20,14 @@ from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.timing import Work, seconds_of
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.evaluator import Hardware
-from sppnet.classify.machine import bf16_is_fast, core_count, keep_freed_memory
 from sppnet.classify.scorer import Inputs, Scorer
 from sppnet.classify.views import POSITIONS, ViewProtocol, windows_at
-from sppnet.datasets import ImageData, open_data, select_images
+from sppnet.data.prepare import Settings, prepare
+from sppnet.data.sources import ImageData, open_data, select_images
 from sppnet.network import IMAGENET_MEAN, SPPNet
 from sppnet.normalization import LocalResponseNorm
-from sppnet.prepare import Settings, prepare
 from sppnet.pyramid import SpatialPyramidPool
+from sppnet.runtime.machine import bf16_is_fast, core_count, keep_freed_memory
 
 CLASSES = 1000
 STD = (1.0, 1.0, 1.0)

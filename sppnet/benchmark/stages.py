@@ -19,14 +19,14 @@ from torch import Tensor
 from sppnet.benchmark.timing import rate
 from sppnet.classify.datamodule import ClassificationData, TrainingCrops
 from sppnet.classify.evaluator import Hardware
-from sppnet.classify.machine import keep_freed_memory
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.scorer import Scorer, ViewInputs
 from sppnet.classify.training import train_classifier
 from sppnet.classify.views import ViewProtocol
-from sppnet.datasets import EncodedImages, ImageData, SelectedImages
-from sppnet.images import decode_image
+from sppnet.data.images import decode_image
+from sppnet.data.sources import EncodedImages, ImageData, SelectedImages
 from sppnet.network import SPPNet
+from sppnet.runtime.machine import keep_freed_memory
 
 DISTINCT_IMAGES = 256  # that a stage on its own goes through
 

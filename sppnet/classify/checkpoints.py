@@ -22,7 +22,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sppnet.files import atomic_file
+from sppnet.runtime.files import atomic_file
+from sppnet.runtime.names import first_line
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -76,7 +77,7 @@ def newest_whole(folder: Path) -> Path | None:
         except PermissionError:
             raise
         except Exception as error:  # both fail on damaged files in a dozen ways
-            reasons.append(f"{path} is damaged ({(str(error).splitlines() or [type(error).__name__])[0]})")
+            reasons.append(f"{path} is damaged ({first_line(error)})")
         else:
             for reason in reasons:
                 warnings.warn(f"{reason}; resuming from {path}", stacklevel=2)

@@ -22,19 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sppnet.classify.checkpoints import SIGNALS
-from sppnet.datasets import ImageData
-from sppnet.images import (
-    COLOR_STANDARD_DEVIATION,
-    CROP_POSITIONS,
-    UnreadableImage,
-    crop,
-    decode_image,
-    resize_shorter_side,
-    to_network_input,
-    training_input,
-)
-from sppnet.names import printable
-from sppnet.processes import LOADER_TIMEOUT, start_loader_worker
+from sppnet.data.batches import COLOR_STANDARD_DEVIATION, to_network_input, training_input
+from sppnet.data.images import CROP_POSITIONS, UnreadableImage, crop, decode_image, resize_shorter_side
+from sppnet.data.sources import ImageData
+from sppnet.runtime.names import printable
+from sppnet.runtime.processes import LOADER_TIMEOUT, start_loader_worker
 
 # A training image that cannot be read is replaced by another; after this many in a row the data set is at fault.
 MOST_REPLACEMENTS = 20

@@ -13,25 +13,25 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from sppnet.classify.machine import bf16_is_fast, keep_freed_memory, most_processes, worker_count
 from sppnet.classify.scorer import Scorer, score_images
 from sppnet.classify.views import ViewProtocol
-from sppnet.datasets import EncodedImages, images_fingerprint
-from sppnet.images import UnreadableImage
+from sppnet.data.images import UnreadableImage
+from sppnet.data.sources import EncodedImages, images_fingerprint
 from sppnet.network import SPPNet
-from sppnet.processes import exit_with_parent, explained_loader_failures
-from sppnet.progress import Progress
-from sppnet.records import (
+from sppnet.results.records import (
     SCORING_RULES,
     ScorePart,
     Scores,
     add_score_part,
     delete_score_parts,
-    environment,
     read_score_parts,
     read_scores,
     write_scores,
 )
+from sppnet.runtime.environment import environment
+from sppnet.runtime.machine import bf16_is_fast, keep_freed_memory, most_processes, worker_count
+from sppnet.runtime.processes import exit_with_parent, explained_loader_failures
+from sppnet.runtime.progress import Progress
 
 SECONDS_BETWEEN_PARTS = 20.0
 LARGEST_MEGAPIXELS = 10_000

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from sppnet.records import clock
+from sppnet.runtime.progress import clock
 
 
 def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:

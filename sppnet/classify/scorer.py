@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sppnet.classify.views import ViewProtocol, Window, mirrored_window, windows_at
-from sppnet.datasets import EncodedImages, read_image, skip_hint
+from sppnet.data.batches import to_network_input
+from sppnet.data.images import UnreadableImage, decode_image, resize_shorter_side
+from sppnet.data.sources import EncodedImages, read_image, skip_hint
 from sppnet.geometry import crop_to_cells, window_to_cells
-from sppnet.images import UnreadableImage, decode_image, resize_shorter_side, to_network_input
 from sppnet.network import SPPNet
-from sppnet.processes import LOADER_TIMEOUT, start_loader_worker
 from sppnet.pyramid import pool_windows
+from sppnet.runtime.processes import LOADER_TIMEOUT, start_loader_worker
 
 MAX_WAITING_BYTES = 1 << 30  # of images that wait for others of their size
 MAX_POOLED_NUMBERS = 1 << 25  # of windows pooled at once: 128 MiB as float32

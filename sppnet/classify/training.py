@@ -15,14 +15,17 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from sppnet.classify.checkpoints import CheckpointFiles, Checkpoints, newest_whole, recorded_precision
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData, shorter_side_for
-from sppnet.classify.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
 from sppnet.classify.recipe import Machine, Recipe, check_batch_size, check_validation
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar, StepLines
 from sppnet.classify.schedules import size_of_epoch, sizes_of_run
-from sppnet.datasets import ImageData, content_digests, images_fingerprint
+from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.network import SPPNet
-from sppnet.processes import explained_loader_failures
-from sppnet.records import RESULT_FILE, checkpoint_digest, environment, write_json
+from sppnet.results.records import RESULT_FILE
+from sppnet.runtime.environment import environment
+from sppnet.runtime.files import write_json
+from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
+from sppnet.runtime.processes import explained_loader_failures
+from sppnet.runtime.run_directory import checkpoint_digest
 
 # Compiling one takes up to a minute, and torch gives up beyond eight.
 MOST_COMPILED_SIZES = 4

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sppnet.images import size_at_shorter_side
+from sppnet.data.images import size_at_shorter_side
 from sppnet.network import NO_PYRAMID_INPUT, SPPNet
 
 # Where a view lies in the image: (vertical, horizontal), each 0 at the start, 1 in the middle, 2 at the end. The first

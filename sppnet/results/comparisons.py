@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from sppnet.metrics import PairedTest, paired_test, top_k_wrong, wilson_interval
-from sppnet.records import Scores
+from sppnet.metrics import top_k_wrong
+from sppnet.results.records import Scores
+from sppnet.results.statistics import PairedTest, paired_test, wilson_interval
 
 Rows = tuple[list[str], list[list[str]]]  # headers and rows of a table
 PERCENT = 100.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sppnet.files import atomic_file
+from sppnet.runtime.files import atomic_file
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2330; background: #fff }

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.folders import ILSVRC_2012
-from sppnet.metrics import gain_interval, paired_test
-from sppnet.records import Scores
+from sppnet.data.folders import ILSVRC_2012
 from sppnet.results.comparisons import (
     check_same_images,
     error_text,
@@ -21,9 +19,12 @@ from sppnet.results.comparisons import (
     signed,
     wrong,
 )
+from sppnet.results.costs import estimate, training_hours, training_work
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, error_dots
-from sppnet.results.runs import VARIANTS, Run, estimate, grouped, naming_config, training_hours, training_work
+from sppnet.results.records import Scores
+from sppnet.results.runs import VARIANTS, Run, grouped, naming_config
+from sppnet.results.statistics import gain_interval, paired_test
 
 # Errors in % on the validation images of ILSVRC 2012, (top-1, top-5): arXiv:1406.4729v4, Tables 2, 3 and 4, §3.1.2 (30
 # bins), §3.1.3 (random sizes), §3.1.5 (multi_view). None where the paper prints no number.

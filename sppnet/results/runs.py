@@ -5,26 +5,13 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
-from sppnet.backbones import build_backbone
-from sppnet.network import SPPNet
-from sppnet.records import (
-    SCORING_RULES,
-    Scores,
-    checkpoint_digest,
-    duration,
-    is_of_validation_images,
-    read_result,
-    read_run_config,
-    read_scores,
-    without_folders,
-)
+from sppnet.results.records import SCORING_RULES, Scores, is_of_validation_images, read_result, read_scores
+from sppnet.runtime.names import first_line
+from sppnet.runtime.run_directory import checkpoint_digest, read_run_config, without_folders
 
 # What the paper compares, in the order in which it is shown.
 VARIANTS = {
@@ -143,74 +130,12 @@ def grouped(runs: Sequence[Run], *but: str) -> dict[str, list[Run]]:
     return {key: sorted(group, key=lambda run: int(run.config["seed"])) for key, group in groups.items()}
 
 
-def training_hours(runs: Sequence[Run]) -> str:
-    """Hours of training of one run, on average, all its devices added up."""
-    hours = [run.result["seconds"] / 3600 * _devices(run.result["hardware"]) for run in runs if run.result]
-    return f"{sum(hours) / len(hours):.2f}" if hours else ""
-
-
-def _devices(hardware: str) -> int:
-    """How many GPUs a hardware line such as "8 x NVIDIA H100" names; 1 for a CPU."""
-    count, _, rest = hardware.partition(" x ")
-    return int(count) if rest and count.isdigit() else 1
-
-
 @contextmanager
 def naming_config(run: Run) -> Iterator[None]:
     """Where a network cannot be built from the configuration of a run, a ValueError names the file."""
     try:
         yield
     except Exception as error:  # the configuration of a stranger may ask for anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{run.path / 'config.yaml'}: no network can be built from it ({reason})") from error
-
-
-@cache
-def multiply_adds(backbone: str, levels: tuple[int, ...] | None, hidden: int, classes: int, side: int) -> int:
-    """Of one forward pass of one image. `backbone` is the section of the configuration as JSON."""
-    with torch.device("meta"):
-        body, input_side = build_backbone(**json.loads(backbone)), side if levels is None else None
-        network = SPPNet(body, levels, classes, hidden=hidden, initialization="none", input_side=input_side)
-        with FlopCounterMode(display=False) as counter:
-            network.eval()(torch.empty(1, 3, side, side))
-    return counter.get_total_flops() // 2
-
-
-def parameters(run: Run) -> int | None:
-    """Of the network of a finished run."""
-    if run.result is None:
-        return None
-    with naming_config(run), torch.device("meta"):
-        backbone = build_backbone(**{**run.config["backbone"], **_untrained(run)})
-        classes, hidden = run.result["num_classes"], run.config["hidden"]
-        side = int(run.sizes[0]) if run.levels is None else None
-        network = SPPNet(backbone, run.levels, classes, hidden=hidden, initialization="none", input_side=side)
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _untrained(run: Run) -> dict[str, Any]:
-    """So that counting downloads no weights."""
-    return {"pretrained": False} if run.config["backbone"]["architecture"] == "timm" else {}
-
-
-def training_work(config: dict[str, Any], classes: int, images: int) -> float:
-    """Multiply-adds of the forward passes of a whole training."""
-    backbone = {key: value for key, value in config["backbone"].items() if key != "pretrained"}
-    sizes = config["sizes"].get("cycle") or config["sizes"]["uniform"]
-    levels = tuple(config["pooling"]["levels"] or (6,))  # without a pyramid: one grid of 6 x 6, at whatever size
-    text = json.dumps(backbone, sort_keys=True)
-    each = [multiply_adds(text, levels, config["hidden"], classes, side) for side in sizes]
-    return sum(each) / len(each) * images * config["recipe"]["epochs"]
-
-
-def estimate(work: float, runs: Sequence[Run]) -> str:
-    """How long a training of that much work would take, by the rule of three from the longest finished run."""
-    finished = [run for run in runs if run.result is not None]
-    if not finished:
-        return "no finished run to estimate from"
-    longest = max(finished, key=lambda run: float(run.result["seconds"]))  # type: ignore[index]
-    result: dict[str, Any] = longest.result or {}
-    with naming_config(longest):
-        own_work = training_work(longest.config, result["num_classes"], result["training_images"])
-    seconds = result["seconds"] * work / own_work
-    return f"roughly {duration(seconds)} on {result['hardware']}, by multiply-adds from {longest.path.name}"
+        raise ValueError(
+            f"{run.path / 'config.yaml'}: no network can be built from it ({first_line(error)})"
+        ) from error

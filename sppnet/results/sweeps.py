@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sppnet.metrics import gain_interval
-from sppnet.records import Scores
 from sppnet.results.comparisons import (
     check_same_images,
     classes_table,
@@ -19,9 +17,12 @@ from sppnet.results.comparisons import (
     signed,
     wrong,
 )
+from sppnet.results.costs import parameters
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, confusion_picture, error_curves, error_dots
-from sppnet.results.runs import VARIANTS, Run, grouped, parameters
+from sppnet.results.records import Scores
+from sppnet.results.runs import VARIANTS, Run, grouped
+from sppnet.results.statistics import gain_interval
 
 REFERENCE_VIEWS = "ten_crop"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sppnet.images import read_image_file
-from sppnet.names import is_utf8, printable
-from sppnet.shapes import generate_shapes
+from sppnet.data.images import read_image_file
+from sppnet.data.shapes import generate_shapes
+from sppnet.runtime.names import is_utf8, listing, printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ _VAL_FOLDERS = ("val", "validation", "test")
 
 
 def shapes(*, root: str, train: int = 2000, val: int = 500, seed: int = 0) -> tuple[ImageFiles, ImageFiles]:
-    """The pictures of `sppnet.shapes`, drawn into `root` on first use; `train` and `val` count them."""
+    """The pictures of `sppnet.data.shapes`, drawn into `root` on first use; `train` and `val` count them."""
     return _train_and_val(generate_shapes(Path(root), train=train, val=val, seed=seed), "val")
 
 
@@ -212,12 +212,6 @@ def _check_wordnet_folders(base: Path) -> None:
     others = [name for name in names if not re.fullmatch(r"n\d{8}", name)]
     if others:
         raise ValueError(f"{base}: found the folders {listing(others)}, expected WordNet ids such as n01440764")
-
-
-def listing(names: Sequence[str]) -> str:
-    """The first names, as they may be shown, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(printable, names[:5])) + more
 
 
 # Splitting.

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from sppnet.folders import caltech101, folder, imagenet, listing, shapes
-from sppnet.images import UnreadableImage
-from sppnet.progress import Progress
-from sppnet.stores import hub, prepared
+from sppnet.data.folders import caltech101, folder, imagenet, shapes
+from sppnet.data.images import UnreadableImage
+from sppnet.data.stores import hub, prepared
+from sppnet.runtime.names import listing
+from sppnet.runtime.progress import Progress
 
 
 class EncodedImages(Protocol):
@@ -36,7 +37,7 @@ class EncodedImages(Protocol):
     def __getitem__(self, index: int) -> tuple[bytes, int, str]:
         """The bytes of the file, its label, and its name, which no other image of train and val has.
 
-        Raises `sppnet.images.UnreadableImage` where the file cannot be read.
+        Raises `sppnet.data.images.UnreadableImage` where the file cannot be read.
         """
 
     def name(self, index: int) -> str: ...

@@ -22,35 +22,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 
-from sppnet.datasets import EncodedImages, ImageData
-from sppnet.files import atomic_file, is_temporary, remove_stale_files
-from sppnet.folders import listing
-from sppnet.images import UnreadableImage, decode_image, resize_shorter_side
-from sppnet.names import is_utf8, printable
-from sppnet.processes import exit_with_parent
-from sppnet.progress import Progress
-from sppnet.records import write_json
-from sppnet.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, VALIDATION, column_values
-
-# What is said of images that are not as they seem. A name may be under several.
-KINDS = {
-    "unreadable": "cannot be read",
-    "misnamed": "are of another format than their names say",
-    "cmyk": "are stored as CMYK",
-    "rotated": "are turned by their EXIF orientation",
-    "tiny": "have a side under 64 pixels",
-    "duplicate": "have the same bytes as an image before them",
-}
-TINY_SIDE = 64
-
-SUFFIXES = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},  # a camera's JPEG with more pictures behind the first
-    "TIFF": {".tif", ".tiff"},
-    "PPM": {".ppm", ".pgm", ".pbm"},
-}
+from sppnet.data.images import UnreadableImage, decode_image, resize_shorter_side
+from sppnet.data.sources import EncodedImages, ImageData
+from sppnet.data.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, VALIDATION, column_values
+from sppnet.data.survey import KINDS, remarks
+from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files, write_json
+from sppnet.runtime.names import is_utf8, listing, printable
+from sppnet.runtime.processes import exit_with_parent
+from sppnet.runtime.progress import Progress
 
 MARKER = "dataset_dict.json"  # what `datasets` looks for; written last
 REPORT = "report.json"
@@ -296,7 +277,7 @@ def _row(images: EncodedImages, index: int, training: bool, facts: dict[str, Any
         facts["unreadable"].append([images.name(index), str(error)])
         return None
     usual = True
-    for kind, remark in _remarks(data, name, picture):
+    for kind, remark in remarks(data, name, picture):
         facts[kind].append([name, remark])
         usual = usual and kind == "tiny"
     stored = data if not training else _small(data, picture, _settings, keep=usual)
@@ -304,25 +285,6 @@ def _row(images: EncodedImages, index: int, training: bool, facts: dict[str, Any
     facts["bytes"] += len(stored)
     digest = hashlib.sha256(data).hexdigest()
     return {IMAGE: {"bytes": stored, "path": None}, LABEL: label, NAME: name, DIGEST: digest}
-
-
-def _remarks(data: bytes, name: str, picture: torch.Tensor) -> Iterator[tuple[str, str]]:
-    """(kind, remark) of everything in KINDS that one file shows."""
-    image = Image.open(io.BytesIO(data))
-    suffix = Path(name).suffix.lower()
-    if suffix and suffix not in SUFFIXES.get(image.format or "", {f".{image.format}".lower()}):
-        yield "misnamed", f"is {image.format}"
-    if image.mode == "CMYK":
-        yield "cmyk", ""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged block, of which decoding makes nothing either
-        orientation = 1
-    if orientation in range(2, 9):
-        yield "rotated", f"orientation {orientation}"
-    height, width = picture.shape[1:]
-    if min(height, width) < TINY_SIDE:
-        yield "tiny", f"{width}x{height}"
 
 
 def _small(data: bytes, picture: torch.Tensor, settings: Settings, keep: bool) -> bytes:
@@ -396,19 +358,3 @@ def _report(shards: list[Shard]) -> dict[str, Any]:
         first = first or seen
         report[split] = summary
     return report | {"both": both}
-
-
-def report_text(report: dict[str, Any]) -> str:
-    """A table of what was found, and the first names of everything unusual."""
-    lines = []
-    for split in (TRAIN, VALIDATION):
-        summary = report[split]
-        lines.append(f"{split}: {summary['images']:,} images, {summary['bytes'] / 1e6:,.0f} MB")
-        for kind, meaning in KINDS.items():
-            if summary[kind]:
-                names = [f"{name} ({remark})" if remark else name for name, remark in summary[kind]]
-                lines.append(f"  {len(names):,} {meaning}: {listing(names)}")
-    if report["both"]:
-        names = [f"{validation} = {training}" for validation, training in report["both"]]
-        lines.append(f"{len(names):,} validation images are training images, too: {listing(names)}")
-    return "\n".join(lines)

@@ -5,8 +5,6 @@ import time
 
 from tqdm import tqdm
 
-from sppnet.records import clock
-
 
 class Progress:
     """Images/s and the time left: a bar on a terminal, a line every `SECONDS` elsewhere."""
@@ -37,3 +35,19 @@ class Progress:
             print(
                 f"{self.title}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left} left", flush=True
             )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to two units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24:,} days {hours % 24} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,6 @@
-"""Names of files and classes as they may be shown on a terminal."""
+"""Names and messages as they may be shown on a terminal."""
+
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -23,3 +25,14 @@ def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def listing(names: Sequence[str]) -> str:
+    """The first names, as they may be shown, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(printable, names[:5])) + more
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an error, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

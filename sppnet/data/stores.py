@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.folders import listing
-from sppnet.images import UnreadableImage, read_image_file
+from sppnet.data.images import UnreadableImage, read_image_file
+from sppnet.runtime.names import first_line, listing
 
 # The columns of a prepared store.
 IMAGE, LABEL, NAME, DIGEST = "image", "label", "name", "source_sha256"
@@ -133,11 +133,7 @@ def _naming(place: str) -> Iterator[None]:
         extra = "pip install sppnet[remote]" if place.startswith("s3://") else str(error).splitlines()[0]
         raise ValueError(f"{place}: needs a package for {place.partition('://')[0]}:// addresses: {extra}") from error
     except Exception as error:  # damaged files and remote stores fail in a dozen ways
-        raise ValueError(f"{place}: cannot be read ({_first_line(error)})") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{place}: cannot be read ({first_line(error)})") from error
 
 
 def _library(source: str) -> Any:
@@ -188,10 +184,10 @@ def _load_split(name: str, config: str | None, data_files: dict[str, str] | None
             try:
                 return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
             except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
-                raise ValueError(f"{name}: {_first_line(error)} (s3: pip install sppnet[remote])") from error
+                raise ValueError(f"{name}: {first_line(error)} (s3: pip install sppnet[remote])") from error
             except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
                 cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-                raise ValueError(f"{name}: {_first_line(cause)}") from error
+                raise ValueError(f"{name}: {first_line(cause)}") from error
     with _naming(name):
         splits = datasets.load_from_disk(name)
     if split not in splits:

@@ -1,12 +1,13 @@
 """Writing files atomically, and removing the temporary files of writes that were interrupted."""
 
 import fcntl
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 # The one rule for temporary names: NAME.partialPID, in the folder of NAME, for process PID.
 _TEMPORARY = re.compile(r"(.+)\.partial([1-9][0-9]*)")
@@ -100,3 +101,9 @@ def _flush_names(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file atomically."""
+    with atomic_file(path) as file:
+        file.write(f"{json.dumps(content, indent=2)}\n".encode())

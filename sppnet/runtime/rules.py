@@ -1,0 +1,61 @@
+"""Rules for values read from files of strangers: what each must be, in words and as a test."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e15  # also no NaN
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 1 <= value < 1e15
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(_is_count(entry) for entry in value)
+
+
+TEXT = Rule("text", lambda value: isinstance(value, str) and value != "")
+COUNT = Rule("a whole number from 1", _is_count)
+INDEX = Rule("a whole number from 0", lambda value: _is_count(value) or (type(value) is int and value == 0))
+POSITIVE = Rule("a number above 0", lambda value: is_number(value) and value > 0)
+FRACTION = Rule("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+SIDES = Rule("null or a list of whole numbers from 1", lambda value: value is None or _are_counts(value))
+
+
+def read_text(path: Path, limit: int) -> str:
+    if (size := path.stat().st_size) > limit:
+        raise ValueError(f"{size:,} bytes, at most {limit:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def check_plain(content: Any) -> None:
+    """Raises ValueError unless `content` is a mapping of what JSON can hold."""
+    if not isinstance(content, dict):
+        raise ValueError("must be keys with values")
+    try:
+        json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
+    except TypeError as error:  # dates, sets, bytes, keys of several types
+        raise ValueError(str(error)) from error
+
+
+def check_section(
+    section: dict[str, Any], rules: Mapping[str, Rule], options: Mapping[str, Rule], prefix: str = ""
+) -> None:
+    """Raises ValueError for a value that breaks its rule, and a key of `rules` that is missing."""
+    for key in rules:
+        if key not in section:
+            raise ValueError(f"{prefix}{key} is missing")
+    for key, rule in {**rules, **options}.items():
+        if key in section and not rule.holds(section[key]):
+            raise ValueError(f"{prefix}{key} must be {rule.words}")

@@ -1,95 +1,11 @@
-"""Tables and plots from finished runs. Reads records and saved scores, and runs no network.
-
-python scripts/tables.py WHAT [runs=PATTERN] [out=FOLDER]
-
-table2 table3 table4   the paper's classification tables, paper beside ours where the data is ImageNet
-all                    those three
-sweep                  error against the pyramid, for runs that differ in pooling.levels and seed
-scales                 error against the test scale, for runs tested with scales=[...]
-views                  how close every protocol's scores come to those of ten_crop, for the same runs
-compare                runs on the same images: paired tests against the first, and their combination
-classes                errors by class and confusion matrix of one run
-
-runs=runs              folders of runs, run directories, or patterns of them: runs=[A,B] or runs='runs/demo*'
-out=runs/tables        where WHAT.md and WHAT.html are written
-"""
-
-if __name__ == "__main__":  # before the imports below, which take a second
-    from startup import prepare_process
-
-    prepare_process()
+"""Tables and plots from finished runs: python scripts/tables.py --help."""
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this checkout, not an installed one
 
-from command_line import bound, one_line_command, resolved, with_home
-from errors import check_grammar, configuration_errors
-from startup import interrupt_by_exception
-
-PAPER_TABLES = ("table2", "table3", "table4")
-CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "views", "compare", "classes")
-
-
-def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
-    """The arguments of the command line."""
-    patterns = [runs] if isinstance(runs, str) else runs
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-        raise ValueError(
-            f"runs={'null' if runs is None else runs}: must be a folder, a pattern, or a list of them: runs=[A,B]"
-        )
-    return patterns, Path(out)
-
-
-def main(arguments: list[str]) -> None:
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
-    what, *rest = arguments
-    if what not in CHOICES:
-        raise ValueError(f"{what}: must be one of {', '.join(CHOICES)}")
-    if malformed := [word for word in rest if "=" not in word or word.startswith("-")]:
-        raise ValueError(f"{malformed[0]}: must be runs=PATTERN or out=FOLDER")
-    patterns, out = settings(**bound(_configuration(rest), settings))
-    # Imported here because torch takes a second, and --help should not.
-    from sppnet.results.runs import read_runs
-
-    runs = read_runs(patterns)
-    for name in PAPER_TABLES if what == "all" else (what,):
-        page = page_of(name, runs)
-        print(page.markdown())
-        print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
-
-
-@configuration_errors()
-def _configuration(words: list[str]) -> DictConfig:
-    """The words as a configuration, read as those of the other commands."""
-    config = OmegaConf.create()
-    for word in map(with_home, words):
-        check_grammar(word)
-        override = OverridesParser.create().parse_override(word)
-        OmegaConf.update(config, override.key_or_group, override.value())
-    return resolved(config)
-
-
-def page_of(name: str, runs: list[Any]) -> Any:
-    from sppnet.results.paper import table_page
-    from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page, views_page
-
-    if name in PAPER_TABLES:
-        return table_page(name, runs)
-    if name == "classes":
-        if len(runs) != 1:
-            raise ValueError(f"runs: classes is for one run, and these are {len(runs)}")
-        return classes_page(runs[0])
-    pages = {"sweep": pyramid_page, "scales": scales_page, "views": views_page, "compare": comparison_page}
-    return pages[name](runs)
-
+from sppnet.commands.startup import run
 
 if __name__ == "__main__":
-    with one_line_command():
-        interrupt_by_exception()
-        main(sys.argv[1:])
+    run("tables")

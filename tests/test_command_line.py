@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from command_line import groups_of, resolved
-from errors import closest_key, configuration_errors, one_line, one_line_errors
+from sppnet.commands.errors import closest_key, configuration_errors, one_line, one_line_errors
+from sppnet.commands.settings import groups_of, resolved
 
 PROJECT = Path(__file__).parents[1]
 SECONDS = 120  # a limit for what takes a few, on a machine that does other things as well
@@ -118,8 +118,8 @@ def import_it():
     import sppnet
 
 if __name__ == "__main__":
-    sys.path[0] = {str(second_clone / "scripts")!r}
-    from startup import prepare_process
+    sys.path[0] = {str(second_clone)!r}
+    from sppnet.commands.startup import prepare_process
     prepare_process()
     subprocess.run([sys.executable, "-c", "import sppnet"], cwd="/", check=True)
     child = multiprocessing.get_context("spawn").Process(target=import_it)
@@ -129,7 +129,7 @@ if __name__ == "__main__":
     )
     done = python("children.py", cwd=tmp_path, PYTHONPATH=str(PROJECT))
     assert done.stderr == ""
-    assert done.stdout == 2 * f"sppnet is imported from {second_clone}/sppnet/__init__.py\n"
+    assert done.stdout == 3 * f"sppnet is imported from {second_clone}/sppnet/__init__.py\n"
 
 
 @pytest.mark.parametrize(
@@ -220,14 +220,14 @@ def test_an_error_is_one_line_without_control_characters():
 
 def test_an_absent_hub_is_asked_once_and_named_in_one_line(tmp_path):
     code = (
-        "from errors import one_line_errors\nfrom sppnet.data.sources import open_data\n"
+        "from sppnet.commands.errors import one_line_errors\nfrom sppnet.data.sources import open_data\n"
         "with one_line_errors(): open_data('hub', name='nobody/nothing')"
     )
     done = python(
         "-c",
         code,
         cwd=tmp_path,
-        PYTHONPATH=os.pathsep.join([str(PROJECT), str(PROJECT / "scripts")]),
+        PYTHONPATH=str(PROJECT),
         HF_HOME=str(tmp_path / "cache"),
         HF_ENDPOINT="http://127.0.0.1:9",  # where nobody listens
     )

@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import evaluate as evaluate_script
-import train as train_script
-from command_line import bound, bound_choice, claim_run_directory, run_directory, sole_training
 from conftest import started_process
 from sppnet.backbones import BACKBONES
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import size_of_epoch
+from sppnet.commands import evaluate as evaluate_script
+from sppnet.commands import train as train_script
+from sppnet.commands.settings import bound, bound_choice, run_directory
 from sppnet.data.sources import DATA_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
 from sppnet.results.runs import Run
+from sppnet.runtime.run_directory import claim_run_directory, sole_training
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")
@@ -236,13 +237,13 @@ def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from command_line import sole_training
+from sppnet.runtime.run_directory import sole_training
 with sole_training(Path(sys.argv[1])):
     print("holds it", flush=True)
     sys.stdin.read()
 """
     command = [sys.executable, "-c", code, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent / "scripts")}
+    environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with started_process(command, env=environment, **pipes) as holder:
         assert holder.stdout.readline() == "holds it\n"

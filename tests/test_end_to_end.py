@@ -183,7 +183,7 @@ def test_a_full_disk_stops_it_and_what_is_saved_stays(folder, tmp_path):
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-c", limited.format(150_000), SCRIPT[1], *SMALL, f"data.root={folder}", "run=full"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "scripts"), str(PROJECT)])}
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     done = run_process(command, cwd=tmp_path, env=environment)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1] == (

@@ -11,9 +11,8 @@ import hydra
 import numpy as np
 import pytest
 
-import evaluate
-import tables
 from conftest import make_image_folder, run_process
+from sppnet.commands import evaluate, tables
 
 PROJECT = Path(__file__).parent.parent
 SMALL = [

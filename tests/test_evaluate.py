@@ -10,14 +10,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import evaluate
-from command_line import claim_run_directory, run_directory
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
+from sppnet.commands import evaluate
+from sppnet.commands.settings import run_directory
 from sppnet.data.sources import content_digests, images_fingerprint, open_data
 from sppnet.network import SPPNet, save_network
 from sppnet.results.records import read_scores
 from sppnet.results.runs import read_runs
+from sppnet.runtime.run_directory import claim_run_directory
 from test_configs import CONFIGS, composed
 
 CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=float32"]

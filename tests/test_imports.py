@@ -89,9 +89,14 @@ def test_no_imports_in_circles():
 
 
 def test_the_package_imports_no_script():
-    scripts = {file.stem for file in python_files(SCRIPTS)} | {"scripts"}
-    for file in python_files(PACKAGE):
-        assert not scripts & {name.split(".")[0] for name in imports(file)}, file
+    assert not importers("scripts")
+
+
+@pytest.mark.parametrize("script", python_files(SCRIPTS), ids=lambda file: file.stem)
+def test_scripts_only_start_a_command(script):
+    if script.stem != "stress":
+        assert own_imports(script) == {"sppnet.commands.startup"}
+        assert len(script.read_text(encoding="utf-8").splitlines()) <= 12
 
 
 @pytest.mark.parametrize("library", ["pytorch_lightning", "lightning", "lightning_fabric"])
@@ -100,8 +105,8 @@ def test_lightning_lives_in_classify_alone(library):
 
 
 @pytest.mark.parametrize("library", ["hydra", "omegaconf"])
-def test_hydra_lives_in_scripts_alone(library):
-    assert all(SCRIPTS in file.parents for file in importers(library))
+def test_hydra_lives_in_commands_alone(library):
+    assert all(PACKAGE / "commands" in file.parents for file in importers(library))
 
 
 def test_the_package_alone_loads_nothing_heavy():
@@ -130,7 +135,10 @@ def test_the_network_loads_no_training_configuration_or_data_libraries():
 def test_commands_set_how_threads_wait_before_torch_is_loaded_unless_the_user_did(given, used):
     """As the library of the threads itself reports it."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_DISPLAY_ENV": "true", "PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(ROOT)])} | given
-    code = "import command_line, sys; assert 'torch' not in sys.modules; import torch; torch.ones(9).sum()"
-    said = run_process([sys.executable, "-c", code], env=environment).stderr
+    environment |= {"OMP_DISPLAY_ENV": "true"} | given
+    code = (
+        "import sys; from sppnet.commands import settings, startup; startup.prepare_process(); "
+        "assert 'torch' not in sys.modules; import torch; torch.ones(9).sum()"
+    )
+    said = run_process([sys.executable, "-c", code], env=environment, cwd=ROOT).stderr
     assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", said) == [used]

@@ -9,17 +9,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import benchmark
-import evaluate
-import prepare_data
-import tables
-from command_line import bound, bound_choice
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
+from sppnet.commands import benchmark, evaluate, prepare_data, tables
+from sppnet.commands.settings import bound, bound_choice
+from sppnet.commands.train import read_parts
 from sppnet.data.sources import DATA_SOURCES
 from sppnet.network import SPPNet, save_network
 from test_configs import ROOT, check, composed
-from train import read_parts
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()

@@ -16,14 +16,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from command_line import CONFIGS, claim_run_directory, run_directory
-from evaluate import find_runs
+from sppnet.commands.evaluate import find_runs
+from sppnet.commands.settings import CONFIGS, run_directory
 from sppnet.results.costs import multiply_adds, parameters, training_work
 from sppnet.results.paper import PAPER, TABLES, experiment_of, hydra_value, table_page
 from sppnet.results.records import SCORING_RULES, Scores, write_scores
 from sppnet.results.runs import grouped, read_runs
 from sppnet.results.statistics import gain_interval
 from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page, views_page
+from sppnet.runtime.run_directory import claim_run_directory
 from test_views import SHIPPED, shipped
 
 CLASSES = 4

@@ -10,12 +10,13 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from command_line import claim_run_directory, run_directory
 from conftest import make_image_folder, run_process, without_rights
-from errors import one_line_errors
 from sppnet.backbones import build_backbone
+from sppnet.commands.errors import one_line_errors
+from sppnet.commands.settings import run_directory
 from sppnet.data.sources import open_data
 from sppnet.network import SPPNet, save_network
+from sppnet.runtime.run_directory import claim_run_directory
 from test_configs import composed
 
 PROJECT = Path(__file__).parents[1]

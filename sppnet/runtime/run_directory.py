@@ -1,6 +1,13 @@
 """Run directories: their configuration, their checkpoint, and who may train in them."""
 
 import hashlib
+import os
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +100,96 @@ def without_folders(data: dict[str, Any]) -> dict[str, Any]:
     It does not tell data sets apart: checkpoints and scores hold fingerprints for that.
     """
     return {**data, "root": Path(data["root"]).name} if data.get("root") else data
+
+
+def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
+    """Writes config.yaml into a new run directory; in one that is there, makes sure that it is of the same run.
+
+    Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
+    """
+    from sppnet.runtime.files import atomic_file
+    from sppnet.runtime.names import listing
+    from sppnet.runtime.run_directory import read_run_config, without_folders
+
+    # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
+    others = _other_files(run)
+    there = read_run_config(run)
+    if there is None:
+        if others:
+            raise ValueError(f"{run}: found {listing(others)}, expected a new folder or a run directory")
+        if outcome["data"].get("root"):  # evaluate.py may be called from another folder
+            outcome = {**outcome, "data": {**outcome["data"], "root": os.path.abspath(outcome["data"]["root"])}}
+        with atomic_file(run / "config.yaml") as file:
+            file.write(yaml.safe_dump(outcome, sort_keys=False, allow_unicode=True).encode())
+        return
+    old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (there, outcome))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"{run}: holds another run: {key} is {old.get(key)} there and {new.get(key)} here; "
+                "give another run=PATH, or leave it out"
+            )
+
+
+def _other_files(run: Path) -> list[str]:
+    """What lies in a folder, hidden and temporary files aside."""
+    from sppnet.runtime.files import is_temporary
+
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"{run}: found a file, expected a new folder or a run directory")
+    names = [path.name for path in run.iterdir()] if run.is_dir() else []
+    return sorted(name for name in names if not name.startswith(".") and not is_temporary(name))
+
+
+@contextmanager
+def sole_training(run: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same directory at the same time. Raises ValueError naming the holder.
+
+    The lock ends with the process, however that dies. Removes the temporary files of processes that were killed there.
+    """
+    import fcntl  # not on Windows
+
+    from sppnet.runtime.files import remove_stale_files
+
+    # The file stays: another process might hold it open, and lock what has no name any more.
+    with (run / "lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: children would inherit it and outlive us
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ValueError(
+                f"{run}: {file.read() or 'another process'} trains here; wait for it, or give another run=PATH"
+            ) from error
+        except OSError as error:
+            warnings.warn(
+                f"{file.name}: {error.strerror}; see to it yourself that one process trains here", stacklevel=3
+            )
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+        file.flush()
+        for folder in (run, run / "checkpoints"):
+            remove_stale_files(folder)
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+@contextmanager
+def removed_if_nothing_is_saved(run: Path, *, is_new: bool, folder_is_new: bool) -> Iterator[None]:
+    """Around training that holds the lock of `run`: an error before the first checkpoint leaves no new directory."""
+    try:
+        yield
+    except Exception:
+        if is_new and not any(run.glob("checkpoints/*.ckpt")):
+            shutil.rmtree(run, ignore_errors=True)  # the error itself matters more
+            if folder_is_new:
+                with suppress(OSError):  # other runs are in it by now
+                    run.parent.rmdir()
+        raise
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}

@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sppnet.runtime.names import printable
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+_PACKAGED = Path(__file__).parents[1] / "configs"  # only where the package was installed from a wheel
+CONFIGS = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 @contextmanager

@@ -8,15 +8,12 @@ import inspect
 import json
 import os
 import re
-import shutil
-import socket
 import sys
-import time
 import traceback
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tqdm import tqdm
 
-from errors import (
+from sppnet.commands.errors import (
     CONFIGS,
     allowed_keys,
     before_job_error,
@@ -46,8 +43,8 @@ from errors import (
     one_line_errors,
     wants_traceback,
 )
+from sppnet.commands.startup import interrupt_by_exception
 from sppnet.runtime.names import printable
-from startup import interrupt_by_exception
 
 
 def groups_of(config_name: str) -> dict[str, list[str]]:
@@ -166,99 +163,6 @@ def _default_name(config: DictConfig) -> str:
     return f"{network}-{pyramid}-{sizes}-{config.data.source}"
 
 
-def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
-    """Writes config.yaml into a new run directory; in one that is there, makes sure that it is of the same run.
-
-    Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
-    """
-    from sppnet.runtime.files import atomic_file
-    from sppnet.runtime.names import listing
-    from sppnet.runtime.run_directory import read_run_config, without_folders
-
-    # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
-    others = _other_files(run)
-    there = read_run_config(run)
-    if there is None:
-        if others:
-            raise ValueError(f"{run}: found {listing(others)}, expected a new folder or a run directory")
-        if outcome["data"].get("root"):  # evaluate.py may be called from another folder
-            outcome = {**outcome, "data": {**outcome["data"], "root": os.path.abspath(outcome["data"]["root"])}}
-        with atomic_file(run / "config.yaml") as file:
-            file.write(OmegaConf.to_yaml(OmegaConf.create(outcome)).encode())
-        return
-    old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (there, outcome))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            raise ValueError(
-                f"{run}: holds another run: {key} is {old.get(key)} there and {new.get(key)} here; "
-                "give another run=PATH, or leave it out"
-            )
-
-
-def _other_files(run: Path) -> list[str]:
-    """What lies in a folder, hidden and temporary files aside."""
-    from sppnet.runtime.files import is_temporary
-
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"{run}: found a file, expected a new folder or a run directory")
-    names = [path.name for path in run.iterdir()] if run.is_dir() else []
-    return sorted(name for name in names if not name.startswith(".") and not is_temporary(name))
-
-
-@contextmanager
-def sole_training(run: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same directory at the same time. Raises ValueError naming the holder.
-
-    The lock ends with the process, however that dies. Removes the temporary files of processes that were killed there.
-    """
-    import fcntl  # not on Windows
-
-    from sppnet.runtime.files import remove_stale_files
-
-    # The file stays: another process might hold it open, and lock what has no name any more.
-    with (run / "lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: children would inherit it and outlive us
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise ValueError(
-                f"{run}: {file.read() or 'another process'} trains here; wait for it, or give another run=PATH"
-            ) from error
-        except OSError as error:
-            warnings.warn(
-                f"{file.name}: {error.strerror}; see to it yourself that one process trains here", stacklevel=3
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
-        file.flush()
-        for folder in (run, run / "checkpoints"):
-            remove_stale_files(folder)
-        try:
-            yield
-        finally:
-            file.truncate(0)
-
-
-@contextmanager
-def removed_if_nothing_is_saved(run: Path, *, is_new: bool, folder_is_new: bool) -> Iterator[None]:
-    """Around training that holds the lock of `run`: an error before the first checkpoint leaves no new directory."""
-    try:
-        yield
-    except Exception:
-        if is_new and not any(run.glob("checkpoints/*.ckpt")):
-            shutil.rmtree(run, ignore_errors=True)  # the error itself matters more
-            if folder_is_new:
-                with suppress(OSError):  # other runs are in it by now
-                    run.parent.rmdir()
-        raise
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
-
-
 def run_main(main: Callable[[], Any]) -> None:
     """Calls a function made by `hydra.main`. Whatever is wrong with the command becomes one line and exit code 2."""
     if not wants_traceback():
@@ -334,11 +238,11 @@ class SweepCheck(Callback):
     """Checks all jobs of a sweep (-m) before the first one runs, where Hydra's basic sweeper lists them.
 
     Args:
-        script: the module whose `check` takes the configuration of a job, and raises what is wrong with it.
+        command: the module whose `check` takes the configuration of a job, and raises what is wrong with it.
     """
 
-    def __init__(self, script: str) -> None:
-        self.script = script
+    def __init__(self, command: str) -> None:
+        self.command = command
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         # A sweeper such as Optuna's chooses each job by the results of those before.
@@ -346,7 +250,7 @@ class SweepCheck(Callback):
             return
         try:
             with one_line_errors():
-                check_jobs(config, str(kwargs["config_name"]), importlib.import_module(self.script).check)
+                check_jobs(config, str(kwargs["config_name"]), importlib.import_module(self.command).check)
         except Exception as error:
             traceback.print_exception(error)  # because Hydra only warns of errors in here, and goes on
             sys.exit(1)

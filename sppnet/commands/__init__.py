@@ -1,0 +1,1 @@
+"""The commands: sppnet train, evaluate, tables, prepare_data, benchmark."""

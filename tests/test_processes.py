@@ -84,6 +84,20 @@ def test_a_killed_loader_process_is_explained():
         kill_and_continue()
 
 
+def test_a_dead_worker_is_reported_once():
+    """A batch of a dying worker may fail to arrive before the worker is dead and the signal of its death comes."""
+    batches = iter(data_module(noise(40), workers=1).train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    with pytest.raises(OSError, match=r"^a loader process was killed"), explained_loader_failures("trainer.workers"):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet reaped
+    del batches
+    test_a_killed_loader_process_is_explained()  # the next loader is watched again
+
+
 FEW_FILES = """
 import resource, sys
 from sppnet.runtime.processes import explained_loader_failures

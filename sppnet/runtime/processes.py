@@ -12,8 +12,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from torch.utils.data._utils import signal_handling
 
 # Seconds without a batch after which a loader is given up. Only for hangs: a process that is stopped for so long (by
 # Ctrl-Z, say) is taken for one.
@@ -76,24 +78,30 @@ def explained_loader_failures(setting: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError) as error:
-        with _without_interruptions():
-            reason = _loader_failure(error, setting)
+        watch = _stop_watching_workers()
+        reason = _loader_failure(error, setting)
         if reason is None:
+            watch()
             raise
         raise OSError(reason) from error
 
 
-@contextmanager
-def _without_interruptions() -> Iterator[None]:
-    """Within it torch does not raise for a dead worker again, which it does wherever this process is at that moment."""
+def _stop_watching_workers() -> Callable[[], None]:
+    """Makes torch report no dead worker again, until the next loader is made or the returned function is called.
+
+    torch raises for a dead worker whenever any child of this process ends, wherever this process is at that moment: in
+    the handling of its own error, or while the loader is deleted.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
+        return lambda: None
+    handler, was_set = signal.signal(signal.SIGCHLD, signal.SIG_DFL), signal_handling._SIGCHLD_handler_set
+    signal_handling._SIGCHLD_handler_set = False  # so that the next loader sets its handler again
+
+    def watch() -> None:
         signal.signal(signal.SIGCHLD, handler)
+        signal_handling._SIGCHLD_handler_set = was_set
+
+    return watch
 
 
 def _loader_failure(error: Exception, setting: str) -> str | None:

@@ -23,7 +23,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def limited(which, limit):
-    resource.setrlimit(which, (limit, limit))
+    resource.setrlimit(which, (limit, resource.getrlimit(which)[1]))
 
 
 def score_eight_images(before=lambda: None, saved=lambda: None):
@@ -37,17 +37,20 @@ def score_eight_images(before=lambda: None, saved=lambda: None):
         save = evaluator._save_part
         evaluator._save_part = lambda *arguments: (save(*arguments), saved())
         before()
-        evaluate_to_file(
-            Path(place) / "full.npz",
-            network,
-            data.val,
-            digests,
-            ViewProtocol(full_scales=[300]),
-            Hardware(accelerator="cpu", workers=1, precision="float32"),
-            title="full",
-            checkpoint="abc",
-            about={},
-        )
+        try:
+            evaluate_to_file(
+                Path(place) / "full.npz",
+                network,
+                data.val,
+                digests,
+                ViewProtocol(full_scales=[300]),
+                Hardware(accelerator="cpu", workers=1, precision="float32"),
+                title="full",
+                checkpoint="abc",
+                about={},
+            )
+        finally:  # removing the folder takes open files, too
+            resource.setrlimit(resource.RLIMIT_NOFILE, 2 * resource.getrlimit(resource.RLIMIT_NOFILE)[1:])
 
 
 def kill_workers():

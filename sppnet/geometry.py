@@ -1,13 +1,75 @@
-"""Integer geometry of networks and pyramids: side lengths, pyramid bins, image windows on feature maps.
+"""Exact geometry of images, networks and pyramids: sides, crops, pyramid bins, image windows on feature maps.
 
-Everything here is exact integer arithmetic on one side of an image at a time, so that pooling, views and
-detection share one rule. Cells of a feature map are counted from 0; boxes are half-open.
+Pooling, training crops, views and detection all take their positions and cells from here. Pixels and cells are counted
+from 0; boxes are half-open (x0, y0, x1, y1), sizes are (height, width).
 """
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+
+import numpy as np
+
+Window = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels or cells, half-open
+
+# Side in pixels of the crops that the paper's networks are trained on and tested with (arXiv:1406.4729v4, §3.1).
+CROP_SIDE = 224
+
+# Where a window lies in the image: (vertical, horizontal), each 0 at the start, 1 in the middle, 2 at the end. The
+# middles of the sides complete the nine positions, 18 with mirrors, of arXiv:1406.4729v4, §3.1.5.
+POSITIONS = {
+    "center": (1, 1),
+    "top_left": (0, 0),
+    "top_right": (0, 2),
+    "bottom_left": (2, 0),
+    "bottom_right": (2, 2),
+    "top": (0, 1),
+    "bottom": (2, 1),
+    "left": (1, 0),
+    "right": (1, 2),
+}
+
+# "The center or the four corners from the entire image" (arXiv:1406.4729v4, §3.1), not of its central square: training
+# draws one of them, testing with 10 views takes all, each also mirrored.
+CROP_POSITIONS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
+
+# Images that are longer than this are cut to it. A file of 3 x 2000 pixels would grow to 256 x 170,667: 131 MB, and
+# more than any network can hold where whole images are tested.
+LONGEST_ASPECT = 16
+
+
+def size_at_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
+    """The (height, width) of an image that is resized to shorter side `side`, all in pixels.
+
+    The aspect is kept, after images longer than LONGEST_ASPECT are cut to that (`cut_to_longest_aspect`); the longer
+    side is rounded to the nearest pixel, half up.
+    """
+    height, width = cut_to_longest_aspect(height, width)
+    shorter = min(height, width)
+    return (2 * height * side + shorter) // (2 * shorter), (2 * width * side + shorter) // (2 * shorter)
+
+
+def cut_to_longest_aspect(height: int, width: int) -> tuple[int, int]:
+    """The (height, width) that is left of an image when its longer side is cut to LONGEST_ASPECT times the shorter."""
+    longest = LONGEST_ASPECT * min(height, width)
+    return min(height, longest), min(width, longest)
+
+
+def window_at(position: str, side: int, height: int, width: int) -> Window:
+    """The square window of `side` pixels at one of POSITIONS in an image of (height, width) pixels.
+
+    In the middle, half pixels are rounded down.
+
+    Raises ValueError for another position, and where the image is smaller than the window.
+    """
+    if position not in POSITIONS:
+        raise ValueError(f"position={position!r}: must be one of {', '.join(POSITIONS)}")
+    if min(height, width) < side:
+        raise ValueError(f"an image of {height}x{width} pixels is smaller than the crop of {side}x{side}")
+    vertical, horizontal = POSITIONS[position]
+    top, left = (height - side) * vertical // 2, (width - side) * horizontal // 2
+    return left, top, left + side, top + side
 
 
 @dataclass(frozen=True)
@@ -120,6 +182,39 @@ def window_to_cells(
     left, right = _cells_inside(x0, x1, stride, offset, width)
     top, bottom = _cells_inside(y0, y1, stride, offset, height)
     return left, top, right, bottom
+
+
+def windows_to_cells(
+    windows: np.ndarray, stride: int, offset: float | Fraction, map_size: tuple[int, int]
+) -> np.ndarray:
+    """`window_to_cells` for many windows at once: numbers (K, 4) -> int64 (K, 4).
+
+    Same arguments, same cells. Computed in float64, which is exact for offsets that are multiples of 1/2, as those of
+    all networks are, and coordinates below 2 ** 50.
+
+    Raises ValueError as `window_to_cells` does, naming the first wrong window.
+    """
+    boxes = np.asarray(windows, np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"windows of shape {boxes.shape}: must be (K, 4)")
+    if stride < 1 or min(map_size) < 1:
+        raise ValueError(f"stride={stride}, map_size={tuple(map_size)}: all must be at least 1")
+    starts, ends = boxes[:, :2], boxes[:, 2:]
+    wrong = ~(np.isfinite(boxes).all(axis=1) & (starts <= ends).all(axis=1))
+    if wrong.any():
+        window = tuple(boxes[wrong.argmax()].tolist())
+        raise ValueError(f"window={window}: must be finite (x0, y0, x1, y1), x0 <= x1 and y0 <= y1")
+
+    # The first and last cell whose centre is inside; where there is none, the cell nearest to the middle.
+    offset = float(offset)
+    first = (starts - offset) // stride + 1
+    last = -((offset - ends) // stride) - 1
+    nearest = -((stride + 2 * offset - starts - ends) // (2 * stride))
+    empty = first > last
+    first, last = np.where(empty, nearest, first), np.where(empty, nearest, last)
+
+    cells = np.array(map_size[::-1]) - 1
+    return np.hstack([first.clip(0, cells), last.clip(0, cells) + 1]).astype(np.int64)
 
 
 def crop_to_cells(

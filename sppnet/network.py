@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sppnet.backbones import Backbone, Convolution, TimmBackbone, build_backbone
+from sppnet.geometry import CROP_SIDE
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.runtime.files import atomic_file
 
@@ -21,7 +22,6 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 NO_PYRAMID_GRID = 6  # the paper's baseline pools its last maps to 6 x 6 (arXiv:1406.4729v4, §3.1.1)
-NO_PYRAMID_INPUT = 224  # ... of images of this side
 
 MAX_PARAMETERS = 1_000_000_000  # of fc6, fc7 and fc8 together, 4 GB; the paper's have at most 126 million
 
@@ -241,7 +241,7 @@ def _input_side(
         if input_side is not None:
             raise ValueError(f"input_side={input_side}, levels={list(levels)}: a pyramid takes images of any side")
         return None
-    side = NO_PYRAMID_INPUT if input_side is None else int(input_side)
+    side = CROP_SIDE if input_side is None else int(input_side)
     if side < backbone.smallest_input:
         raise ValueError(f"input_side={side}: the backbone needs at least {backbone.smallest_input}")
     return side

@@ -1,11 +1,13 @@
 """Slow and obvious versions of what the package computes fast."""
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sppnet.geometry import pyramid_bins
+from sppnet.classify.views import ViewProtocol, windows_at
+from sppnet.geometry import Window, pyramid_bins, size_at_shorter_side
 
 
 def center_by_enumeration(cell: int, footprints) -> Fraction:
@@ -77,3 +79,30 @@ def within_channel_response_norm_reference(x: Tensor, size: int, alpha: float, b
             mean = (window**2).sum((2, 3)) / size**2
             result[:, :, row, column] = x[:, :, row, column] / (1 + alpha * mean) ** beta
     return result
+
+
+class View(NamedTuple):
+    """One look at an image whose shorter side is `scale` pixels. The part inside `window` is what is mirrored."""
+
+    scale: int
+    window: Window | None  # None: the whole image
+    mirrored: bool
+
+
+def views_of(protocol: ViewProtocol, height: int, width: int) -> list[View]:
+    """All views of an image of (height, width) pixels: at every scale the windows, then the whole images."""
+    sides = (False, True) if protocol.mirrored else (False,)
+    windows = [
+        View(scale, window, mirrored)
+        for scale in protocol.scales
+        for mirrored in sides
+        for window in windows_at(protocol, *size_at_shorter_side(height, width, scale))
+    ]
+    return windows + [View(scale, None, mirrored) for scale in protocol.full_scales for mirrored in sides]
+
+
+def mirrored_window(window: Window, width: int) -> Window:
+    """Where a window lies in the mirror image: the smallest box around its mirrored pixels."""
+    x0, y0, x1, y1 = window
+    columns = [width - 1 - x for x in range(x0, x1)]
+    return min(columns), y0, max(columns) + 1, y1

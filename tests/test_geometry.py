@@ -1,9 +1,11 @@
 """Side lengths, centres, bins and cells, against the paper's numbers and against counting one by one."""
 
 import math
+import re
 from fractions import Fraction
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from references import cells_by_enumeration, center_by_enumeration
 from sppnet.geometry import (
+    POSITIONS,
     Footprint,
     check_levels,
     crop_to_cells,
@@ -20,7 +23,9 @@ from sppnet.geometry import (
     side_lengths,
     smallest_input,
     total_stride,
+    window_at,
     window_to_cells,
+    windows_to_cells,
 )
 
 # Kernel, stride, padding of every convolution and pooling up to the last convolution.
@@ -351,3 +356,61 @@ def test_a_crop_of_one_cell_on_a_map_of_the_same_stride_as_the_image():
 def test_wrong_crops_are_named(stride, crop, cells):
     with pytest.raises(ValueError, match=rf"stride={stride}, crop_size=\({crop[0]}, {crop[1]}\), map_size="):
         crop_to_cells((0, 0, 5, 5), stride, crop, cells)
+
+
+@pytest.mark.parametrize(
+    ("position", "left", "top"),
+    [("center", 3, 1), ("top_left", 0, 0), ("top_right", 7, 0), ("bottom_left", 0, 3), ("bottom_right", 7, 3),
+     ("top", 3, 0), ("bottom", 3, 3), ("left", 0, 1), ("right", 7, 1)],
+)  # fmt: skip
+def test_windows_are_placed_in_the_entire_image(position, left, top):
+    assert window_at(position, 5, 8, 12) == (left, top, left + 5, top + 5)
+
+
+def test_a_window_as_large_as_the_image_is_all_of_it_at_every_position():
+    assert {window_at(position, 7, 7, 7) for position in POSITIONS} == {(0, 0, 7, 7)}
+    assert window_at("center", 1, 1, 1) == (0, 0, 1, 1)
+
+
+@pytest.mark.parametrize("size", [(4, 9), (9, 4)])
+def test_an_image_that_is_too_small_for_the_window_is_named(size):
+    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels is smaller than the crop of 5x5"):
+        window_at("center", 5, *size)
+
+
+@pytest.mark.parametrize("position", ["middle", ""])
+def test_unknown_positions_are_named(position):
+    with pytest.raises(ValueError, match=f"position='{position}': must be one of center, top_left"):
+        window_at(position, 5, 9, 9)
+
+
+COORDINATES = st.integers(-300, 900) | st.floats(-300, 900)
+
+
+@given(
+    st.lists(st.tuples(*4 * [COORDINATES]), max_size=20),
+    st.sampled_from([1, 2, 12, 16, 32]),
+    st.sampled_from([0, 15, -6, Fraction(31, 2), Fraction(15, 2), 6.5]),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+)
+def test_cells_of_many_windows_are_those_of_each(corners, stride, offset, map_size):
+    windows = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in corners]
+    cells = windows_to_cells(np.array(windows, float).reshape(-1, 4), stride, offset, map_size)
+    assert cells.dtype == np.int64
+    assert cells.shape == (len(windows), 4)
+    assert cells.tolist() == [list(window_to_cells(window, stride, offset, map_size)) for window in windows]
+
+
+@pytest.mark.parametrize("window", [(5, 0, 4, 9), (0, 5, 9, 4), (0, 0, math.inf, 9), (math.nan, 0, 9, 9)])
+def test_the_first_wrong_window_of_many_is_named(window):
+    with pytest.raises(ValueError, match=re.escape(f"window={tuple(map(float, window))}: must be finite")):
+        windows_to_cells(np.array([(0, 0, 5, 5), window, (9, 9, 0, 0)], float), 16, 0, (5, 5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "map_size"),
+    [((3, 5), 16, (5, 5)), ((4,), 16, (5, 5)), ((1, 4), 0, (5, 5)), ((1, 4), 16, (5, 0))],
+)
+def test_arrays_strides_and_maps_that_are_wrong_are_named(shape, stride, map_size):
+    with pytest.raises(ValueError, match=r"windows of shape|stride=.*, map_size="):
+        windows_to_cells(np.zeros(shape), stride, 0, map_size)

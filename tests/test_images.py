@@ -26,14 +26,12 @@ from sppnet.data.batches import (
 )
 from sppnet.data.images import (
     BYTES_PER_PIXEL,
-    CROP_POSITIONS,
-    LONGEST_ASPECT,
     UnreadableImage,
     crop,
-    crop_box,
     decode_image,
     resize_shorter_side,
 )
+from sppnet.geometry import LONGEST_ASPECT, POSITIONS, window_at
 
 
 def encode(picture, file_format, **options):
@@ -451,36 +449,20 @@ def coordinates(height, width):
     return torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
 
 
-@pytest.mark.parametrize(
-    ("position", "top", "left"),
-    [("center", 1, 3), ("top_left", 0, 0), ("top_right", 0, 7), ("bottom_left", 3, 0), ("bottom_right", 3, 7)],
-)
-def test_crops_are_of_the_entire_image(position, top, left):
+@pytest.mark.parametrize("position", POSITIONS)
+def test_a_crop_is_a_view_of_the_pixels_of_its_window(position):
     image = coordinates(8, 12)
+    x0, y0, x1, y1 = window_at(position, 5, 8, 12)
     view = crop(image, 5, position)
     assert view.shape == (2, 5, 5)
-    assert view[:, 0, 0].tolist() == [top, left]
-    assert view[:, -1, -1].tolist() == [top + 4, left + 4]
+    assert view[:, 0, 0].tolist() == [y0, x0]
+    assert view[:, -1, -1].tolist() == [y1 - 1, x1 - 1]
     assert view.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
-    assert torch.equal(view, crop(image, 5, CROP_POSITIONS.index(position)))
-    assert crop_box(8, 12, 5, position) == (top, left)
 
 
-def test_crop_of_its_own_size_is_the_image():
-    for position in CROP_POSITIONS:
+def test_a_crop_of_its_own_size_is_the_image():
+    for position in POSITIONS:
         assert torch.equal(crop(coordinates(7, 7), 7, position), coordinates(7, 7))
-
-
-@pytest.mark.parametrize("size", [(4, 9), (9, 4)])
-def test_too_small_for_the_crop(size):
-    with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels is smaller than the crop of 5x5"):
-        crop_box(*size, 5, "center")
-
-
-@pytest.mark.parametrize("position", ["middle", 5, -1])
-def test_unknown_position(position):
-    with pytest.raises(ValueError, match="must be one of center, top_left"):
-        crop_box(9, 9, 5, position)
 
 
 # Batches.

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import make_image_folder
+from references import mirrored_window, views_of
 from sppnet.backbones import build_backbone
 from sppnet.classify.scorer import (
     Inputs,
@@ -19,11 +20,11 @@ from sppnet.classify.scorer import (
     unpack,
     whole_scales,
 )
-from sppnet.classify.views import POSITIONS, ViewProtocol, mirrored_window, views_of
+from sppnet.classify.views import ViewProtocol
 from sppnet.data.batches import to_network_input
 from sppnet.data.images import crop, decode_image, resize_shorter_side
 from sppnet.data.sources import open_data
-from sppnet.geometry import crop_to_cells, window_to_cells
+from sppnet.geometry import CROP_POSITIONS, POSITIONS, crop_to_cells, window_to_cells
 from sppnet.network import SPPNet
 
 TEN = {"scales": [72], "view_size": 64, "positions": list(POSITIONS)[:5], "mirrored": True}
@@ -196,7 +197,7 @@ def test_ten_windows_on_maps_come_close_to_ten_crops_on_a_trained_network():
     backbone = build_backbone("zf5", width=0.1, normalization="none")
     net = SPPNet(backbone, (3, 2, 1), 3, hidden=32, dropout=0, initialization="fan_in", input_std=(58.0, 57.0, 57.0))
     train, test = striped_pictures(90, seed=0), striped_pictures(90, seed=1)
-    images = torch.stack([crop(decode_image(*train[i][::2]), 96, i % 5) for i in range(len(train))])
+    images = torch.stack([crop(decode_image(*train[i][::2]), 96, CROP_POSITIONS[i % 5]) for i in range(len(train))])
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     for step in range(60):
         batch = torch.arange(step * 30, step * 30 + 30) % 90

@@ -8,18 +8,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from references import View, views_of
 from sppnet.backbones import build_backbone
 from sppnet.classify.datamodule import shorter_side_for
-from sppnet.classify.views import (
-    POSITIONS,
-    View,
-    ViewProtocol,
-    in_pixels,
-    mirrored_window,
-    views_of,
-    windows_at,
-)
-from sppnet.data.images import CROP_POSITIONS, crop_box, resize_shorter_side, size_at_shorter_side
+from sppnet.classify.views import ViewProtocol, in_pixels
+from sppnet.data.images import resize_shorter_side
+from sppnet.geometry import CROP_POSITIONS, POSITIONS, size_at_shorter_side
 from sppnet.network import SPPNet
 
 VIEWS = Path(__file__).parent.parent / "configs" / "views"
@@ -121,21 +115,8 @@ def test_the_size_is_what_resizing_gives(size, side):
     assert resize_shorter_side(image, side).shape[1:] == size_at_shorter_side(*size, side)
 
 
-@given(images())
-def test_the_first_five_positions_are_the_training_crops(size):
-    height, width = size_at_shorter_side(*size, 256)
-    protocol = ViewProtocol(scales=[256], positions=list(CROP_POSITIONS))
-    boxes = [crop_box(height, width, 224, position) for position in CROP_POSITIONS]
-    windows = [(left, top, left + 224, top + 224) for top, left in boxes]
-    assert windows_at(protocol, height, width) == list(dict.fromkeys(windows))
-
-
-def test_a_mirrored_window_holds_the_mirrored_pixels():
-    image = torch.arange(7 * 11).reshape(7, 11)
-    x0, y0, x1, y1 = 1, 2, 5, 6
-    a, b, c, d = mirrored_window((x0, y0, x1, y1), 11)
-    assert torch.equal(image.flip(-1)[b:d, a:c], image[y0:y1, x0:x1].flip(-1))
-    assert mirrored_window((a, b, c, d), 11) == (x0, y0, x1, y1)
+def test_ten_crops_are_taken_where_training_takes_its_crops():
+    assert shipped("ten_crop").positions == list(CROP_POSITIONS) == list(POSITIONS)[:5]
 
 
 def test_the_same_views_at_another_scale():

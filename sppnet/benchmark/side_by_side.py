@@ -21,9 +21,10 @@ from sppnet.benchmark.timing import Work, seconds_of
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.scorer import Inputs, Scorer
-from sppnet.classify.views import POSITIONS, ViewProtocol, windows_at
+from sppnet.classify.views import ViewProtocol, windows_at
 from sppnet.data.prepare import Settings, prepare
 from sppnet.data.sources import ImageData, open_data, select_images
+from sppnet.geometry import POSITIONS
 from sppnet.network import IMAGENET_MEAN, SPPNet
 from sppnet.normalization import LocalResponseNorm
 from sppnet.pyramid import SpatialPyramidPool

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sppnet.classify.checkpoints import SIGNALS
 from sppnet.data.batches import COLOR_STANDARD_DEVIATION, to_network_input, training_input
-from sppnet.data.images import CROP_POSITIONS, UnreadableImage, crop, decode_image, resize_shorter_side
+from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
 from sppnet.data.sources import ImageData
+from sppnet.geometry import CROP_POSITIONS
 from sppnet.runtime.names import printable
 from sppnet.runtime.processes import LOADER_TIMEOUT, start_loader_worker
 

@@ -5,10 +5,12 @@ Nothing is remembered between calls, so a resumed run and any loader worker agre
 
 import math
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sppnet.backbones import Backbone, TimmBackbone
+if TYPE_CHECKING:  # backbones import torch, for which commands do not wait before they checked the sizes
+    from sppnet.backbones import Backbone, TimmBackbone
 
 LARGEST_SIDE = 4096  # in pixels, that a network trains at
 
@@ -74,7 +76,7 @@ def last_size_note(
     return f"the last epoch trains at {last} pixels, and crops of {tested} are tested{remedy}"
 
 
-def check_sizes_fit(backbone: Backbone | TimmBackbone, levels: list[int] | None, sides: Collection[int]) -> None:
+def check_sizes_fit(backbone: "Backbone | TimmBackbone", levels: list[int] | None, sides: Collection[int]) -> None:
     """ValueError if a network with this backbone and pyramid cannot train at one of these sides (in pixels)."""
     smallest = min(sides)
     if smallest < backbone.smallest_input:

@@ -8,21 +8,20 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sppnet.classify.views import ViewProtocol, Window, mirrored_window, windows_at
+from sppnet.classify.views import ViewProtocol, windows_at
 from sppnet.data.batches import to_network_input
 from sppnet.data.images import UnreadableImage, decode_image, resize_shorter_side
 from sppnet.data.sources import EncodedImages, read_image, skip_hint
-from sppnet.geometry import crop_to_cells, window_to_cells
 from sppnet.network import SPPNet
-from sppnet.pyramid import pool_windows
 from sppnet.runtime.processes import LOADER_TIMEOUT, start_loader_worker
+from sppnet.windows import mirrored_windows, pool_image_windows
 
 MAX_WAITING_BYTES = 1 << 30  # of images that wait for others of their size
-MAX_POOLED_NUMBERS = 1 << 25  # of windows pooled at once: 128 MiB as float32
 
 
 class Inputs(NamedTuple):
@@ -88,7 +87,7 @@ class Scorer:
             raise ValueError(f"{reason}: the network has no pyramid and takes {side} x {side} crops only")
         self.protocol, self.pixels, self.autocast = protocol, pixels, autocast
         self.network = network.to(memory_format=torch.channels_last)
-        self.whole = self.network.aligned() if protocol.aligned else self.network
+        self.map_network = self.network.aligned() if protocol.aligned else self.network
         self.device = network.fc8.weight.device
         smallest = min([protocol.view_size] * bool(protocol.scales) + protocol.full_scales)
         needed = network.backbone.smallest_input
@@ -123,31 +122,21 @@ class Scorer:
         for i, scale in enumerate(whole_scales(self.protocol)):
             images = torch.stack([inputs.whole[i] for inputs in batch])
             for mirrored in self._sides():
-                maps = self.whole.maps(self._input(images, mirrored))
+                maps = self.map_network.maps(self._input(images, mirrored))
                 if self.protocol.maps and scale in self.protocol.scales:
                     yield self._window_scores(maps, images.shape[1:3], mirrored)
                 if scale in self.protocol.full_scales:
-                    yield _softmax(self.whole.classify(self.whole.pool(maps)))[:, None]
+                    yield self._class_scores(self.map_network.pool(maps))[:, None]
 
     def _window_scores(self, maps: Tensor, size: tuple[int, ...], mirrored: bool) -> Tensor:
-        windows = windows_at(self.protocol, *size)
+        windows = np.array(windows_at(self.protocol, *size))
         if mirrored:
-            windows = [mirrored_window(window, size[1]) for window in windows]
-        cells = torch.tensor([self._cells(window, maps) for window in windows])
-        images = len(maps)
-        index = torch.arange(images).repeat_interleave(len(cells))
-        rows = torch.cat([index[:, None], cells.repeat(images, 1)], dim=1).to(maps.device)
-        per_pass = max(1, MAX_POOLED_NUMBERS // self.whole.fc6.in_features)
-        levels = self.whole.pyramid.levels
-        scores = [_softmax(self.whole.classify(pool_windows(maps, part, levels))) for part in rows.split(per_pass)]
-        return torch.cat(scores).unflatten(0, (images, -1))
+            windows = mirrored_windows(windows, size[1])
+        crop_side = None if self.protocol.aligned else self.protocol.view_size
+        return pool_image_windows(self.map_network, maps, windows, self._class_scores, crop_side=crop_side)
 
-    def _cells(self, window: Window, maps: Tensor) -> Window:
-        backbone, map_size = self.whole.backbone, (maps.shape[2], maps.shape[3])
-        if self.protocol.aligned:
-            return window_to_cells(window, backbone.stride, backbone.offset, map_size)
-        crop_side = backbone.map_side(self.protocol.view_size)
-        return crop_to_cells(window, backbone.stride, (crop_side, crop_side), map_size)
+    def _class_scores(self, pooled: Tensor) -> Tensor:
+        return _softmax(self.map_network.classify(pooled))
 
     def _sides(self) -> tuple[bool, ...]:
         return (False, True) if self.protocol.mirrored else (False,)

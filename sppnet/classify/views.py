@@ -1,40 +1,17 @@
-"""How an image is tested: a protocol is a list of views, and a view is (scale, window, mirrored).
+"""Test protocols: which crops, windows and whole images of an image are scored, at which scales.
 
-Everything here is data and integer geometry; `sppnet.classify.evaluator` scores what it lists.
+Only data and integer geometry; `sppnet.classify.scorer` scores what a protocol lists.
 """
 
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from sppnet.data.images import size_at_shorter_side
-from sppnet.network import NO_PYRAMID_INPUT, SPPNet
+from sppnet.geometry import CROP_SIDE, POSITIONS, Window, window_at
 
-# Where a view lies in the image: (vertical, horizontal), each 0 at the start, 1 in the middle, 2 at the end. The first
-# five give the 10 views of arXiv:1406.4729v4, §3.1.2; the middles of the sides complete the 18 of §3.1.5.
-POSITIONS = {
-    "center": (1, 1),
-    "top_left": (0, 0),
-    "top_right": (0, 2),
-    "bottom_left": (2, 0),
-    "bottom_right": (2, 2),
-    "top": (0, 1),
-    "bottom": (2, 1),
-    "left": (1, 0),
-    "right": (1, 2),
-}
-
-Window = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the resized image, half-open
-
-
-class View(NamedTuple):
-    """One look at an image whose shorter side is `scale` pixels. The part inside `window` is what is mirrored."""
-
-    scale: int
-    window: Window | None  # None: the whole image
-    mirrored: bool
-
+if TYPE_CHECKING:  # the network would import torch, for which commands do not wait before they checked the views
+    from sppnet.network import SPPNet
 
 LARGEST_SCALE = 4096  # in pixels; an image of 16:1 then has 268 megapixels
 
@@ -59,7 +36,7 @@ class ViewProtocol:
     """
 
     scales: list[int] = field(default_factory=list)
-    view_size: int = NO_PYRAMID_INPUT
+    view_size: int = CROP_SIDE
     positions: list[str] = field(default_factory=list)
     full_scales: list[int] = field(default_factory=list)
     mirrored: bool = False
@@ -110,7 +87,7 @@ class ViewProtocol:
             + (", aligned paddings" if whole and self.aligned else "")
         )
 
-    def unsuited_to(self, network: SPPNet) -> str | None:
+    def unsuited_to(self, network: "SPPNet") -> str | None:
         """What a network without a pyramid cannot be tested on, of what these views need; None if there is nothing."""
         if network.levels is not None:
             return None
@@ -152,28 +129,5 @@ def windows_at(protocol: ViewProtocol, height: int, width: int) -> list[Window]:
 
     On an image that is as wide as the window, the left and the right one are the same view and stand here once.
     """
-    size = protocol.view_size
-    boxes = []
-    for name in protocol.positions:
-        vertical, horizontal = POSITIONS[name]
-        top, left = (height - size) * vertical // 2, (width - size) * horizontal // 2
-        boxes.append((left, top, left + size, top + size))
-    return list(dict.fromkeys(boxes))
-
-
-def views_of(protocol: ViewProtocol, height: int, width: int) -> list[View]:
-    """All views of an image of (height, width) pixels: at every scale the windows, then the whole images."""
-    sides = (False, True) if protocol.mirrored else (False,)
-    windows = [
-        View(scale, window, mirrored)
-        for scale in protocol.scales
-        for mirrored in sides
-        for window in windows_at(protocol, *size_at_shorter_side(height, width, scale))
-    ]
-    return windows + [View(scale, None, mirrored) for scale in protocol.full_scales for mirrored in sides]
-
-
-def mirrored_window(window: Window, width: int) -> Window:
-    """Where a window of an image lies in the mirror image; both are `width` pixels wide."""
-    x0, y0, x1, y1 = window
-    return width - x1, y0, width - x0, y1
+    windows = (window_at(name, protocol.view_size, height, width) for name in protocol.positions)
+    return list(dict.fromkeys(windows))

@@ -85,13 +85,13 @@ def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
     """Reads the records of a run and checks the protocols for it; loads no network."""
     from sppnet.classify.schedules import check_sizes
     from sppnet.classify.views import LARGEST_SCALE
-    from sppnet.network import NO_PYRAMID_INPUT
+    from sppnet.geometry import CROP_SIDE
     from sppnet.results.records import read_result
     from sppnet.runtime.run_directory import read_run_config
 
     trained = read_run_config(path)
     result = read_result(path) if path.is_dir() else None
-    side = NO_PYRAMID_INPUT
+    side = CROP_SIDE
     if trained is not None:
         side = check_sizes(trained["sizes"].get("cycle"), trained["sizes"].get("uniform"))[1]
     if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from sppnet.geometry import cut_to_longest_aspect, size_at_shorter_side, window_at
 from sppnet.runtime.names import first_line, printable
 
 _torchcodec: ModuleType | None
@@ -193,66 +194,28 @@ def _reason(data: bytes, error: Exception) -> str:
     return re.sub(r"^.*\.cpp:\d+, ", "", first_line(error))  # TorchCodec starts with the place in its source
 
 
-# Sizes and crops of one picture.
-
-# Longer pictures are cut to this. A file of 3 x 2000 pixels would grow to 256 x 170,667: 131 MB here, and more than
-# any network can hold where whole images are tested.
-LONGEST_ASPECT = 16
-
-
 def resize_shorter_side(image: Tensor, side: int) -> Tensor:
-    """uint8 (3, h, w) -> uint8 (3, h', w') with min(h', w') = `side`: bilinear, antialiased, aspect kept.
+    """uint8 (3, h, w) -> uint8 (3, h', w') of `size_at_shorter_side`: bilinear, antialiased, aspect kept.
 
-    The longer side is rounded to the nearest pixel, half up. A picture longer than LONGEST_ASPECT times its
-    shorter side is first cut to that, around its middle. Where nothing is left to do, it is the same memory.
+    An image longer than LONGEST_ASPECT times its shorter side is first cut to that, around its middle. An image that
+    already has this size is returned as a view of the same memory.
     """
-    height, width = _cut_to_longest_aspect(*image.shape[-2:])
+    height, width = cut_to_longest_aspect(*image.shape[-2:])
     top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
     image = image[:, top : top + height, left : left + width]
     if min(height, width) == side:
         return image
+
     size = size_at_shorter_side(height, width, side)
-    # Not image[None]: with its stride of the batch torch would take a channels-last picture apart, and give it so.
+    # Not image[None]: its batch stride would make torch convert a channels-last image, and return it contiguous.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
 
 
-def size_at_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """The (height, width) that `resize_shorter_side` gives a picture of these sides."""
-    height, width = _cut_to_longest_aspect(height, width)
-    shorter = min(height, width)
-    return (2 * height * side + shorter) // (2 * shorter), (2 * width * side + shorter) // (2 * shorter)
+def crop(image: Tensor, side: int, position: str) -> Tensor:
+    """(..., h, w) -> (..., side, side): a view of `image` at one of `sppnet.geometry.POSITIONS`.
 
-
-def _cut_to_longest_aspect(height: int, width: int) -> tuple[int, int]:
-    longest = LONGEST_ASPECT * min(height, width)
-    return min(height, longest), min(width, longest)
-
-
-# "The center or the four corners from the entire image" (arXiv:1406.4729v4, 3.1), not of its central square.
-CROP_POSITIONS = ("center", "top_left", "top_right", "bottom_left", "bottom_right")
-
-
-def crop(image: Tensor, size: int, position: str | int) -> Tensor:
-    """(..., h, w) -> (..., size, size): a view of `image` at `position`, a name or an index of CROP_POSITIONS.
-
-    Raises ValueError as `crop_box` does.
+    Raises ValueError as `window_at` does.
     """
-    top, left = crop_box(image.shape[-2], image.shape[-1], size, position)
-    return image[..., top : top + size, left : left + size]
-
-
-def crop_box(height: int, width: int, size: int, position: str | int) -> tuple[int, int]:
-    """(top, left) of the square crop in pixels; halves of the centre crop are rounded down.
-
-    Raises ValueError where the picture is smaller than the crop, and for what is not a position.
-    """
-    bottom, right = height - size, width - size
-    if min(bottom, right) < 0:
-        raise ValueError(f"a picture of {height}x{width} pixels is smaller than the crop of {size}x{size}")
-    boxes = ((bottom // 2, right // 2), (0, 0), (0, right), (bottom, 0), (bottom, right))
-    if position in CROP_POSITIONS:
-        return boxes[CROP_POSITIONS.index(position)]
-    if isinstance(position, int) and 0 <= position < len(boxes):
-        return boxes[position]
-    raise ValueError(f"position={position!r}: must be one of {', '.join(CROP_POSITIONS)} or its index")
+    x0, y0, x1, y1 = window_at(position, side, *image.shape[-2:])
+    return image[..., y0:y1, x0:x1]

@@ -85,8 +85,7 @@ def train(data, run, workers=0, learning_rate=0.02, epochs=3, batch_size=4, prec
 def outcome(run, result):
     """What has to be the same, bit for bit: weights, optimizer, and metrics without the clock's."""
     checkpoint = torch.load(run / "checkpoints" / LAST, weights_only=True)
-    clocks = ("seconds", "images_per_second")
-    history = [{key: value for key, value in epoch.items() if key not in clocks} for epoch in result["history"]]
+    history = [dataclasses.replace(epoch, seconds=None, images_per_second=0) for epoch in result.history]
     return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"], "history": history}
 
 
@@ -164,7 +163,7 @@ def test_told_before_the_first_step_it_stops_there(data, whole, tmp_path, capfd)
 @pytest.mark.parametrize(("every", "validated"), [(2, [2, 3]), (10, [3])])
 def test_the_last_epoch_is_always_validated_also_when_it_was_stopped(data, tmp_path, every, validated):
     result = train(data, tmp_path / "whole", validate_every=every)
-    assert [epoch["epoch"] for epoch in result["history"] if "n" in epoch] == validated
+    assert [epoch.epoch for epoch in result.history if epoch.n is not None] == validated
     expected = outcome(tmp_path / "whole", result)
     for reads in (32, 33, 48):
         run = tmp_path / str(reads)
@@ -186,7 +185,7 @@ def test_a_resumed_run_keeps_its_precision_on_a_machine_with_another_default(dat
     capfd.readouterr()
     result = train(data, tmp_path, precision=None)
     assert "it was trained in 32-true and continues in 32-true\n" in capfd.readouterr().out
-    assert result["precision"] == "32-true"
+    assert result.precision == "32-true"
     assert_same(outcome(tmp_path, result), whole)
 
 
@@ -195,7 +194,7 @@ def test_a_precision_that_is_asked_for_wins_over_that_of_the_checkpoint(data, tm
         train(data._replace(train=SignalAt(data.train, 6)), tmp_path)
     result = train(data, tmp_path, precision="bf16-mixed")
     assert "it was trained in 32-true and continues in bf16-mixed, as asked\n" in capfd.readouterr().out
-    assert result["precision"] == "bf16-mixed"
+    assert result.precision == "bf16-mixed"
     assert recorded_precision(tmp_path / "checkpoints" / LAST) == "bf16-mixed"
 
 
@@ -227,7 +226,7 @@ def test_data_that_has_changed_is_refused_unless_that_is_wanted(data, tmp_path, 
     with pytest.raises(ValueError, match=r"^the data has changed since .*trainer\.allow_changed_data=true"):
         train(fewer, tmp_path)
     result = train(fewer, tmp_path, allow_changed_data=True)
-    assert (result["training_images"], len(result["history"])) == (left, 3)
+    assert (result.training_images, len(result.history)) == (left, 3)
 
 
 def test_a_loss_that_is_no_number_stops_it_and_is_not_saved(data, tmp_path):
@@ -428,10 +427,10 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path):
 def test_one_image_and_one_class_are_enough(tmp_path, classes, images):
     folder = make_image_folder(tmp_path / "images", classes, train=images, val=1)
     result = train(open_data("folder", root=str(folder)), tmp_path / "run", batch_size=min(4, images * len(classes)))
-    assert (result["training_images"], result["num_classes"]) == (images * len(classes), len(classes))
-    assert result["n"] == len(classes)
+    assert (result.training_images, result.num_classes) == (images * len(classes), len(classes))
+    assert result.n == len(classes)
     if len(classes) == 1:
-        assert result["top1_error"] == 0
+        assert result.top1_error == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -463,7 +462,7 @@ def test_three_hundred_epochs_take_no_more_than_one_hundred(tmp_path, capsys):
     data = open_data("folder", root=str(folder))
     watched = Watched(data.train)
     result = train(data._replace(train=watched), tmp_path / "run", epochs=300, batch_size=2)
-    assert len(result["history"]) == 300
+    assert len(result.history) == 300
     notes = watched.notes[::2]  # two images an epoch
     (memory, files, threads), (memory_then, files_then, threads_then) = notes[299], notes[99]
     assert memory - memory_then < 20

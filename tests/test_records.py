@@ -14,7 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sppnet.results.paper import table_page
-from sppnet.results.records import Scores, read_result, read_scores, result_text, write_scores
+from sppnet.results.records import (
+    Epoch,
+    Result,
+    Scores,
+    read_result,
+    read_scores,
+    result_text,
+    write_result,
+    write_scores,
+)
 from sppnet.results.runs import read_runs
 from sppnet.runtime import environment as environment_module
 from sppnet.runtime.environment import environment
@@ -37,12 +46,80 @@ RESULT = {
     "training_images": 100,
     "history": [{"images_per_second": 50.0}],
 }
+OLD_VALUES = {key: value for key, value in RESULT.items() if key not in ("top1_error", "history")}
 
 
-def test_a_result_comes_back_as_it_was_written(tmp_path):
-    write_json(tmp_path / "result.json", RESULT)
-    assert read_result(tmp_path) == RESULT
-    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+# As the first version to write all keys wrote them.
+FULL_RESULT = """{
+  "data": "shapes",
+  "network": "zf5",
+  "protocol": "centre crop 224 of images at shorter side 256, one view",
+  "top1_error": 0.1,
+  "top5_error": 0.01,
+  "top1_wrong": 50,
+  "top5_wrong": 5,
+  "n": 500,
+  "num_classes": 10,
+  "training_images": 100,
+  "unreadable_training_images": 0,
+  "data_fingerprint": "123",
+  "epochs": 2,
+  "seconds": 3725.0,
+  "seed": 9223372036854775807,
+  "precision": "32-true",
+  "versions": {
+    "python": "3.11.2",
+    "sppnet": null
+  },
+  "commit": null,
+  "hardware": "2 cores of a processor",
+  "history": [
+    {
+      "epoch": 1,
+      "size": 224,
+      "train_loss": 2.25,
+      "learning_rate": 0.01,
+      "images_per_second": 50.0,
+      "seconds": 1800.0
+    },
+    {
+      "epoch": 2,
+      "size": 180,
+      "train_loss": 1.5,
+      "learning_rate": 0.01,
+      "images_per_second": 60.0,
+      "seconds": 1925.0,
+      "top1_wrong": 50,
+      "top5_wrong": 5,
+      "n": 500
+    }
+  ],
+  "checkpoint": "abc",
+  "validation_images": "456"
+}
+"""
+
+
+def test_a_result_is_written_as_it_was_read(tmp_path):
+    (tmp_path / "result.json").write_text(FULL_RESULT)
+    write_result(tmp_path / "copy", read_result(tmp_path))
+    assert (tmp_path / "copy" / "result.json").read_text() == FULL_RESULT
+    assert [file.name for file in (tmp_path / "copy").iterdir()] == ["result.json"]
+
+
+def test_a_result_has_its_errors_and_epochs(tmp_path):
+    (tmp_path / "result.json").write_text(FULL_RESULT)
+    result = read_result(tmp_path)
+    assert (result.top1_error, result.top5_error) == (0.1, 0.01)
+    assert [epoch.size for epoch in result.history] == [224, 180]
+    assert [epoch.n for epoch in result.history] == [None, 500]  # the first was not validated
+
+
+def test_a_result_of_an_old_version_is_read_without_what_it_lacks(tmp_path):
+    write_json(tmp_path / "result.json", RESULT | {"a key of another version": 1})
+    result = read_result(tmp_path)
+    assert result == Result(**OLD_VALUES, history=(Epoch(images_per_second=50.0),))
+    assert (result.seed, result.commit, result.validation_images, result.history[0].size) == (None, None, None, None)
 
 
 def test_a_result_has_one_value_per_line_and_missing_folders_are_made(tmp_path):
@@ -53,7 +130,8 @@ def test_a_result_has_one_value_per_line_and_missing_folders_are_made(tmp_path):
 
 def test_a_network_that_is_always_wrong_has_a_result(tmp_path):
     write_json(tmp_path / "result.json", RESULT | {"top1_error": 1.0, "top1_wrong": 500, "top5_wrong": 500})
-    assert read_result(tmp_path)["top1_wrong"] == 500
+    result = read_result(tmp_path)
+    assert (result.top1_wrong, result.top1_error) == (500, 1.0)
 
 
 def test_an_unfinished_run_has_no_result(tmp_path):
@@ -81,7 +159,9 @@ def test_a_damaged_result_is_named(tmp_path, text):
         ("history", [], "history must be a list of epochs"),
         ("history", 5, "history must be a list of epochs"),
         ("history", [{}], "history must be a list of epochs with images_per_second"),
+        ("history", [{"images_per_second": 50.0, "size": "64"}], r"history\[0\]\.size must be a whole number from 1"),
         ("network", ["zf5"], "network must be text"),
+        ("versions", ["3.11"], "versions must be names with text or null"),
         ("hardware", "\ud800", "surrogates not allowed"),
     ],
 )
@@ -279,12 +359,12 @@ def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "result.json", RESULT)
     with pytest.raises(TypeError):
         write_json(tmp_path / "result.json", {"top1_error": object()})
-    assert read_result(tmp_path) == RESULT
+    assert json.loads((tmp_path / "result.json").read_text()) == RESULT
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
 def test_the_table_gives_errors_with_interval_n_and_protocol(tmp_path):
-    assert result_text(RESULT, tmp_path).splitlines() == [
+    assert result_text(Result.from_dict(RESULT), tmp_path).splitlines() == [
         "  network        zf5 (width 0.25), pyramid 6, 3, 2, 1, 1,000 parameters",
         "  data           shapes (500 validation images, 10 classes)",
         "  protocol       centre crop 224",

@@ -53,7 +53,7 @@ def test_two_sizes_are_two_graphs_of_the_network_and_two_of_its_input(tmp_path):
     assert counters["stats"]["unique_graphs"] == 4
     assert not counters["graph_break"]
     eager = train(folder, tmp_path / "eager", {"cycle": [64, 48]}, compiled=False)
-    losses = [[epoch["train_loss"] for epoch in result["history"]] for result in (compiled, eager)]
+    losses = [[epoch.train_loss for epoch in result.history] for result in (compiled, eager)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -64,7 +64,7 @@ def test_many_sizes_are_not_compiled(tmp_path):
     torch.compiler.reset()
     counters.clear()
     result = train(folder, tmp_path / "run", {"uniform": [48, 64], "seed": 0}, compiled=None, epochs=9)
-    assert len({epoch["size"] for epoch in result["history"]}) > 4
+    assert len({epoch.size for epoch in result.history}) > 4
     assert counters["stats"]["unique_graphs"] == 0
 
 
@@ -74,7 +74,7 @@ def test_the_network_sees_every_epoch_at_its_size(tmp_path):
     result = train(folder, tmp_path / "run", {"cycle": [64, 48, 56]}, epochs=4, seen=seen)
     sizes = [images.shape[-2:] for images in seen]
     assert sizes == [(side, side) for side in (64, 64, 48, 48, 56, 56, 64, 64)]
-    assert [epoch["size"] for epoch in result["history"]] == [64, 48, 56, 64]
+    assert [epoch.size for epoch in result.history] == [64, 48, 56, 64]
 
 
 def test_the_network_sees_images_minus_the_means_red_first_with_colours_shifted_along_alexnets_axes(tmp_path):

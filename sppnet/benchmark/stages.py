@@ -179,8 +179,8 @@ def end_to_end(training: Training, expected: float, seconds: float) -> list[Stag
             data_name="benchmark",
             run=Path(folder),
         )
-    epochs = result["history"][len(sizes) :]
-    rates = {size: [e["images_per_second"] for e in epochs if e["size"] == size] for size in sizes}
+    epochs = result.history[len(sizes) :]
+    rates = {size: [epoch.images_per_second for epoch in epochs if epoch.size == size] for size in sizes}
     remark = f"epochs of {count:,} images, everything included"
     return [Stage(total_name(size), statistics.median(rates[size]), "this machine", remark) for size in sizes]
 

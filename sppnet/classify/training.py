@@ -20,9 +20,8 @@ from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar, StepLin
 from sppnet.classify.schedules import size_of_epoch, sizes_of_run
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.network import SPPNet
-from sppnet.results.records import RESULT_FILE
+from sppnet.results.records import Epoch, Result, write_result
 from sppnet.runtime.environment import environment
-from sppnet.runtime.files import write_json
 from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
@@ -42,7 +41,7 @@ def train_classifier(
     seed: int,
     data_name: str,
     run: Path,
-) -> dict[str, Any]:
+) -> Result:
     """Trains until `recipe.epochs` are done, from the last checkpoint in `run` if there is one.
 
     Writes `checkpoints/last.ckpt` after every epoch and inside of them as `machine` says, `tensorboard/` along the way
@@ -52,8 +51,8 @@ def train_classifier(
         crop_side: pixels of the crops that are trained on (resized to the size of the epoch) and validated.
         sizes: arguments of `size_of_epoch`: the side in pixels of every epoch.
 
-    Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
-    versions, commit and hardware.
+    Returns what is in result.json: errors on the centre crop with n and counts, the history of every epoch, and
+    versions, commit and hardware. Its checkpoint and validation_images are None in all processes but the first.
 
     Raises ValueError, before anything is written, for settings that do not fit each other, the data or the machine.
     """
@@ -95,12 +94,12 @@ def train_classifier(
     with checkpoints.stopping_on_signals(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=module, ckpt_path=newest, weights_only=True)
 
-    result = {"data": data_name} | _result(classifier, module, precision(machine))
+    result = _result(classifier, module, data_name, precision(machine))
     if trainer.is_global_zero:
-        result["checkpoint"] = checkpoint_digest(run)
         digests = content_digests(data.val, "reading the validation images")
-        result["validation_images"] = images_fingerprint(data.val, digests)  # by which saved scores are of this run
-        write_json(run / RESULT_FILE, result)
+        fingerprint = images_fingerprint(data.val, digests)  # by which saved scores are of this run
+        result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
+        write_result(run, result)
     return result
 
 
@@ -175,25 +174,25 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _result(classifier: Classifier, module: ClassificationData, precision: str) -> dict[str, Any]:
-    last, network, crop_side = classifier.history[-1], classifier.network, module.crop_side
-    n = last["n"]
-    return {
-        "network": network.summary(),
-        "protocol": f"centre crop {crop_side} of images at shorter side {shorter_side_for(crop_side)}, one view",
-        "top1_error": last["top1_wrong"] / n,
-        "top5_error": last["top5_wrong"] / n,
-        "top1_wrong": last["top1_wrong"],
-        "top5_wrong": last["top5_wrong"],
-        "n": n,
-        "num_classes": network.num_classes,
-        "training_images": len(module.data.train),
-        "unreadable_training_images": len(module.unreadable),
-        "data_fingerprint": module.fingerprint,
-        "epochs": len(classifier.history),
-        "seconds": sum(epoch["seconds"] for epoch in classifier.history),
-        "seed": classifier.seed,
-        "precision": precision,
+def _result(classifier: Classifier, module: ClassificationData, data_name: str, precision: str) -> Result:
+    network, crop_side = classifier.network, module.crop_side
+    history = tuple(map(Epoch.from_dict, classifier.history))
+    validated = classifier.history[-1]
+    return Result(
+        data=data_name,
+        network=network.summary(),
+        protocol=f"centre crop {crop_side} of images at shorter side {shorter_side_for(crop_side)}, one view",
+        top1_wrong=validated["top1_wrong"],
+        top5_wrong=validated["top5_wrong"],
+        n=validated["n"],
+        num_classes=network.num_classes,
+        training_images=len(module.data.train),
+        unreadable_training_images=len(module.unreadable),
+        data_fingerprint=module.fingerprint,
+        epochs=len(history),
+        seconds=sum(epoch["seconds"] for epoch in classifier.history),
+        seed=classifier.seed,
+        precision=precision,
         **environment(),
-        "history": classifier.history,
-    }
+        history=history,
+    )

@@ -49,7 +49,7 @@ class TestedRun(NamedTuple):
 
     path: Path
     config: dict[str, Any] | None  # None for a checkpoint
-    result: dict[str, Any] | None  # None for a checkpoint, and before training is finished
+    result: Any  # a Result; None for a checkpoint, and before training is finished
     crop_side: int
     protocols: dict[str, Any]  # title -> ViewProtocol in pixels
     shipped: set[str]  # titles of those that are as configs/views has them
@@ -199,7 +199,7 @@ def refuse_split(config: DictConfig, section: dict[str, Any], run: TestedRun, da
     split = section["source"] == "folder" and config.part != "all" and not val_folders(Path(section["root"]))
     asked = config.data is not None and config.data.get("val_fraction") is not None
     as_trained = run.config is not None and section == run.config["data"]
-    same_data = run.result is not None and data.fingerprint() == run.result.get("data_fingerprint")
+    same_data = run.result is not None and data.fingerprint() == run.result.data_fingerprint
     if split and not (asked or as_trained or same_data):
         raise ValueError(
             f"data.root={section['root']}: has no val/ part; give part=all to test on all of it, or "

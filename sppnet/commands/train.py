@@ -187,7 +187,7 @@ def train(config: DictConfig) -> float:
         print("already finished")
     if is_first_process():
         print(result_text(result, run))
-    return float(result["top1_error"])
+    return result.top1_error
 
 
 def stopped_before_training(number: int, frame: Any) -> None:

@@ -16,7 +16,7 @@ from sppnet.runtime.progress import duration
 
 def training_hours(runs: Sequence[Run]) -> str:
     """Hours of training of one run, on average, all its devices added up."""
-    hours = [run.result["seconds"] / 3600 * _devices(run.result["hardware"]) for run in runs if run.result]
+    hours = [run.result.seconds / 3600 * _devices(run.result.hardware) for run in runs if run.result]
     return f"{sum(hours) / len(hours):.2f}" if hours else ""
 
 
@@ -43,7 +43,7 @@ def parameters(run: Run) -> int | None:
         return None
     with naming_config(run), torch.device("meta"):
         backbone = build_backbone(**{**run.config["backbone"], **_untrained(run)})
-        classes, hidden = run.result["num_classes"], run.config["hidden"]
+        classes, hidden = run.result.num_classes, run.config["hidden"]
         side = int(run.sizes[0]) if run.levels is None else None
         network = SPPNet(backbone, run.levels, classes, hidden=hidden, initialization="none", input_side=side)
     return sum(parameter.numel() for parameter in network.parameters())
@@ -66,12 +66,12 @@ def training_work(config: dict[str, Any], classes: int, images: int) -> float:
 
 def estimate(work: float, runs: Sequence[Run]) -> str:
     """How long a training of that much work would take, by the rule of three from the longest finished run."""
-    finished = [run for run in runs if run.result is not None]
+    finished = [(run, run.result) for run in runs if run.result is not None]
     if not finished:
         return "no finished run to estimate from"
-    longest = max(finished, key=lambda run: float(run.result["seconds"]))  # type: ignore[index]
-    result: dict[str, Any] = longest.result or {}
+
+    longest, result = max(finished, key=lambda pair: pair[1].seconds)
     with naming_config(longest):
-        own_work = training_work(longest.config, result["num_classes"], result["training_images"])
-    seconds = result["seconds"] * work / own_work
-    return f"roughly {duration(seconds)} on {result['hardware']}, by multiply-adds from {longest.path.name}"
+        known_work = training_work(longest.config, result.num_classes, result.training_images)
+    seconds = result.seconds * work / known_work
+    return f"roughly {duration(seconds)} on {result.hardware}, by multiply-adds from {longest.path.name}"

@@ -207,7 +207,7 @@ def _add_errors(page: Page, spec: TableSpec, groups: list[list[Run]]) -> None:
     page.table(_headers(on_imagenet), rows)
     if images_only:
         page.text(f"Gains with intervals {OVER_IMAGES}, because a side has one run: {'; '.join(images_only)}.")
-    hardware = sorted({str(run.result["hardware"]) for group in groups for run in group if run.result})
+    hardware = sorted({run.result.hardware for group in groups for run in group if run.result})
     page.text(f"Hours of training per run, of all devices together, on {', '.join(hardware)}.")
     tested = {views: {_label(g[0]): s for g in groups for s in _scores(g, views).values()} for views in spec.views}
     page.text("Views: " + "; ".join(protocol_lines({views: one for views, one in tested.items() if one})) + ".")
@@ -351,7 +351,7 @@ def _to_train(block: list[Run], variant: str, spec: TableSpec, runs: Sequence[Ru
         time = "no finished run to estimate from"
     else:
         with naming_config(sibling):
-            work = training_work(config, sibling.result["num_classes"], sibling.result["training_images"])
+            work = training_work(config, sibling.result.num_classes, sibling.result.training_images)
         time = estimate(work, runs)
     return f"{VARIANTS[variant]}, by {views} ({time}{', each seed' if len(seeds) > 1 else ''}): {command}"
 

@@ -6,15 +6,15 @@ import os
 import shutil
 import uuid
 import zipfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from sppnet.results.statistics import wilson_interval
-from sppnet.runtime.files import atomic_file
+from sppnet.runtime.files import atomic_file, write_json
 from sppnet.runtime.names import first_line
 from sppnet.runtime.progress import duration
 from sppnet.runtime.rules import (
@@ -39,27 +39,132 @@ SCORING_RULES = 2
 _MAX_RESULT_BYTES = 64 << 20  # a history of thousands of epochs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What a run records of one epoch. None: an old version did not record it, or the epoch was not validated."""
+
+    epoch: int | None = None  # from 1
+    size: int | None = None  # side of the training images in pixels
+    train_loss: float | None = None  # mean over the images of the epoch
+    learning_rate: float | None = None  # of the last step
+    images_per_second: float  # of training, all processes together
+    seconds: float | None = None  # with validation
+    top1_wrong: int | None = None  # validation images, of n
+    top5_wrong: int | None = None
+    n: int | None = None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Epoch":
+        """Reads an entry of `history` in a checkpoint or a result.json; keys it does not know are ignored."""
+        return cls(**_known(cls, values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry of `history` for this epoch, without what is None."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """The result of a finished run, in the order of the keys in result.json. None: an old version did not record it.
+
+    Errors are those of the last epoch, on one centre crop per validation image.
+    """
+
+    data: str | None = None  # name of the data source
+    network: str | None = None  # summary in words
+    protocol: str | None = None  # of the validation, in words
+    top1_wrong: int  # validation images, of n
+    top5_wrong: int
+    n: int
+    num_classes: int
+    training_images: int
+    unreadable_training_images: int | None = None  # replaced by others, in all processes
+    data_fingerprint: str | None = None
+    epochs: int | None = None
+    seconds: float  # of all epochs, with validation
+    seed: int | None = None
+    precision: str | None = None  # as Lightning names it
+    versions: dict[str, str | None] | None = None
+    commit: str | None = None
+    hardware: str
+    history: tuple[Epoch, ...]
+    checkpoint: str | None = None  # SHA-256 of checkpoints/last.ckpt
+    validation_images: str | None = None  # fingerprint of names, labels and contents
+
+    @property
+    def top1_error(self) -> float:
+        """A fraction, 0..1."""
+        return self.top1_wrong / self.n
+
+    @property
+    def top5_error(self) -> float:
+        """A fraction, 0..1."""
+        return self.top5_wrong / self.n
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Result":
+        """Reads the content of a checked result.json; keys it does not know are ignored."""
+        return cls(**{**_known(cls, values), "history": tuple(map(Epoch.from_dict, values["history"]))})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of result.json: fields without what is None, and both errors before their counts."""
+        content: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "top1_wrong":
+                content |= {"top1_error": self.top1_error, "top5_error": self.top5_error}
+            if value is not None or field.name == "commit":  # null says that there was no checkout
+                content[field.name] = value
+        return {**content, "history": [epoch.to_dict() for epoch in self.history]}
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `values` that are fields of a dataclass."""
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+
 def _is_history(value: Any) -> bool:
     epochs = value if isinstance(value, list) and value else [None]
     return all(isinstance(epoch, dict) and POSITIVE.holds(epoch.get("images_per_second")) for epoch in epochs)
 
 
-# Keys that every record has, and others that some have.
+_SECONDS = Rule("a number from 0", lambda value: is_number(value) and value >= 0)
+# A seed may be larger than the whole numbers that INDEX admits.
+_SEED = Rule("a whole number from 0", lambda value: type(value) is int and value >= 0)
+_COMMIT = Rule("null or text", lambda value: value is None or TEXT.holds(value))
+_VERSIONS = Rule(
+    "names with text or null", lambda value: isinstance(value, dict) and all(map(_COMMIT.holds, value.values()))
+)
+# Losses of old versions may be NaN.
+_LOSS = Rule("a number", lambda value: type(value) in (int, float))
+
+# Keys that every result has, and others that some have.
 _RESULT = {
     "top1_error": FRACTION,
     **dict.fromkeys(("top1_wrong", "top5_wrong"), INDEX),
     **dict.fromkeys(("n", "num_classes", "training_images"), COUNT),
-    "seconds": Rule("a number from 0", lambda value: is_number(value) and value >= 0),
+    "seconds": _SECONDS,
     "hardware": TEXT,
     "history": Rule("a list of epochs with images_per_second", _is_history),
 }
 _RESULT_OPTIONS = {
-    **dict.fromkeys(("network", "data", "protocol", "checkpoint", "validation_images"), TEXT),
+    **dict.fromkeys(("data", "network", "protocol", "data_fingerprint", "precision"), TEXT),
+    **dict.fromkeys(("checkpoint", "validation_images"), TEXT),
+    "unreadable_training_images": INDEX,
     "epochs": COUNT,
+    "seed": _SEED,
+    "versions": _VERSIONS,
+    "commit": _COMMIT,
+}
+_EPOCH_OPTIONS = {
+    **dict.fromkeys(("epoch", "size", "n"), COUNT),
+    **dict.fromkeys(("top1_wrong", "top5_wrong"), INDEX),
+    **dict.fromkeys(("train_loss", "learning_rate"), _LOSS),
+    "seconds": _SECONDS,
 }
 
 
-def read_result(run: Path) -> dict[str, Any] | None:
+def read_result(run: Path) -> Result | None:
     """The result of a finished run, None for one that is not finished.
 
     Raises ValueError, naming the file, if it is damaged or holds other things.
@@ -68,16 +173,24 @@ def read_result(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        result = json.loads(read_text(path, _MAX_RESULT_BYTES))
-        check_plain(result)
-        check_section(result, _RESULT, _RESULT_OPTIONS)
-        if max(result["top1_wrong"], result["top5_wrong"]) > result["n"]:
-            raise ValueError(f"more images are wrong than n={result['n']}")
+        content = json.loads(read_text(path, _MAX_RESULT_BYTES))
+        check_plain(content)
+        check_section(content, _RESULT, _RESULT_OPTIONS)
+        for i, epoch in enumerate(content["history"]):
+            check_section(epoch, {}, _EPOCH_OPTIONS, f"history[{i}].")
+        result = Result.from_dict(content)
+        if max(result.top1_wrong, result.top5_wrong) > result.n:
+            raise ValueError(f"more images are wrong than n={result.n}")
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path}: not a result of a run ({first_line(error)}); delete it to finish the run again"
         ) from error
-    return {**result, "top1_error": float(result["top1_error"])}
+    return result
+
+
+def write_result(run: Path, result: Result) -> None:
+    """Writes result.json into a run directory, atomically."""
+    write_json(run / RESULT_FILE, result.to_dict())
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +314,7 @@ def delete_score_parts(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def is_of_validation_images(about: dict[str, Any], config: dict[str, Any], result: dict[str, Any] | None) -> bool:
+def is_of_validation_images(about: dict[str, Any], config: dict[str, Any], result: Result | None) -> bool:
     """Whether scores are of exactly the images that the run validated on, wherever these are now.
 
     Args:
@@ -209,25 +322,21 @@ def is_of_validation_images(about: dict[str, Any], config: dict[str, Any], resul
         config, result: of the run. Without a result, or with one that does not name the validation images, the scores
             must be of the data section and the part that the run was trained on.
     """
-    validated_on = (result or {}).get("validation_images")
-    if validated_on is not None:
-        return bool(about.get("images") == validated_on)
+    if result is not None and result.validation_images is not None:
+        return bool(about.get("images") == result.validation_images)
     return about.get("data") == config["data"] and about.get("part") == "val" and not about.get("exclude")
 
 
-def result_text(result: dict[str, Any], run: Path) -> str:
+def result_text(result: Result, run: Path) -> str:
     """A short table of a finished run, and where to look."""
-    epochs = result.get("epochs", len(result["history"]))
+    epochs = result.epochs or len(result.history)
     rows = [
-        ("network", result.get("network", "unknown")),
-        (
-            "data",
-            f"{result.get('data', 'unknown')} ({result['n']:,} validation images, {result['num_classes']} classes)",
-        ),
-        ("protocol", result.get("protocol", "unknown")),
-        ("top-1 error", _error(result["top1_wrong"], result["n"])),
-        ("top-5 error", _error(result["top5_wrong"], result["n"])),
-        ("trained", f"{epochs} epochs in {duration(result['seconds'])} on {result['hardware']}"),
+        ("network", result.network or "unknown"),
+        ("data", f"{result.data or 'unknown'} ({result.n:,} validation images, {result.num_classes} classes)"),
+        ("protocol", result.protocol or "unknown"),
+        ("top-1 error", _error(result.top1_wrong, result.n)),
+        ("top-5 error", _error(result.top5_wrong, result.n)),
+        ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}"),
         ("run directory", str(run)),
         ("TensorBoard", f"tensorboard --logdir {run}"),
     ]

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sppnet.results.records import SCORING_RULES, Scores, is_of_validation_images, read_result, read_scores
+from sppnet.results.records import SCORING_RULES, Result, Scores, is_of_validation_images, read_result, read_scores
 from sppnet.runtime.names import first_line
 from sppnet.runtime.run_directory import checkpoint_digest, read_run_config, without_folders
 
@@ -29,7 +29,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-    result: dict[str, Any] | None
+    result: Result | None
 
     @property
     def architecture(self) -> str:
@@ -85,7 +85,7 @@ class Run:
         if self.result is None:
             return {}
         # Scores of an earlier checkpoint are not of this run.
-        checkpoint = self.result.get("checkpoint") or checkpoint_digest(self.path)
+        checkpoint = self.result.checkpoint or checkpoint_digest(self.path)
         found = {}
         for path in sorted((self.path / "scores").glob("*.npz")):
             scores = read_scores(path)

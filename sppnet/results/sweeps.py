@@ -42,7 +42,7 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
         rows, lines = [], []
         for group in groups:
             results = [run.result for run in group if run.result is not None]
-            errors = {k: [result[f"top{k}_wrong"] / result["n"] for result in results] for k in (1, 5)}
+            top1_errors = [result.top1_error for result in results]
             count = parameters(group[0])
             remarks = ["one level, no pyramid"] if len(group[0].levels or ()) == 1 and group[0].levels != (1,) else []
             remarks += ["fewer parameters than no pyramid"] if without and count and count < without else []
@@ -52,14 +52,14 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
                     _bins_text(group[0]),
                     f"{count:,}",
                     f"{len(group)}",
-                    f"{results[0]['n']:,}",
-                    _mean_text(errors[1]),
-                    _mean_text(errors[5]),
+                    f"{results[0].n:,}",
+                    _mean_text(top1_errors),
+                    _mean_text([result.top5_error for result in results]),
                     f"{_epoch_seconds(group):.1f}",
                     ", ".join(remarks),
                 ]
             )
-            lines.append(Errors(_pyramid_text(group[0]), [100 * error for error in errors[1]], None))
+            lines.append(Errors(_pyramid_text(group[0]), [100 * error for error in top1_errors], None))
         headers = [
             "pyramid",
             "bins",
@@ -97,10 +97,10 @@ def _mean_text(errors: list[float]) -> str:
 def _epoch_seconds(group: Sequence[Run]) -> float:
     """Seconds of training per epoch, validation aside."""
     seconds = [
-        run.result["training_images"] / epoch["images_per_second"]
+        run.result.training_images / epoch.images_per_second
         for run in group
         if run.result is not None
-        for epoch in run.result["history"]
+        for epoch in run.result.history
     ]
     return statistics.median(seconds)
 

@@ -1,5 +1,6 @@
 """The references give the same numbers as ours; what follows from rates; both commands run. No clock is read."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,9 @@ from sppnet.benchmark.report import advice, judge, ratios_page, stages_page
 from sppnet.benchmark.side_by_side import Comparison, Goal, SideBySide, draw_photographs
 from sppnet.benchmark.stages import FORWARD, LOADER, Stage, Training, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio, compare
+from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.schedules import Sizes
 from sppnet.data.sources import open_data
 from sppnet.network import SPPNet
 from sppnet.pyramid import SpatialPyramidPool
@@ -77,8 +80,12 @@ def test_a_ratio_is_counted_from_rounds_in_turn():
 
 def training(tmp_path, **machine):
     recipe = Recipe(epochs=10, batch_size=128, learning_rate=0.01, momentum=0.9, weight_decay=0, warmup_epochs=0)
-    data = open_data("folder", root=str(make_image_folder(tmp_path / "images", train=100, val=50)))
-    return Training(lambda: None, data, recipe, Machine(**machine), [224, 180], 224, 0)
+    root = make_image_folder(tmp_path / "images", train=100, val=50)
+    plan = TrainingPlan(
+        architecture="zf5", backbone_options={}, levels=[2, 1], hidden=8, sizes=Sizes(cycle=[224, 180]),
+        source="folder", data_options={"root": str(root)}, recipe=recipe, machine=Machine(**machine), seed=0,
+    )  # fmt: skip
+    return Training(plan, plan.open_data())
 
 
 def stages(loader, steps=(100, 200), inputs=1e9, total=80, forward=400):
@@ -102,7 +109,8 @@ def test_the_slower_side_is_the_bottleneck_and_the_run_takes_what_it_takes(tmp_p
     assert computing.run_seconds == pytest.approx(10 * computing.epoch_seconds)
     loading = judge(job, stages(loader=90))
     assert loading.bottleneck == "loading"
-    every_fifth = judge(job._replace(machine=Machine(validate_every=5)), stages(loader=1000))
+    seldom = dataclasses.replace(job.plan, machine=Machine(validate_every=5))
+    every_fifth = judge(job._replace(plan=seldom), stages(loader=1000))
     assert every_fifth.run_seconds == pytest.approx(10 * 200 / 80 + 2 * 100 / 400)
 
     def say(verdict, **known):

@@ -12,7 +12,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import make_image_folder, without_rights
-from sppnet.backbones import build_backbone
 from sppnet.classify import training
 from sppnet.classify.checkpoints import (
     LAST,
@@ -23,10 +22,11 @@ from sppnet.classify.checkpoints import (
     newest_whole,
     recorded_precision,
 )
+from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.schedules import Sizes
 from sppnet.classify.training import train_classifier
 from sppnet.data.sources import open_data, select_images
-from sppnet.network import SPPNet
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +67,19 @@ def train(data, run, workers=0, learning_rate=0.02, epochs=3, batch_size=4, prec
         "color": True,
     }
     recipe = Recipe(learning_rate=learning_rate, **fixed)
-    torch.manual_seed(0)
-    network = SPPNet(build_backbone("zf5", width=0.05, normalization="none"), (3, 2, 1), len(data.classes), hidden=8)
-    return train_classifier(
-        network,
-        data,
+    plan = TrainingPlan(
+        architecture="zf5",
+        backbone_options={"width": 0.05, "normalization": "none"},
+        levels=[3, 2, 1],
+        hidden=8,
+        sizes=Sizes(cycle=[64, 48]),
+        source="folder",
+        data_options={},
         recipe=recipe,
         machine=Machine(accelerator="cpu", precision=precision, workers=workers, **machine),
-        crop_side=64,
-        sizes={"cycle": [64, 48]},
         seed=0,
-        data_name="folder",
-        run=run,
     )
+    return train_classifier(plan, plan.build_network(data.classes), data, run)
 
 
 def outcome(run, result):

@@ -1,7 +1,7 @@
 import copy
 import math
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ CLASSES = 3
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*deprecated")
 
 
-def classifier(**options):
+def classifier(labels=(0, 1, 1, 2), **options):
+    """A classifier for `Batches` of these labels."""
     torch.manual_seed(0)
     recipe = {"epochs": 4, "batch_size": 2, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01}
     schedule = {} if "warmup_epochs" in options else {"plateau_patience": 2}
@@ -30,7 +31,14 @@ def classifier(**options):
         dropout=0.0,
         initialization="fan_in",
     )
-    return Classifier(network, Recipe(**(recipe | schedule | options)), seed=0)
+    return Classifier(
+        network,
+        Recipe(**(recipe | schedule | options)),
+        seed=0,
+        size_of_epoch=lambda epoch: 48,
+        training_labels=np.array(labels),
+        validation_images=len(labels),
+    )
 
 
 class Batches(LightningDataModule):
@@ -41,11 +49,6 @@ class Batches(LightningDataModule):
         random = torch.Generator().manual_seed(1)
         labels = torch.tensor(labels)
         self.batches = [(torch.randn(len(labels), 3, 48, 48, generator=random), labels) for _ in range(steps)]
-        images = SimpleNamespace(labels=labels.repeat(steps).numpy())
-        self.data = SimpleNamespace(train=images, val=range(len(labels)))
-
-    def size_of_epoch(self, epoch):
-        return 48
 
     def train_dataloader(self):
         return torch.utils.data.DataLoader(self.batches, batch_size=None)
@@ -203,7 +206,7 @@ def at_the_frequencies(module, frequencies):
 def test_a_loss_at_the_entropy_of_the_labels_warns_once():
     """Three of four images are of one class: with smoothing, guessing costs 0.879, though ln(3) is 1.099."""
     frequencies = [0.7 * share + 0.3 / 3 for share in (3 / 4, 1 / 4, 0)]
-    module = classifier(epochs=5, learning_rate=1e-9, warmup_epochs=0, label_smoothing=0.3)
+    module = classifier([0, 0, 0, 1], epochs=5, learning_rate=1e-9, warmup_epochs=0, label_smoothing=0.3)
     with pytest.warns(
         UserWarning, match=r"^the loss after 4 epochs is 0\.879; guessing gives 0\.879: is .*rate"
     ) as said:
@@ -212,7 +215,7 @@ def test_a_loss_at_the_entropy_of_the_labels_warns_once():
 
 
 def test_a_single_class_needs_no_warning():
-    fit(classifier(epochs=4, learning_rate=1e-9, warmup_epochs=0), Batches(steps=50, labels=[1]))
+    fit(classifier([1], epochs=4, learning_rate=1e-9, warmup_epochs=0), Batches(steps=50, labels=[1]))
 
 
 def test_weights_decay_and_biases_do_not():

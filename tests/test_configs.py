@@ -18,14 +18,14 @@ from conftest import started_process
 from sppnet.backbones import BACKBONES
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.recipe import Machine, Recipe
-from sppnet.classify.schedules import size_of_epoch
+from sppnet.classify.schedules import Sizes
 from sppnet.commands import evaluate as evaluate_script
 from sppnet.commands import train as train_script
 from sppnet.commands.settings import bound, bound_choice, run_directory
 from sppnet.data.sources import DATA_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
 from sppnet.results.runs import Run
-from sppnet.runtime.run_directory import claim_run_directory, sole_training
+from sppnet.runtime.run_directory import RunDirectory
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")
@@ -43,7 +43,7 @@ def check(config):
     bound(config, train_script.settings)
     bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     bound(config.pooling, train_script.pooling, "pooling.")
-    bound(config.sizes, size_of_epoch, "sizes.")
+    bound(config.sizes, Sizes, "sizes.")
     bound_choice(config.data, "source", DATA_SOURCES, "data.")
     Recipe(**bound(config.recipe, Recipe, "recipe."))
     Machine(**bound(config.trainer, Machine, "trainer."))
@@ -140,7 +140,7 @@ def test_a_wrong_value_stops_with_its_key(overrides, message):
 
 def test_the_run_directory_is_a_function_of_what_changes_the_outcome():
     def directory(*overrides):
-        return run_directory(composed(*overrides))[0]
+        return run_directory(composed(*overrides)).path
 
     base = directory("data=folder", "data.root=/disk1/flowers")
     assert base == directory("data=folder", "data.root=/disk2/flowers", "trainer=cpu", "trainer.workers=3")
@@ -166,9 +166,9 @@ def test_the_warm_up_shortens_itself_and_long_runs_keep_their_directories():
         typed = compose("train", ["recipe=fast", "recipe.warmup_epochs=3"])
     for run in ("recipe=fast", "experiment=demo", "experiment=caltech101_zf5_alternate"):
         config = composed(run, ROOT if "caltech" in run else "seed=0")
-        outcome = run_directory(config)[1]
+        outcome = run_directory(config).config
         assert json.dumps(outcome["recipe"]["warmup_epochs"]) == json.dumps(typed.recipe.warmup_epochs) == "3"
-    assert run_directory(composed("experiment=demo"))[0].name == "demo-seed0-d015733d"
+    assert run_directory(composed("experiment=demo")).path.name == "demo-seed0-d015733d"
 
 
 def test_names_say_what_is_trained():
@@ -181,15 +181,15 @@ def test_names_say_what_is_trained():
         "experiment=demo": "demo",
     }
     for override, name in names.items():
-        assert run_directory(composed(override))[0].name.startswith(f"{name}-seed0-")
+        assert run_directory(composed(override)).path.name.startswith(f"{name}-seed0-")
 
 
 def test_a_run_directory_of_another_network_is_refused(tmp_path):
-    claim_run_directory(tmp_path / "run", run_directory(composed())[1])
-    claim_run_directory(tmp_path / "run", run_directory(composed())[1])
-    other = run_directory(composed("backbone.width=0.5"))[1]
+    RunDirectory(tmp_path / "run", run_directory(composed()).config).claim()
+    RunDirectory(tmp_path / "run", run_directory(composed()).config).claim()
+    other = run_directory(composed("backbone.width=0.5")).config
     with pytest.raises(ValueError, match=r"backbone\.width is 1\.0 there and 0\.5 here"):
-        claim_run_directory(tmp_path / "run", other)
+        RunDirectory(tmp_path / "run", other).claim()
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]
 
 
@@ -197,16 +197,16 @@ def test_a_folder_with_other_things_is_no_run_directory(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "letter.txt").touch()
     with pytest.raises(ValueError, match=r"found letter\.txt, photos, expected a new folder or a run directory"):
-        claim_run_directory(tmp_path, run_directory(composed())[1])
+        RunDirectory(tmp_path, run_directory(composed()).config).claim()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["letter.txt", "photos"]
     with pytest.raises(ValueError, match=r"letter\.txt: found a file, expected a new folder"):
-        claim_run_directory(tmp_path / "letter.txt", run_directory(composed())[1])
+        RunDirectory(tmp_path / "letter.txt", run_directory(composed()).config).claim()
 
 
 def test_a_kill_while_a_run_directory_is_made_leaves_nothing(tmp_path):
     stale = tmp_path / f"config.yaml.partial{2**22 + 1}"  # of a process that no longer runs
     stale.touch()
-    claim_run_directory(tmp_path, run_directory(composed())[1])
+    RunDirectory(tmp_path, run_directory(composed()).config).claim()
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
@@ -215,7 +215,7 @@ def test_the_next_training_removes_the_temporary_files_of_a_killed_one(tmp_path)
     stale = [tmp_path / f"result.json.partial{2**22 + 1}", tmp_path / f"checkpoints/last.ckpt.partial{2**22 + 1}"]
     for path in stale:
         path.touch()
-    with sole_training(tmp_path):
+    with RunDirectory(tmp_path, {}).training():
         assert not any(path.exists() for path in stale)
 
 
@@ -228,7 +228,7 @@ def test_the_name_of_a_run_cannot_lead_out_of_its_folder(name):
 
 
 def test_the_name_of_a_model_cannot_lead_out_of_its_folder():
-    directory = run_directory(composed("backbone=timm", "backbone.name='hf_hub:../../x'"))[0]
+    directory = run_directory(composed("backbone=timm", "backbone.name='hf_hub:../../x'")).path
     assert directory.parent == Path("runs")
     assert directory.name.startswith("hf_hub-..-..-x-spp50-")
 
@@ -237,8 +237,8 @@ def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from sppnet.runtime.run_directory import sole_training
-with sole_training(Path(sys.argv[1])):
+from sppnet.runtime.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1]), {}).training():
     print("holds it", flush=True)
     sys.stdin.read()
 """
@@ -248,11 +248,11 @@ with sole_training(Path(sys.argv[1])):
     with started_process(command, env=environment, **pipes) as holder:
         assert holder.stdout.readline() == "holds it\n"
         held = rf": process {holder.pid} on \S+, since \S+ \S+, trains here"
-        with pytest.raises(ValueError, match=held), sole_training(tmp_path):
+        with pytest.raises(ValueError, match=held), RunDirectory(tmp_path, {}).training():
             pass
         holder.kill()
         holder.wait()
-    with sole_training(tmp_path):  # the lock of a dead process is none
+    with RunDirectory(tmp_path, {}).training():  # the lock of a dead process is none
         assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
     assert (tmp_path / "lock").read_text() == ""
 
@@ -290,7 +290,7 @@ def test_any_value_of_any_key_is_taken_or_refused_in_words(values):
     try:
         config = composed("backbone.width=0.05", *overrides)
         check(config)
-        train_script.read_parts(config)
+        train_script.read_plan(config)
     except (ValueError, OmegaConfBaseException, HydraException) as error:
         words = str(error)
     else:
@@ -303,5 +303,5 @@ def test_the_configuration_of_a_run_directory_runs_nothing(tmp_path):
     for line in (f"!!python/object/apply:os.mkdir ['{owned}']", f"{{_target_: os.mkdir, path: {owned}}}"):
         (tmp_path / "config.yaml").write_text(f"seed: {line}\n")
         with pytest.raises(ValueError, match=r"config\.yaml"):
-            claim_run_directory(tmp_path, run_directory(composed())[1])
+            RunDirectory(tmp_path, run_directory(composed()).config).claim()
         assert not owned.exists()

@@ -18,7 +18,7 @@ from sppnet.data.sources import content_digests, images_fingerprint, open_data
 from sppnet.network import SPPNet, save_network
 from sppnet.results.records import read_scores
 from sppnet.results.runs import read_runs
-from sppnet.runtime.run_directory import claim_run_directory
+from sppnet.runtime.run_directory import RunDirectory
 from test_configs import CONFIGS, composed
 
 CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=float32"]
@@ -27,7 +27,7 @@ CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=flo
 def make_run(run, root, *overrides, finished=True):
     """A run directory on a folder of images with an untrained network."""
     config = composed("data=folder", f"data.root={root}", "backbone.width=0.05", "hidden=8", *overrides)
-    claim_run_directory(run, run_directory(config)[1])
+    RunDirectory(run, run_directory(config).config).claim()
     torch.manual_seed(0)
     data = open_data("folder", root=str(root))
     network = SPPNet(

@@ -13,7 +13,7 @@ from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
 from sppnet.commands import benchmark, evaluate, prepare_data, tables
 from sppnet.commands.settings import bound, bound_choice
-from sppnet.commands.train import read_parts
+from sppnet.commands.train import read_plan
 from sppnet.data.sources import DATA_SOURCES
 from sppnet.network import SPPNet, save_network
 from test_configs import ROOT, check, composed
@@ -90,7 +90,7 @@ def test_a_benchmark_command_composes_and_fits_the_code(arguments):
     with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
         config = compose("benchmark", overrides)
     OmegaConf.resolve(config)
-    assert read_parts(config).source == config.data.source
+    assert read_plan(config).source == config.data.source
 
 
 def test_the_makefile_has_the_targets():

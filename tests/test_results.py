@@ -24,7 +24,6 @@ from sppnet.results.records import SCORING_RULES, Scores, write_scores
 from sppnet.results.runs import grouped, read_runs
 from sppnet.results.statistics import gain_interval
 from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page, views_page
-from sppnet.runtime.run_directory import claim_run_directory
 from test_views import SHIPPED, shipped
 
 CLASSES = 4
@@ -337,9 +336,9 @@ def composed(name, words):
 
 def start_run(folder, *words):
     """A run directory as train.py makes it, without training."""
-    run, outcome = run_directory(composed("train", [f"runs={folder}", *words]))
-    claim_run_directory(run, outcome)
-    return run
+    run = run_directory(composed("train", [f"runs={folder}", *words]))
+    run.claim()
+    return run.path
 
 
 def commands(page):
@@ -378,10 +377,10 @@ def test_the_command_for_an_unfinished_run_is_that_run(tmp_path, monkeypatch, se
     run = start_run("runs", *setting, "seed=3")
     python, script, *words = commands(table_page("table2", read_runs(["runs"])))[0]
     assert (python, script) == ("python", "scripts/train.py")
-    again, outcome = run_directory(composed("train", words))
-    assert again == run
-    claim_run_directory(again, outcome)  # refuses another setting
-    assert outcome["seed"] == 3
+    again = run_directory(composed("train", words))
+    assert again.path == run
+    again.claim()  # refuses another setting
+    assert again.config["seed"] == 3
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda words: words[0])

@@ -6,13 +6,11 @@ import pytest
 from sppnet.backbones import build_backbone
 from sppnet.classify.recipe import usual_warmup
 from sppnet.classify.schedules import (
-    check_sizes,
+    Sizes,
     check_sizes_fit,
     cosine_factor,
-    last_size_note,
     plateau_factor,
     size_of_epoch,
-    sizes_of_run,
 )
 
 
@@ -49,14 +47,22 @@ def test_random_sizes_are_a_function_of_seed_and_epoch_and_reach_both_ends():
 def test_schedules_that_make_no_sense_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         size_of_epoch(0, **sizes)
+    with pytest.raises(ValueError, match=message):
+        Sizes(**sizes)
 
 
 def test_the_range_of_a_schedule():
-    assert check_sizes([224, 180], None) == (180, 224)
-    assert check_sizes(None, [180, 224]) == (180, 224)
-    assert check_sizes([1], None) == check_sizes(None, [1, 1]) == (1, 1)
+    def sides(**sizes):
+        return Sizes(**sizes).smallest, Sizes(**sizes).largest
 
-    assert check_sizes([4096, 1], None) == (1, 4096)
+    assert sides(cycle=[224, 180]) == sides(uniform=[180, 224]) == (180, 224)
+    assert sides(cycle=[1]) == sides(uniform=[1, 1]) == (1, 1)
+    assert sides(cycle=[4096, 1]) == (1, 4096)
+
+
+def test_a_schedule_gives_the_size_of_every_epoch():
+    for sizes in ({"cycle": [224, 180, 200]}, {"uniform": [180, 224], "seed": 3}):
+        assert [Sizes(**sizes).of_epoch(i) for i in range(9)] == [size_of_epoch(i, **sizes) for i in range(9)]
 
 
 def test_without_a_pyramid_every_single_size_is_trained_at_and_no_two():
@@ -81,16 +87,16 @@ def test_a_timm_model_is_asked_about_every_size_before_training():
 
 
 def test_all_sizes_of_a_run_are_known_without_going_through_its_epochs():
-    assert sizes_of_run(10**30, cycle=[224, 180]) == {180, 224}
-    assert sizes_of_run(1, cycle=[224, 180]) == {224}
-    assert sizes_of_run(10**30, uniform=[180, 224]) == set(range(180, 225))
+    assert Sizes(cycle=[224, 180]).of_run(10**30) == {180, 224}
+    assert Sizes(cycle=[224, 180]).of_run(1) == {224}
+    assert Sizes(uniform=[180, 224]).of_run(10**30) == set(range(180, 225))
     with pytest.raises(ValueError, match="give either cycle"):
-        sizes_of_run(1)
+        Sizes()
 
 
 @pytest.mark.parametrize(("epochs", "cycle"), [(70, [224]), (71, [224, 180]), (90, [180, 224]), (3, [180, 200, 224])])
 def test_nothing_is_said_of_a_run_that_ends_at_the_size_of_its_tests(epochs, cycle):
-    assert last_size_note(epochs, cycle=cycle) is None
+    assert Sizes(cycle=cycle).last_epoch_note(epochs) is None
 
 
 @pytest.mark.parametrize(
@@ -101,17 +107,18 @@ def test_nothing_is_said_of_a_run_that_ends_at_the_size_of_its_tests(epochs, cyc
 def test_a_run_that_ends_at_another_size_than_that_of_its_tests_is_told(epochs, cycle, better):
     last = cycle[(epochs - 1) % len(cycle)]
     words = ",".join(map(str, better))
-    assert last_size_note(epochs, cycle=cycle) == (
+    assert Sizes(cycle=cycle).last_epoch_note(epochs) == (
         f"the last epoch trains at {last} pixels, and crops of 224 are tested; "
         f"sizes.cycle=[{words}] with a multiple of {len(cycle)} epochs ends at 224"
     )
-    assert last_size_note(len(cycle), cycle=better) is None
+    assert Sizes(cycle=better).last_epoch_note(len(cycle)) is None
 
 
 def test_random_sizes_are_told_without_a_remedy():
     last = size_of_epoch(6, uniform=[180, 223])
     assert (
-        last_size_note(7, uniform=[180, 223]) == f"the last epoch trains at {last} pixels, and crops of 223 are tested"
+        Sizes(uniform=[180, 223]).last_epoch_note(7)
+        == f"the last epoch trains at {last} pixels, and crops of 223 are tested"
     )
 
 

@@ -13,35 +13,42 @@ import torch
 from torch._dynamo.utils import counters
 
 from conftest import jpeg, make_image_folder
-from sppnet.backbones import build_backbone
+from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.schedules import Sizes
 from sppnet.classify.training import train_classifier
 from sppnet.data.sources import open_data
-from sppnet.network import SPPNet
 
 
 def train(folder, run, sizes, compiled=False, epochs=4, seen=None, color=True, workers=0, data=None):
     """With `seen`, a list, every input of the network in training is appended to it."""
     recipe = Recipe(
-        epochs=epochs, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0, color=color
+        epochs=epochs,
+        batch_size=4,
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=0.0,
+        warmup_epochs=0,
+        color=color,
+        dropout=0,
     )
-    machine = Machine(accelerator="cpu", precision="32-true", workers=workers, compile=compiled)
-    torch.manual_seed(0)
-    backbone = build_backbone("zf5", width=0.05, normalization="within_channel")
-    network = SPPNet(backbone, (3, 2, 1), 2, hidden=8, dropout=0)
+    plan = TrainingPlan(
+        architecture="zf5",
+        backbone_options={"width": 0.05, "normalization": "within_channel"},
+        levels=[3, 2, 1],
+        hidden=8,
+        sizes=Sizes(**sizes),
+        source="folder",
+        data_options={"root": str(folder)},
+        recipe=recipe,
+        machine=Machine(accelerator="cpu", precision="32-true", workers=workers, compile=compiled),
+        seed=0,
+    )
+    data = data or plan.open_data()
+    network = plan.build_network(data.classes)
     if seen is not None:
         network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
-    return train_classifier(
-        network,
-        data or open_data("folder", root=str(folder)),
-        recipe=recipe,
-        machine=machine,
-        crop_side=64,
-        sizes=sizes,
-        seed=0,
-        data_name="folder",
-        run=run,
-    )
+    return train_classifier(plan, network, data, run)
 
 
 @pytest.mark.slow
@@ -130,30 +137,23 @@ from pathlib import Path
 
 import torch
 
-from sppnet.backbones import build_backbone
+from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.schedules import Sizes
 from sppnet.classify.training import train_classifier
-from sppnet.data.sources import open_data
-from sppnet.network import SPPNet
 
-torch.manual_seed(0)
-network = SPPNet(build_backbone("zf5", width=0.05, normalization="none"), (2, 1), 2, hidden=8)
+plan = TrainingPlan(
+    architecture="zf5", backbone_options={"width": 0.05, "normalization": "none"}, levels=[2, 1], hidden=8,
+    sizes=Sizes(cycle=[48]), source="folder", data_options={"root": sys.argv[1]}, seed=0,
+    recipe=Recipe(epochs=1, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0),
+    machine=Machine(accelerator="cpu", devices=2, strategy="ddp", precision="32-true", workers=0),
+)
+data = plan.open_data()
+network = plan.build_network(data.classes)
 if os.environ["LOCAL_RANK"] == "1":
     network.register_forward_hook(lambda module, inputs, scores: scores * float("nan"))
 try:
-    train_classifier(
-        network,
-        open_data("folder", root=sys.argv[1]),
-        recipe=Recipe(
-            epochs=1, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0
-        ),
-        machine=Machine(accelerator="cpu", devices=2, strategy="ddp", precision="32-true", workers=0),
-        crop_side=48,
-        sizes={"cycle": [48]},
-        seed=0,
-        data_name="folder",
-        run=Path(sys.argv[2]),
-    )
+    train_classifier(plan, network, data, Path(sys.argv[2]))
 except ValueError as error:
     print(error)
     os._exit(3)  # without a farewell to the other process

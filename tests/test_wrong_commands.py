@@ -16,7 +16,7 @@ from sppnet.commands.errors import one_line_errors
 from sppnet.commands.settings import run_directory
 from sppnet.data.sources import open_data
 from sppnet.network import SPPNet, save_network
-from sppnet.runtime.run_directory import claim_run_directory
+from sppnet.runtime.run_directory import RunDirectory
 from test_configs import composed
 
 PROJECT = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     (place / "file").write_text("not a folder")
     network = SPPNet(build_backbone("zf5", width=0.05), num_classes=2, hidden=8, classes=("cat", "dog"))
     config = composed("data=folder", f"data.root={place / 'images'}", "backbone.width=0.05", "hidden=8")
-    claim_run_directory(place / "run", run_directory(config)[1])
+    RunDirectory(place / "run", run_directory(config).config).claim()
     (place / "run" / "checkpoints").mkdir()
     save_network(network, place / "run" / "checkpoints" / "last.ckpt")
     (place / "damaged" / "checkpoints").mkdir(parents=True)

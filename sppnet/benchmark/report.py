@@ -37,12 +37,12 @@ def judge(training: Training, stages: Sequence[Stage]) -> Verdict:
     forward.
     """
     rates = {stage.name: stage.images_per_second for stage in stages}
-    sizes, recipe = training.sizes, training.recipe
+    sizes, recipe = training.sizes, training.plan.recipe
     computing = [1 / (1 / rates[input_name(size)] + 1 / rates[step_name(size)]) for size in sizes]
     total = statistics.harmonic_mean([rates[total_name(size)] for size in sizes])
     train = len(training.data.train) / total
     validate = len(training.data.val) / min(rates[FORWARD], rates[LOADER])
-    run = recipe.epochs * (train + validate / training.machine.validate_every)
+    run = recipe.epochs * (train + validate / training.plan.machine.validate_every)
     return Verdict(rates[LOADER], statistics.harmonic_mean(computing), total, train + validate, run)
 
 
@@ -57,8 +57,8 @@ def advice(training: Training, verdict: Verdict, *, prepared: bool, workers: int
         return ideas or ["more cores; loading is as cheap as it gets"]
     if not gpu:
         ideas.append("a GPU; on a CPU backbone.width=0.25 and recipe.epochs make runs shorter")
-    elif training.recipe.batch_size < 256:
-        ideas.append(f"recipe.batch_size=256: a batch of {training.recipe.batch_size} may not fill the GPU")
+    elif training.plan.recipe.batch_size < 256:
+        ideas.append(f"recipe.batch_size=256: a batch of {training.plan.recipe.batch_size} may not fill the GPU")
     return ideas or ["more devices: trainer=ddp"]
 
 
@@ -90,7 +90,8 @@ def stages_page(
     page.text("What helps: " + "; ".join(ideas) + ".")
     page.text(
         f"An epoch of {len(training.data.train):,} images with its validation will take about "
-        f"{duration(verdict.epoch_seconds)}, all {training.recipe.epochs} epochs about {duration(verdict.run_seconds)}."
+        f"{duration(verdict.epoch_seconds)}, all {training.plan.recipe.epochs} epochs about "
+        f"{duration(verdict.run_seconds)}."
     )
     return page
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from sppnet.benchmark.timing import rate
 from sppnet.classify.datamodule import ClassificationData, TrainingCrops
 from sppnet.classify.evaluator import Hardware
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.plan import TrainingPlan
+from sppnet.classify.schedules import Sizes
 from sppnet.classify.scorer import Scorer, ViewInputs
 from sppnet.classify.training import train_classifier
 from sppnet.classify.views import ViewProtocol
@@ -57,15 +58,18 @@ def total_name(size: int) -> str:
 
 
 class Training(NamedTuple):
-    """All that a run is put together from; the parts of scripts/train.py's configuration."""
+    """The training that is measured."""
 
-    build_network: Callable[[], SPPNet]
+    plan: TrainingPlan
     data: ImageData
-    recipe: Recipe
-    machine: Machine
-    sizes: list[int]  # of a cycle of epochs
-    crop_side: int
-    seed: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sides in pixels of a cycle of epochs; for random sizes, the smallest and the largest."""
+        return self.plan.sizes.cycle or [self.plan.sizes.smallest, self.plan.sizes.largest]
+
+    def build_network(self) -> SPPNet:
+        return self.plan.build_network(self.data.classes)
 
 
 def loading_stages(training: Training, workers: int, seconds: float) -> list[Stage]:
@@ -73,7 +77,7 @@ def loading_stages(training: Training, workers: int, seconds: float) -> list[Sta
     images = training.data.train
     some = np.random.default_rng(0).permutation(len(images))[:DISTINCT_IMAGES].tolist()
     files = [images[i] for i in some]
-    crops = TrainingCrops(images, side=training.crop_side, seed=0)
+    crops = TrainingCrops(images, side=training.plan.crop_side, seed=0)
     module = _module(training, workers)
 
     def one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
@@ -110,8 +114,8 @@ def device_stages(
     network = training.build_network().to(device).to(memory_format=torch.channels_last)
     if compiled:
         network.compile(dynamic=False)
-    optimizer = torch.optim.SGD(network.parameters(), training.recipe.learning_rate, 0.9, fused=True)
-    color = batch["color"] if training.recipe.color else None
+    optimizer = torch.optim.SGD(network.parameters(), training.plan.recipe.learning_rate, 0.9, fused=True)
+    color = batch["color"] if training.plan.recipe.color else None
 
     def training_input(size: int) -> Tensor:
         mean, std = network.input_mean, network.input_std
@@ -130,7 +134,7 @@ def device_stages(
         work = partial(step, training_input(size))
         stages.append(Stage(step_name(size), rate(work, count, seconds), name))
     network.eval()
-    images = training_input(training.crop_side)
+    images = training_input(training.plan.crop_side)
 
     @torch.no_grad()
     def forward() -> None:
@@ -162,23 +166,17 @@ def end_to_end(training: Training, expected: float, seconds: float) -> list[Stag
 
     Every size three times; the first time, in which it is compiled and caches fill, does not count.
     """
-    images, batch_size = training.data.train, training.recipe.batch_size
+    images, batch_size = training.data.train, training.plan.recipe.batch_size
     count = min(len(images), batch_size * max(4, round(expected * seconds / batch_size)))
     data = ImageData(_some(images, count), _some(training.data.val, 1), images.classes)
     sizes = list(dict.fromkeys(training.sizes))
-    recipe = dataclasses.replace(training.recipe, epochs=3 * len(sizes), warmup_epochs=0, plateau_patience=None)
+    plan = dataclasses.replace(
+        training.plan,
+        sizes=Sizes(cycle=sizes),
+        recipe=dataclasses.replace(training.plan.recipe, epochs=3 * len(sizes), warmup_epochs=0, plateau_patience=None),
+    )
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        result = train_classifier(
-            training.build_network(),
-            data,
-            recipe=recipe,
-            machine=training.machine,
-            crop_side=training.crop_side,
-            sizes={"cycle": sizes},
-            seed=training.seed,
-            data_name="benchmark",
-            run=Path(folder),
-        )
+        result = train_classifier(plan, training.build_network(), data, Path(folder))
     epochs = result.history[len(sizes) :]
     rates = {size: [epoch.images_per_second for epoch in epochs if epoch.size == size] for size in sizes}
     remark = f"epochs of {count:,} images, everything included"
@@ -193,13 +191,13 @@ def _some(images: EncodedImages, count: int) -> SelectedImages:
 def _module(training: Training, workers: int, compiled: bool = False) -> ClassificationData:
     return ClassificationData(
         training.data,
-        batch_size=training.recipe.batch_size,
-        crop_side=training.crop_side,
+        batch_size=training.plan.recipe.batch_size,
+        crop_side=training.plan.crop_side,
         size_of_epoch=lambda epoch: training.sizes[epoch % len(training.sizes)],
-        input_mean=training.recipe.input_mean,
-        input_std=training.recipe.input_std,
-        color=training.recipe.color,
-        seed=training.seed,
+        input_mean=training.plan.recipe.input_mean,
+        input_std=training.plan.recipe.input_std,
+        color=training.plan.recipe.color,
+        seed=training.plan.seed,
         workers=workers,
         compiled=compiled,
     )

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,15 @@ CHANCE_EPOCHS, CHANCE_STEPS = 3, 200  # that a network may take to learn anythin
 
 
 class Classifier(LightningModule):
-    """Trains an SPPNet on batches (images, labels) as a recipe says.
+    """Trains and validates an SPPNet on batches (images, labels) as a recipe says.
+
+    Args:
+        network: the network to train.
+        recipe: rates, schedule, regularization.
+        seed: of the masks of dropout.
+        size_of_epoch: from the epoch, counted from 0, to its side in pixels.
+        training_labels: int64 (n,), labels of all training images.
+        validation_images: how many images a validation must count.
 
     `history` holds a dict per finished epoch: epoch from 1, size in pixels, train_loss, learning_rate,
     images_per_second and seconds; and, after a validation, top1_wrong and top5_wrong of n images. It travels in the
@@ -32,11 +40,23 @@ class Classifier(LightningModule):
     at the latest before that would be saved.
     """
 
-    def __init__(self, network: SPPNet, recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self,
+        network: SPPNet,
+        recipe: Recipe,
+        *,
+        seed: int,
+        size_of_epoch: Callable[[int], int],
+        training_labels: np.ndarray,
+        validation_images: int,
+    ) -> None:
         super().__init__()
-        self.network, self.recipe, self.seed = network, recipe, seed
+        self.network, self.recipe, self.seed, self.size_of_epoch = network, recipe, seed, size_of_epoch
+        self.guessing_loss = guessing_loss(training_labels, network.num_classes, recipe.label_smoothing)
+        self.validation_images = validation_images
+
         self.history: list[dict[str, Any]] = []
-        self.wrong = torch.zeros(3, dtype=torch.int64)
+        self.error_counts = torch.zeros(3, dtype=torch.int64)  # top-1, top-5, images of the validation under way
         self.loss_sum = torch.zeros(())
         self.images_seen = 0
         self.epoch_started = 0.0
@@ -121,7 +141,7 @@ class Classifier(LightningModule):
             self.history.append(
                 {
                     "epoch": self.current_epoch + 1,
-                    "size": self.trainer.datamodule.size_of_epoch(self.current_epoch),  # type: ignore[attr-defined]
+                    "size": self.size_of_epoch(self.current_epoch),
                     "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / self.images_seen)),
                     "learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
                     "images_per_second": self.rate(),
@@ -133,19 +153,18 @@ class Classifier(LightningModule):
             self._write("train/images_per_second", self.history[-1]["images_per_second"])
 
     def on_validation_epoch_start(self) -> None:
-        self.wrong = torch.zeros(3, dtype=torch.int64, device=self.device)
+        self.error_counts = torch.zeros(3, dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         # forward, not the call: the compiled network is for training's shapes alone.
-        self.wrong += count_wrong(self.network.forward(images).float(), labels)
+        self.error_counts += count_wrong(self.network.forward(images).float(), labels)
 
     def on_validation_epoch_end(self) -> None:
-        counts = self.trainer.strategy.reduce(self.wrong, reduce_op="sum")
+        counts = self.trainer.strategy.reduce(self.error_counts, reduce_op="sum")
         top1_wrong, top5_wrong, n = (int(count) for count in counts)
-        expected = len(self.trainer.datamodule.data.val)  # type: ignore[attr-defined]
-        if n != expected:
-            raise RuntimeError(f"validation counted {n} images, but there are {expected}")
+        if n != self.validation_images:
+            raise RuntimeError(f"validation counted {n} images, but there are {self.validation_images}")
         seconds = time.perf_counter() - self.epoch_started
         self.history[-1].update(top1_wrong=top1_wrong, top5_wrong=top5_wrong, n=n, seconds=seconds)
         self._write("val/top1_error_percent", 100 * top1_wrong / n)
@@ -181,22 +200,10 @@ class Classifier(LightningModule):
         what = "the loss is" if bad_losses else "weights are"
         raise ValueError(
             f"{what} not finite any more, at the latest in epoch {trainer.current_epoch + 1}, step "
-            f"{self.global_step}, size {trainer.datamodule.size_of_epoch(trainer.current_epoch)}, "  # type: ignore[attr-defined]
+            f"{self.global_step}, size {self.size_of_epoch(trainer.current_epoch)}, "
             f"rate {self.learning_rate():.3g}, gradient norm {float(norm):.3g}; the last checkpoint is of before; "
             "lower recipe.learning_rate, or set recipe.clip_gradient_norm=5"
         )
-
-    @cached_property
-    def guessing_loss(self) -> float:
-        """The lowest loss of a network that gives all images the same scores: the entropy of the training labels.
-
-        With label smoothing, of the smoothed labels. ln(classes) for classes of equal size.
-        """
-        labels = self.trainer.datamodule.data.train.labels  # type: ignore[attr-defined]
-        frequencies = np.bincount(labels, minlength=self.network.num_classes) / len(labels)
-        smoothing = self.recipe.label_smoothing
-        targets = (1 - smoothing) * frequencies + smoothing / self.network.num_classes
-        return float(-sum(target * np.log(target) for target in targets if target > 0))
 
     def _warn_of_guessing(self) -> None:
         """Warns once if the loss is still that of guessing by the frequency of the classes."""
@@ -223,3 +230,13 @@ class Classifier(LightningModule):
     def _write(self, name: str, value: float) -> None:
         if self.logger is not None:
             self.logger.log_metrics({name: value}, step=self.global_step)
+
+
+def guessing_loss(labels: np.ndarray, classes: int, label_smoothing: float) -> float:
+    """Returns the lowest loss of a network that gives all images the same scores: the entropy of the training labels.
+
+    With label smoothing, of the smoothed labels. ln(classes) for classes of equal size.
+    """
+    frequencies = np.bincount(labels, minlength=classes) / len(labels)
+    targets = (1 - label_smoothing) * frequencies + label_smoothing / classes
+    return float(-sum(target * np.log(target) for target in targets if target > 0))

@@ -63,7 +63,7 @@ class StepLines(Callback):
     ) -> None:
         if self._is_due(trainer):
             module: Any = pl_module
-            size = trainer.datamodule.size_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+            size = module.size_of_epoch(trainer.current_epoch)
             self._print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  size {size}  step {batch_idx + 1:,} of "
                 f"{trainer.num_training_batches:,}  loss {module.mean_loss():.4f}  {module.rate():,.0f} images/s"
@@ -115,7 +115,8 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_description(self._description(trainer))
 
     def _description(self, trainer: Trainer) -> str:
-        size = trainer.datamodule.size_of_epoch(trainer.current_epoch)  # type: ignore[attr-defined]
+        classifier: Any = trainer.lightning_module
+        size = classifier.size_of_epoch(trainer.current_epoch)
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, size {size}"
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Nothing is remembered between calls, so a resumed run and any loader worker agre
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ LARGEST_SIDE = 4096  # in pixels, that a network trains at
 def size_of_epoch(
     epoch: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
 ) -> int:
-    """The side in pixels at which an epoch, counted from 0, trains.
+    """Returns the side in pixels at which an epoch trains.
 
     Args:
         epoch: from 0.
@@ -27,17 +28,59 @@ def size_of_epoch(
         uniform: [smallest, largest]: one size per epoch, uniform over the integers between, both included (§3.1.3).
         seed: of the sizes drawn from `uniform`.
 
-    Exactly one of `cycle` and `uniform` must be given; ValueError otherwise, and for sizes out of 1 to LARGEST_SIDE.
+    Raises ValueError unless exactly one of `cycle` and `uniform` is given, with sizes from 1 to LARGEST_SIDE.
     """
-    check_sizes(cycle, uniform)
+    _check_sizes(cycle, uniform)
     if cycle is not None:
         return cycle[epoch % len(cycle)]
     assert uniform is not None
     return int(np.random.default_rng([seed, epoch]).integers(uniform[0], uniform[1], endpoint=True))
 
 
-def check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> tuple[int, int]:
-    """The (smallest, largest) size of a schedule; ValueError for one that makes no sense."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The size schedule of a run: the arguments of `size_of_epoch`, checked. Raises ValueError as that does."""
+
+    cycle: list[int] | None = None
+    uniform: list[int] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.cycle, self.uniform)
+
+    @property
+    def smallest(self) -> int:
+        """The smallest side in pixels."""
+        return min(self.cycle or self.uniform or [])
+
+    @property
+    def largest(self) -> int:
+        """The largest side in pixels: that of the crops which are cut from training images, and tested."""
+        return max(self.cycle or self.uniform or [])
+
+    def of_epoch(self, epoch: int) -> int:
+        """Returns the side in pixels of an epoch from 0."""
+        return size_of_epoch(epoch, cycle=self.cycle, uniform=self.uniform, seed=self.seed)
+
+    def of_run(self, epochs: int) -> set[int]:
+        """Returns all sides in pixels that a run of so many epochs may train at."""
+        return set(range(self.smallest, self.largest + 1)) if self.cycle is None else set(self.cycle[:epochs])
+
+    def last_epoch_note(self, epochs: int) -> str | None:
+        """Returns a note for the user if the last epoch does not train at the size of the tested crops, else None."""
+        last, tested = self.of_epoch(epochs - 1), self.largest
+        if last == tested:
+            return None
+
+        remedy = ""
+        if self.cycle is not None:
+            after = self.cycle.index(tested) + 1
+            turned = ",".join(map(str, self.cycle[after:] + self.cycle[:after]))
+            remedy = f"; sizes.cycle=[{turned}] with a multiple of {len(self.cycle)} epochs ends at {tested}"
+        return f"the last epoch trains at {last} pixels, and crops of {tested} are tested{remedy}"
+
+
+def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> None:
     if (cycle is None) == (uniform is None):
         raise ValueError("sizes: give either cycle, such as [224, 180], or uniform, such as [180, 224]")
     sizes = cycle if cycle is not None else uniform
@@ -46,34 +89,6 @@ def check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> t
         raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1 to {LARGEST_SIDE}")
     if uniform is not None and (len(uniform) != 2 or uniform[0] > uniform[1]):
         raise ValueError(f"sizes.uniform={list(uniform)}: must be [smallest, largest]")
-    return min(sizes), max(sizes)
-
-
-def sizes_of_run(
-    epochs: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
-) -> set[int]:
-    """All sides in pixels that a run of so many epochs may train at. Arguments and errors as `size_of_epoch`."""
-    check_sizes(cycle, uniform)
-    if cycle is not None:
-        return set(cycle[:epochs])
-    assert uniform is not None
-    return set(range(uniform[0], uniform[1] + 1))
-
-
-def last_size_note(
-    epochs: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
-) -> str | None:
-    """What to say where the last epoch does not train at the largest size, at which crops are tested."""
-    last = size_of_epoch(epochs - 1, cycle=cycle, uniform=uniform, seed=seed)
-    tested = check_sizes(cycle, uniform)[1]
-    if last == tested:
-        return None
-    remedy = ""
-    if cycle is not None:
-        place = cycle.index(tested) + 1
-        turned = ",".join(map(str, cycle[place:] + cycle[:place]))
-        remedy = f"; sizes.cycle=[{turned}] with a multiple of {len(cycle)} epochs ends at {tested}"
-    return f"the last epoch trains at {last} pixels, and crops of {tested} are tested{remedy}"
 
 
 def check_sizes_fit(backbone: "Backbone | TimmBackbone", levels: list[int] | None, sides: Collection[int]) -> None:

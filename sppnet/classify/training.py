@@ -4,9 +4,7 @@ import dataclasses
 import logging
 import sys
 import warnings
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -15,9 +13,9 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from sppnet.classify.checkpoints import CheckpointFiles, Checkpoints, newest_whole, recorded_precision
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData, shorter_side_for
-from sppnet.classify.recipe import Machine, Recipe, check_batch_size, check_validation
+from sppnet.classify.plan import TrainingPlan
+from sppnet.classify.recipe import Machine, Recipe, check_batch_size
 from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar, StepLines
-from sppnet.classify.schedules import size_of_epoch, sizes_of_run
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.network import SPPNet
 from sppnet.results.records import Epoch, Result, write_result
@@ -30,74 +28,65 @@ from sppnet.runtime.run_directory import checkpoint_digest
 MOST_COMPILED_SIZES = 4
 
 
-def train_classifier(
-    network: SPPNet,
-    data: ImageData,
-    *,
-    recipe: Recipe,
-    machine: Machine,
-    crop_side: int,
-    sizes: dict[str, Any],
-    seed: int,
-    data_name: str,
-    run: Path,
-) -> Result:
-    """Trains until `recipe.epochs` are done, from the last checkpoint in `run` if there is one.
+def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: Path) -> Result:
+    """Trains `network` on `data` as planned, from the last checkpoint in the run directory if there is one.
 
-    Writes `checkpoints/last.ckpt` after every epoch and inside of them as `machine` says, `tensorboard/` along the way
+    Writes `checkpoints/last.ckpt` after every epoch and inside epochs as `plan.machine` says, `tensorboard/` meanwhile,
     and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.classify.checkpoints.Stopped`.
 
-    Args:
-        crop_side: pixels of the crops that are trained on (resized to the size of the epoch) and validated.
-        sizes: arguments of `size_of_epoch`: the side in pixels of every epoch.
+    Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
+    versions, commit and hardware.
 
-    Returns what is in result.json: errors on the centre crop with n and counts, the history of every epoch, and
-    versions, commit and hardware. Its checkpoint and validation_images are None in all processes but the first.
-
-    Raises ValueError, before anything is written, for settings that do not fit each other, the data or the machine.
+    Raises ValueError, before anything is written, for settings that do not fit the data or the machine.
     """
-    here = processes_here(machine.accelerator, machine.devices)
-    processes = here * machine.num_nodes
-    check_validation(recipe, machine)
+    recipe, machine = plan.recipe, plan.machine
+    local_processes = processes_here(machine.accelerator, machine.devices)
+    processes = local_processes * machine.num_nodes
     check_batch_size(recipe, processes, len(data.train), len(data.val))
-    workers = worker_count(machine.workers, here)
-    compiled = is_compiled(machine, sizes_of_run(recipe.epochs, **sizes))
+    compiled = is_compiled(machine, plan.sizes.of_run(recipe.epochs))
 
     _quieten_lightning()
     newest = newest_whole(run / "checkpoints")
     machine = machine if newest is None else resumed_machine(machine, newest)
     checkpoints = Checkpoints(run / "checkpoints", steps=machine.save_every_steps, minutes=machine.save_every_minutes)
     trainer = _build_trainer(recipe, machine, run, network, checkpoints)
-    module = ClassificationData(
+
+    data_module = ClassificationData(
         data,
         batch_size=recipe.batch_size // processes,
-        crop_side=crop_side,
-        size_of_epoch=partial(size_of_epoch, **sizes),
+        crop_side=plan.crop_side,
+        size_of_epoch=plan.sizes.of_epoch,
         input_mean=network.input_mean,
         input_std=network.input_std,
         color=recipe.color,
-        seed=seed,
-        workers=workers,
+        seed=plan.seed,
+        workers=worker_count(machine.workers, local_processes),
         compiled=compiled,
         max_unreadable=machine.max_unreadable,
         allow_changed_data=machine.allow_changed_data,
     )
-
     network.to(memory_format=torch.channels_last)
     if device_type(machine) == "cpu":
         keep_freed_memory()
     if compiled:
         # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
         network.compile(dynamic=False)
-    classifier = Classifier(network, recipe, seed)
+    classifier = Classifier(
+        network,
+        recipe,
+        seed=plan.seed,
+        size_of_epoch=plan.sizes.of_epoch,
+        training_labels=data.train.labels,
+        validation_images=len(data.val),
+    )
 
     with checkpoints.stopping_on_signals(), explained_loader_failures("trainer.workers"):
-        trainer.fit(classifier, datamodule=module, ckpt_path=newest, weights_only=True)
+        trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
 
-    result = _result(classifier, module, data_name, precision(machine))
+    result = _result(plan, classifier, data_module, precision(machine))
     if trainer.is_global_zero:
         digests = content_digests(data.val, "reading the validation images")
-        fingerprint = images_fingerprint(data.val, digests)  # by which saved scores are of this run
+        fingerprint = images_fingerprint(data.val, digests)  # tells which saved scores are of these images
         result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
         write_result(run, result)
     return result
@@ -174,25 +163,24 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _result(classifier: Classifier, module: ClassificationData, data_name: str, precision: str) -> Result:
-    network, crop_side = classifier.network, module.crop_side
-    history = tuple(map(Epoch.from_dict, classifier.history))
-    validated = classifier.history[-1]
+def _result(plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData, precision: str) -> Result:
+    side, history = plan.crop_side, classifier.history
+    last = history[-1]
     return Result(
-        data=data_name,
-        network=network.summary(),
-        protocol=f"centre crop {crop_side} of images at shorter side {shorter_side_for(crop_side)}, one view",
-        top1_wrong=validated["top1_wrong"],
-        top5_wrong=validated["top5_wrong"],
-        n=validated["n"],
-        num_classes=network.num_classes,
-        training_images=len(module.data.train),
-        unreadable_training_images=len(module.unreadable),
-        data_fingerprint=module.fingerprint,
+        data=plan.source,
+        network=classifier.network.summary(),
+        protocol=f"centre crop {side} of images at shorter side {shorter_side_for(side)}, one view",
+        top1_wrong=last["top1_wrong"],
+        top5_wrong=last["top5_wrong"],
+        n=last["n"],
+        num_classes=classifier.network.num_classes,
+        training_images=len(data_module.data.train),
+        unreadable_training_images=len(data_module.unreadable),
+        data_fingerprint=data_module.fingerprint,
         epochs=len(history),
-        seconds=sum(epoch["seconds"] for epoch in classifier.history),
-        seed=classifier.seed,
+        seconds=sum(epoch["seconds"] for epoch in history),
+        seed=plan.seed,
         precision=precision,
         **environment(),
-        history=history,
+        history=tuple(map(Epoch.from_dict, history)),
     )

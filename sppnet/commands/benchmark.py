@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.errors import CONFIGS
 from sppnet.commands.settings import bound, one_line_job, plain, resolved, run_main
-from sppnet.commands.train import build_network, read_parts
+from sppnet.commands.train import read_plan
 
 WORDS = ("references", "--json")  # that Hydra does not know
 
@@ -62,7 +62,7 @@ def references(config: DictConfig) -> tuple[Any, Any]:
 
 def stages(config: DictConfig) -> tuple[Any, Any]:
     """Every stage of the configured training and of testing."""
-    parts = read_parts(config)
+    plan = read_plan(config)
     import torch
 
     from sppnet.benchmark.report import advice, judge, stages_page
@@ -70,41 +70,34 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     from sppnet.classify.evaluator import Hardware
     from sppnet.classify.training import device_type, is_compiled, precision
     from sppnet.classify.views import ViewProtocol, in_pixels
-    from sppnet.data.sources import open_data
     from sppnet.runtime.environment import environment
     from sppnet.runtime.machine import core_count, worker_count
 
     protocols = {}
     for name, section in config.views.items():
-        pixels = OmegaConf.create(in_pixels(plain(section), parts.crop_side))
+        pixels = OmegaConf.create(in_pixels(plain(section), plan.crop_side))
         protocols[name] = ViewProtocol(**bound(pixels, ViewProtocol, f"views.{name}."))
-    data = open_data(parts.source, **parts.data_options)
-
-    def build() -> Any:
-        return build_network(read_parts(config), config.hidden, data.classes)  # with weights of its own
-
-    cycle = parts.sizes.get("cycle") or list(parts.sizes["uniform"])
-    training = Training(build, data, parts.recipe, parts.machine, cycle, parts.crop_side, config.seed)
-    device = torch.device(device_type(parts.machine))
-    workers = worker_count(parts.machine.workers)
-    compiled = is_compiled(parts.machine, set(cycle))
+    training = Training(plan, plan.open_data())
+    device = torch.device(device_type(plan.machine))
+    workers = worker_count(plan.machine.workers)
+    compiled = is_compiled(plan.machine, set(training.sizes))
     found = loading_stages(training, workers, config.seconds)
-    found += device_stages(training, device, precision(parts.machine) == "bf16-mixed", compiled, config.seconds)
+    found += device_stages(training, device, precision(plan.machine) == "bf16-mixed", compiled, config.seconds)
     expected = min(stage.images_per_second for stage in found if stage.where != "one core")
     found += end_to_end(training, expected, 3 * config.seconds)
     hardware = Hardware(accelerator=device.type)
-    found += view_stages(build().to(device).eval(), training, protocols, hardware, config.seconds)
+    found += view_stages(training.build_network().to(device).eval(), training, protocols, hardware, config.seconds)
     verdict = judge(training, found)
     ideas = advice(
         training,
         verdict,
-        prepared=parts.source == "prepared",
+        prepared=plan.source == "prepared",
         workers=workers,
         cores=core_count(),
         gpu=device.type == "cuda",
     )
     about = environment()
-    page = stages_page(f"{build().summary()}, on {about['hardware']}", training, found, verdict, ideas)
+    page = stages_page(f"{training.build_network().summary()}, on {about['hardware']}", training, found, verdict, ideas)
     records = {
         "config": plain(config),
         "stages": [stage._asdict() for stage in found],

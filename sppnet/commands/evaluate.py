@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from sppnet.classify.schedules import Sizes
 from sppnet.commands.errors import CONFIGS
 from sppnet.commands.settings import bound, bound_choice, content_hash, one_line_job, plain, resolved, run_main
 
@@ -83,7 +84,6 @@ def evaluate(config: DictConfig) -> None:
 
 def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
     """Reads the records of a run and checks the protocols for it; loads no network."""
-    from sppnet.classify.schedules import check_sizes
     from sppnet.classify.views import LARGEST_SCALE
     from sppnet.geometry import CROP_SIDE
     from sppnet.results.records import read_result
@@ -93,7 +93,7 @@ def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
     result = read_result(path) if path.is_dir() else None
     side = CROP_SIDE
     if trained is not None:
-        side = check_sizes(trained["sizes"].get("cycle"), trained["sizes"].get("uniform"))[1]
+        side = Sizes(cycle=trained["sizes"].get("cycle"), uniform=trained["sizes"].get("uniform")).largest
     if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
         raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
     if config.crop_side is None and path.is_file():

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tqdm import tqdm
 
+from sppnet.classify.recipe import usual_warmup
 from sppnet.commands.errors import (
     CONFIGS,
     allowed_keys,
@@ -45,6 +46,7 @@ from sppnet.commands.errors import (
 )
 from sppnet.commands.startup import interrupt_by_exception
 from sppnet.runtime.names import printable
+from sppnet.runtime.run_directory import RunDirectory, without_folders
 
 
 def groups_of(config_name: str) -> dict[str, list[str]]:
@@ -69,14 +71,8 @@ OmegaConf.register_new_resolver(
 OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed")
 
 
-def _usual_warmup(epochs: Any) -> float:
-    from sppnet.classify.recipe import usual_warmup
-
-    return usual_warmup(epochs)
-
-
 # In configs/recipe/fast.yaml: a default that also fits short runs. A value that is typed takes its place.
-OmegaConf.register_new_resolver("usual_warmup", _usual_warmup, replace=True)
+OmegaConf.register_new_resolver("usual_warmup", usual_warmup, replace=True)
 
 
 def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[str, Any]:
@@ -135,16 +131,17 @@ def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     return typing.get_type_hints(target)
 
 
-def run_directory(config: DictConfig) -> tuple[Path, dict[str, Any]]:
-    """Where a run lives, and those parts of its config that decide that: nothing of the time or the machine."""
-    from sppnet.runtime.run_directory import without_folders
+def run_directory(config: DictConfig) -> RunDirectory:
+    """Returns the directory of the run that a training configuration describes.
 
+    Its name depends only on the settings that decide the outcome, not on the time or the machine.
+    """
     outcome = plain(OmegaConf.masked_copy(config, list(OUTCOME)))
     digest = content_hash({**outcome, "data": without_folders(outcome["data"])})
     name = str(config.name or _default_name(config))
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name}: may hold letters, digits, dots, dashes and underscores only")
-    return Path(config.run or Path(config.runs) / f"{name}-seed{config.seed}-{digest}"), outcome
+    return RunDirectory(Path(config.run or Path(config.runs) / f"{name}-seed{config.seed}-{digest}"), outcome)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -4,17 +4,24 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
 
+from sppnet.classify.recipe import Machine, Recipe, check_batch_size, few_steps_note
+from sppnet.classify.schedules import Sizes
 from sppnet.commands.errors import CONFIGS, configuration_errors
 from sppnet.commands.settings import bound, bound_choice, in_sweep, one_line_job, resolved, run_directory, run_main
 from sppnet.commands.startup import run as run_command
-from sppnet.runtime.run_directory import claim_run_directory, removed_if_nothing_is_saved, sole_training
+from sppnet.runtime.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from sppnet.classify.plan import TrainingPlan
+    from sppnet.data.sources import ImageData
+    from sppnet.network import SPPNet
+    from sppnet.results.records import Result
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
@@ -27,15 +34,9 @@ def main(config: DictConfig) -> float:
 
 
 def check(config: DictConfig) -> None:
-    """Raises what is wrong with a resolved configuration. Opens no data, makes no weights and writes nothing."""
-    import torch
-
+    """Raises ValueError for a resolved configuration that cannot be trained. Opens no data and writes nothing."""
     bound(config, settings)
-    config = config.copy()
-    if "pretrained" in config.backbone:
-        config.backbone.pretrained = False  # downloads nothing
-    with torch.device("meta"):
-        read_parts(config)
+    read_plan(config)
     run_directory(config)
 
 
@@ -61,133 +62,106 @@ def pooling(*, levels: list[int] | None) -> list[int] | None:
     return levels
 
 
-class Parts(NamedTuple):
-    """What a run is put together from, all of it checked."""
-
-    recipe: Any  # a Recipe
-    machine: Any  # a Machine
-    levels: list[int] | None
-    sizes: dict[str, Any]  # arguments of `size_of_epoch`
-    crop_side: int
-    backbone: Any
-    source: str
-    data_options: dict[str, Any]
-
-
 @configuration_errors()
-def read_parts(config: DictConfig) -> Parts:
-    """The sections of the configuration as objects and plain values. Opens no data."""
+def read_plan(config: DictConfig) -> "TrainingPlan":
+    """Returns the plan that a resolved configuration asks for. Opens no data.
+
+    Raises ValueError naming the key, the value and what is allowed.
+    """
     # Imported here because torch takes seconds, and --help should not.
     import torch
 
-    from sppnet.backbones import BACKBONES, build_backbone
-    from sppnet.classify.recipe import Machine, Recipe, check_validation
-    from sppnet.classify.schedules import check_sizes, check_sizes_fit, size_of_epoch
+    from sppnet.backbones import BACKBONES
+    from sppnet.classify.plan import TrainingPlan
     from sppnet.data.sources import DATA_SOURCES
-    from sppnet.geometry import check_levels
     from sppnet.runtime.machine import processes_here, worker_count
 
-    recipe = Recipe(**bound(config.recipe, Recipe, "recipe."))
     machine = Machine(**bound(config.trainer, Machine, "trainer."))
-    check_validation(recipe, machine)
-    if config.hidden < 1:
-        raise ValueError(f"hidden={config.hidden}: must be at least 1")
     if machine.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu: torch finds no GPU on this machine")
-    worker_count(machine.workers, processes_here(machine.accelerator, machine.devices))
-    levels = pooling(**bound(config.pooling, pooling, "pooling."))
-    if levels is not None:
-        check_levels(levels)
-    sizes = bound(config.sizes, size_of_epoch, "sizes.")
-    smallest, largest = check_sizes(sizes.get("cycle"), sizes.get("uniform"))
+    worker_count(machine.workers, processes_here(machine.accelerator, machine.devices))  # refuses too many
+
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     source, data_options = bound_choice(config.data, "source", DATA_SOURCES, "data.")
-    if not 0 <= config.seed < 2**63:
-        raise ValueError(f"seed={config.seed}: must be from 0 to 2**63 - 1")
-    torch.manual_seed(config.seed)
-    backbone = build_backbone(architecture, **backbone_options)
-    check_sizes_fit(backbone, levels, sizes.get("cycle") or range(smallest, largest + 1))
-    return Parts(recipe, machine, levels, {"seed": config.seed, **sizes}, largest, backbone, source, data_options)
-
-
-def build_network(parts: Parts, hidden: int, classes: Sequence[str]) -> Any:
-    from sppnet.network import SPPNet
-
-    recipe = parts.recipe
-    return SPPNet(
-        parts.backbone,
-        parts.levels,
-        len(classes),
-        hidden=hidden,
-        dropout=recipe.dropout,
-        initialization=recipe.initialization,
-        input_mean=recipe.input_mean,
-        input_std=recipe.input_std,
-        classes=classes,
-        input_side=parts.crop_side if parts.levels is None else None,
+    return TrainingPlan(
+        architecture=architecture,
+        backbone_options=backbone_options,
+        levels=pooling(**bound(config.pooling, pooling, "pooling.")),
+        hidden=config.hidden,
+        sizes=Sizes(**{"seed": config.seed, **bound(config.sizes, Sizes, "sizes.")}),
+        source=source,
+        data_options=data_options,
+        recipe=Recipe(**bound(config.recipe, Recipe, "recipe.")),
+        machine=machine,
+        seed=config.seed,
     )
 
 
 def train(config: DictConfig) -> float:
-    parts = read_parts(config)
-    import torch
+    """Trains, resumes, or shows the result of the run that a resolved configuration describes.
 
-    from sppnet.classify.recipe import check_batch_size, few_steps_note
-    from sppnet.classify.schedules import last_size_note
-    from sppnet.data.sources import open_data
+    Returns its top-1 error, a fraction.
+    """
+    plan = read_plan(config)
     from sppnet.results.records import read_result, result_text
-    from sppnet.runtime.machine import busy_machine, claim_gpu, is_first_process, processes_here
+    from sppnet.runtime.machine import is_first_process
 
-    config.data = {"source": parts.source, **parts.data_options}  # data.root=2012 is a name, not a number
-    run, outcome = run_directory(config)
-    result = read_result(run)
+    config.data = {"source": plan.source, **plan.data_options}  # data.root=2012 is a name, not a number
+    run = run_directory(config)
+    result = read_result(run.path)
     if result is None:
-        data = open_data(parts.source, **parts.data_options)
-        machine = parts.machine
-        if in_sweep() and machine.devices == "auto" and torch.cuda.device_count() > 1:
-            machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
-        processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
-        check_batch_size(parts.recipe, processes, len(data.train), len(data.val))
-        # Lightning takes more seconds, which a command that went wrong until here need not wait for.
-        from sppnet.classify.training import train_classifier
-
-        network = build_network(parts, config.hidden, data.classes)
-        new = {"is_new": not run.exists(), "folder_is_new": not run.parent.exists()}
-        claim_run_directory(run, outcome)
-        if is_first_process():
-            print(
-                f"{network.summary()} on {parts.source}: {len(data.train):,} + {len(data.val):,} images of "
-                f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
-                flush=True,
-            )
-            notes = [
-                last_size_note(parts.recipe.epochs, **parts.sizes),
-                few_steps_note(parts.recipe, len(data.train), processes),
-                busy_machine(),
-            ]
-            for note in filter(None, notes):
-                print(f"note: {note}", flush=True)
-        with ExitStack() as stack:
-            if is_first_process():
-                stack.enter_context(sole_training(run))
-                stack.enter_context(removed_if_nothing_is_saved(run, **new))
-            result = train_classifier(
-                network,
-                data,
-                recipe=parts.recipe,
-                machine=machine,
-                crop_side=parts.crop_side,
-                sizes=parts.sizes,
-                seed=config.seed,
-                data_name=parts.source,
-                run=run,
-            )
+        result = train_plan(plan, run)
     else:
-        claim_run_directory(run, outcome)
+        run.claim()
         print("already finished")
     if is_first_process():
-        print(result_text(result, run))
+        print(result_text(result, run.path))
     return result.top1_error
+
+
+def train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
+    """Trains as planned, on the GPU of this job in a sweep."""
+    import torch
+
+    from sppnet.runtime.machine import claim_gpu, is_first_process, processes_here
+
+    machine = plan.machine
+    if in_sweep() and machine.devices == "auto" and torch.cuda.device_count() > 1:
+        machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
+        plan = dataclasses.replace(plan, machine=machine)
+    data = plan.open_data()
+    processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
+    check_batch_size(plan.recipe, processes, len(data.train), len(data.val))
+
+    # Lightning takes more seconds, which a command that went wrong until here need not wait for.
+    from sppnet.classify.training import train_classifier
+
+    with configuration_errors():
+        network = plan.build_network(data.classes)
+    run.claim()
+    if not is_first_process():
+        return train_classifier(plan, network, data, run.path)
+    announce(plan, network, data, processes, run.path)
+    with run.training():
+        return train_classifier(plan, network, data, run.path)
+
+
+def announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", processes: int, run: Path) -> None:
+    """Prints what is going to be trained, and notes on settings that may disappoint."""
+    from sppnet.runtime.machine import busy_machine
+
+    print(
+        f"{network.summary()} on {plan.source}: {len(data.train):,} + {len(data.val):,} images of "
+        f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
+        flush=True,
+    )
+    notes = [
+        plan.sizes.last_epoch_note(plan.recipe.epochs),
+        few_steps_note(plan.recipe, len(data.train), processes),
+        busy_machine(),
+    ]
+    for note in filter(None, notes):
+        print(f"note: {note}", flush=True)
 
 
 def stopped_before_training(number: int, frame: Any) -> None:

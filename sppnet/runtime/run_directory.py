@@ -1,5 +1,6 @@
 """Run directories: their configuration, their checkpoint, and who may train in them."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -13,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from sppnet.runtime.names import first_line
+from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
+from sppnet.runtime.names import first_line, listing
 from sppnet.runtime.rules import (
     COUNT,
     INDEX,
@@ -102,91 +104,106 @@ def without_folders(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "root": Path(data["root"]).name} if data.get("root") else data
 
 
-def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
-    """Writes config.yaml into a new run directory; in one that is there, makes sure that it is of the same run.
+class RunDirectory:
+    """The folder of one run: config.yaml, checkpoints/, tensorboard/, scores/, result.json.
 
-    Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
+    Args:
+        path: the folder.
+        config: the settings that decide the outcome of the run, as plain values; config.yaml holds them.
     """
-    from sppnet.runtime.files import atomic_file
-    from sppnet.runtime.names import listing
-    from sppnet.runtime.run_directory import read_run_config, without_folders
 
-    # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
-    others = _other_files(run)
-    there = read_run_config(run)
-    if there is None:
-        if others:
-            raise ValueError(f"{run}: found {listing(others)}, expected a new folder or a run directory")
-        if outcome["data"].get("root"):  # evaluate.py may be called from another folder
-            outcome = {**outcome, "data": {**outcome["data"], "root": os.path.abspath(outcome["data"]["root"])}}
-        with atomic_file(run / "config.yaml") as file:
-            file.write(yaml.safe_dump(outcome, sort_keys=False, allow_unicode=True).encode())
-        return
-    old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (there, outcome))
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
-            raise ValueError(
-                f"{run}: holds another run: {key} is {old.get(key)} there and {new.get(key)} here; "
-                "give another run=PATH, or leave it out"
-            )
+    def __init__(self, path: Path, config: dict[str, Any]) -> None:
+        self.path, self.config = path, config
+        self._created: list[Path] = []  # folders that `claim` made, the innermost first
+
+    def claim(self) -> None:
+        """Writes config.yaml into a new directory; checks that an existing one belongs to the same run.
+
+        Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
+        """
+        # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
+        other_files = _other_files(self.path)
+        existing = read_run_config(self.path)
+        if existing is not None:
+            self._check_same_run(existing)
+            return
+        if other_files:
+            raise ValueError(f"{self.path}: found {listing(other_files)}, expected a new folder or a run directory")
+
+        self._created = [folder for folder in (self.path, self.path.parent) if not folder.exists()]
+        config = self.config
+        if config["data"].get("root"):  # evaluate.py may be called from another folder
+            config = {**config, "data": {**config["data"], "root": os.path.abspath(config["data"]["root"])}}
+        with atomic_file(self.path / "config.yaml") as file:
+            file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
+
+    def _check_same_run(self, existing: dict[str, Any]) -> None:
+        old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (existing, self.config))
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise ValueError(
+                    f"{self.path}: holds another run: {key} is {old.get(key)} there and {new.get(key)} here; "
+                    "give another run=PATH, or leave it out"
+                )
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Locks the directory for one training process; removes a new directory if an error leaves no checkpoint in it.
+
+        The lock ends with the process, however that dies. Temporary files of processes that were killed in this
+        directory are removed.
+
+        Raises ValueError naming the process that holds the lock.
+        """
+        with self._lock():
+            for folder in (self.path, self.path / "checkpoints"):
+                remove_stale_files(folder)
+            try:
+                yield
+            except Exception:
+                self._remove_if_nothing_is_saved()
+                raise
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        # The file stays: another process might hold it open, and would lock a file that no longer has a name.
+        with (self.path / "lock").open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: children would inherit it and outlive us
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                raise ValueError(
+                    f"{self.path}: {file.read() or 'another process'} trains here; wait for it, or give another "
+                    "run=PATH"
+                ) from error
+            except OSError as error:
+                warnings.warn(
+                    f"{file.name}: {error.strerror}; see to it yourself that one process trains here", stacklevel=5
+                )
+
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def _remove_if_nothing_is_saved(self) -> None:
+        if self.path not in self._created or any(self.path.glob("checkpoints/*.ckpt")):
+            return
+        shutil.rmtree(self.path, ignore_errors=True)  # the error that is being raised matters more
+        for folder in self._created[1:]:
+            with suppress(OSError):  # other runs are in it by now
+                folder.rmdir()
 
 
 def _other_files(run: Path) -> list[str]:
-    """What lies in a folder, hidden and temporary files aside."""
-    from sppnet.runtime.files import is_temporary
-
+    """Names of the files in a folder, without hidden and temporary ones."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run}: found a file, expected a new folder or a run directory")
     names = [path.name for path in run.iterdir()] if run.is_dir() else []
     return sorted(name for name in names if not name.startswith(".") and not is_temporary(name))
-
-
-@contextmanager
-def sole_training(run: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same directory at the same time. Raises ValueError naming the holder.
-
-    The lock ends with the process, however that dies. Removes the temporary files of processes that were killed there.
-    """
-    import fcntl  # not on Windows
-
-    from sppnet.runtime.files import remove_stale_files
-
-    # The file stays: another process might hold it open, and lock what has no name any more.
-    with (run / "lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: children would inherit it and outlive us
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise ValueError(
-                f"{run}: {file.read() or 'another process'} trains here; wait for it, or give another run=PATH"
-            ) from error
-        except OSError as error:
-            warnings.warn(
-                f"{file.name}: {error.strerror}; see to it yourself that one process trains here", stacklevel=3
-            )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
-        file.flush()
-        for folder in (run, run / "checkpoints"):
-            remove_stale_files(folder)
-        try:
-            yield
-        finally:
-            file.truncate(0)
-
-
-@contextmanager
-def removed_if_nothing_is_saved(run: Path, *, is_new: bool, folder_is_new: bool) -> Iterator[None]:
-    """Around training that holds the lock of `run`: an error before the first checkpoint leaves no new directory."""
-    try:
-        yield
-    except Exception:
-        if is_new and not any(run.glob("checkpoints/*.ckpt")):
-            shutil.rmtree(run, ignore_errors=True)  # the error itself matters more
-            if folder_is_new:
-                with suppress(OSError):  # other runs are in it by now
-                    run.parent.rmdir()
-        raise
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

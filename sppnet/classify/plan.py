@@ -1,0 +1,85 @@
+"""The plan of a training: all that decides it, typed and checked, read once and handed on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sppnet.backbones import build_backbone
+from sppnet.classify.recipe import Machine, Recipe, check_validation
+from sppnet.classify.schedules import Sizes, check_sizes_fit
+from sppnet.data.sources import ImageData, open_data
+from sppnet.geometry import check_levels
+from sppnet.network import SPPNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """What is trained, on which data, how, and on which machine.
+
+    Opens no data, makes no weights and writes nothing by itself.
+
+    Args:
+        architecture: a name of `sppnet.backbones.BACKBONES`.
+        backbone_options: keyword arguments of that backbone.
+        levels: of the pyramid, None for the paper's network without one.
+        hidden: outputs of fc6 and fc7.
+        sizes: the side in pixels of every epoch.
+        source: a name of `sppnet.data.sources.DATA_SOURCES`.
+        data_options: keyword arguments of that source.
+        seed: of the weights and of everything random in training, from 0 to 2**63 - 1.
+
+    Raises ValueError for values out of range, and for a network that cannot train at one of the sizes.
+    """
+
+    architecture: str
+    backbone_options: dict[str, Any]
+    levels: list[int] | None
+    hidden: int
+    sizes: Sizes
+    source: str
+    data_options: dict[str, Any]
+    recipe: Recipe
+    machine: Machine
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_validation(self.recipe, self.machine)
+        if self.hidden < 1:
+            raise ValueError(f"hidden={self.hidden}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be from 0 to 2**63 - 1")
+        if self.levels is not None:
+            check_levels(self.levels)
+
+        # On meta it takes neither time nor memory, and nothing is downloaded.
+        untrained = {"pretrained": False} if "pretrained" in self.backbone_options else {}
+        with torch.device("meta"):
+            backbone = build_backbone(self.architecture, **self.backbone_options | untrained)
+        check_sizes_fit(backbone, self.levels, self.sizes.cycle or range(self.sizes.smallest, self.crop_side + 1))
+
+    @property
+    def crop_side(self) -> int:
+        """Side in pixels of the crops that are trained on, resized to the size of the epoch, and validated."""
+        return self.sizes.largest
+
+    def open_data(self) -> ImageData:
+        """Opens the data set. Raises as `sppnet.data.sources.open_data`."""
+        return open_data(self.source, **self.data_options)
+
+    def build_network(self, classes: Sequence[str]) -> SPPNet:
+        """Returns a new network for these classes, its weights drawn by the seed."""
+        torch.manual_seed(self.seed)
+        return SPPNet(
+            build_backbone(self.architecture, **self.backbone_options),
+            self.levels,
+            len(classes),
+            hidden=self.hidden,
+            dropout=self.recipe.dropout,
+            initialization=self.recipe.initialization,
+            input_mean=self.recipe.input_mean,
+            input_std=self.recipe.input_std,
+            classes=classes,
+            input_side=self.crop_side if self.levels is None else None,
+        )

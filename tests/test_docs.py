@@ -59,7 +59,8 @@ def examples_of_help():
 
 def commands_of_experiments():
     for file in sorted((PROJECT / "configs" / "experiment").glob("*.yaml")):
-        for command in re.findall(r"(python scripts/.*)", file.read_text()):
+        text = re.sub(r"\\\n# +", "", file.read_text())
+        for command in re.findall(r"(python scripts/.*)", text):
             yield f"configs/experiment/{file.name}", command
 
 

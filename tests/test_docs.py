@@ -29,6 +29,7 @@ PAGES = [
 ]
 TEXTS = {str(page.relative_to(PROJECT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
+METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 HELP_CONFIGS = ("train", "evaluate", "prepare_data", "benchmark")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -188,7 +189,7 @@ def test_the_makefile_has_the_targets():
 
 
 def test_the_extras_that_are_named_exist():
-    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = METADATA["optional-dependencies"]
     named = {name for text in TEXTS.values() for name in re.findall(r"pip install [^`\n]*\[(\w+)\]", text)}
     assert named
     assert named <= set(extras)
@@ -315,6 +316,35 @@ def test_the_python_example_of_readme_runs(tmp_path, monkeypatch, capsys):
     save_network(network, run / "checkpoints" / "last.ckpt")
     exec(code, {})
     assert capsys.readouterr().out.strip() in ("cat", "dog")
+
+
+# Files beside the pages
+
+
+def test_the_citation_names_this_version_and_the_paper():
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == METADATA["version"]
+    assert citation["license"] == METADATA["license"]
+    assert [reference["url"] for reference in citation["references"]] == [METADATA["urls"]["Paper"]]
+    assert f"## [{METADATA['version']}]" in TEXTS["CHANGELOG.md"]
+
+
+def test_continuous_integration_runs_the_script_on_supported_versions():
+    workflow = yaml.safe_load((PROJECT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    assert job["timeout-minutes"] == 90
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    supported = {name.rpartition(" ")[2] for name in METADATA["classifiers"] if "Python :: 3." in name}
+    assert set(job["strategy"]["matrix"]["python"]) <= supported
+
+
+def test_the_hooks_before_a_commit_are_the_tools_of_make_lint():
+    hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    lint = run_process(["make", "-n", "lint"], cwd=PROJECT).stdout
+    for hook in hooks:
+        program = hook["entry"].removesuffix(" --fix")
+        assert program in lint, program
 
 
 # Form

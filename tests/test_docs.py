@@ -17,7 +17,7 @@ from sppnet.backbones import build_backbone
 from sppnet.commands import benchmark, evaluate, prepare_data, tables
 from sppnet.commands.settings import bound, bound_choice
 from sppnet.commands.startup import COMMANDS
-from sppnet.commands.train import read_parts
+from sppnet.commands.train import read_plan
 from sppnet.data.sources import DATA_SOURCES
 from sppnet.network import SPPNet, save_network
 from test_configs import ROOT, check, composed
@@ -171,7 +171,7 @@ def test_a_preparation_command_composes_and_fits_the_code(arguments):
 def test_a_benchmark_command_composes_and_fits_the_code(arguments):
     config = composed_for("benchmark", [word for word in overrides_in(arguments) if word not in benchmark.WORDS])
     OmegaConf.resolve(config)
-    assert read_parts(config).source == config.data.source
+    assert read_plan(config).source == config.data.source
 
 
 @pytest.mark.parametrize("arguments", commands_of("stress"))

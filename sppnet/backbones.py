@@ -1,6 +1,6 @@
-"""The convolutional parts: Table 1 of arXiv:1406.4729v4 as data, and any timm model.
+"""Backbones: the networks of Table 1 of arXiv:1406.4729v4 as data, and any timm model.
 
-A backbone maps images (N, 3, H, W) to feature maps (N, channels, h, w) and knows
+A backbone maps images (N, 3, H, W) to feature maps (N, channels, h, w) and has
 
     channels        filters of its last convolution
     stride          pixels between the centres of neighbouring cells
@@ -8,7 +8,7 @@ A backbone maps images (N, 3, H, W) to feature maps (N, channels, h, w) and know
     smallest_input  smallest side in pixels that still gives a cell
     map_side(side)  cells along one side of the map of an image of that side
     layers          names of the layers that `features(images, layer)` can return
-    options         plain values from which `build_backbone(**options)` builds it again
+    options         plain values: `build_backbone(**options)` builds the same backbone
 """
 
 import copy
@@ -29,7 +29,7 @@ from sppnet.normalization import LocalResponseNorm, WithinChannelResponseNorm
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution and the ReLU behind it."""
+    """A convolution followed by a ReLU."""
 
     filters: int
     kernel: int
@@ -52,7 +52,7 @@ class Norm:
 
 # Table 1. The paper prints no paddings; these give its map sizes in floor mode: 55, 27, 13 (ZF-5, Convnet*-5) and
 # 36, 18 (Overfeat) at 224, and 10 x 10 at 180 as §2.3 says of ZF-5. Norm before Pool as in the authors' ZF-5 release,
-# after it where Table 1 says so (Overfeat). The pooling behind the last convolution is the pyramid's place.
+# after it where Table 1 says so (Overfeat). The pyramid replaces the pooling after the last convolution.
 ZF5 = (
     *(Conv(96, kernel=7, stride=2, padding=2), Norm(), Pool(3, 2)),
     *(Conv(256, kernel=5, stride=2, padding=1), Norm(), Pool(3, 2)),
@@ -84,19 +84,19 @@ NORMALIZATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Convolution(nn.Conv2d):
-    """Convolution followed by ReLU, under the one name that the paper gives both."""
+    """A convolution followed by a ReLU; the paper gives both one name (conv1, ...)."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.relu(super().forward(maps), inplace=True)
 
 
 class Backbone(nn.Sequential):
-    """One of Table 1's networks, up to its last convolution.
+    """A network of Table 1, up to its last convolution.
 
-    Layers are called conv1, norm1, pool1, conv2, ... A convN is given after its ReLU.
+    Layers are named conv1, norm1, pool1, conv2, ... The output of convN is taken after its ReLU.
 
     Args:
-        architecture: key of BACKBONES under which `build_backbone` finds this network again.
+        architecture: key of this network in BACKBONES.
         table: its layers.
         width: factor on the filters of every layer, above 0, at most MAX_WIDTH. 1 is the paper's.
         normalization: "within_channel", "across_channels" or "none".
@@ -154,11 +154,11 @@ class Backbone(nn.Sequential):
         return smallest_input(self.footprints)
 
     def map_side(self, side: int) -> int:
-        """Cells along one side of the feature map of an image with `side` pixels there; 0 if it is too small."""
+        """Returns the cells along one side of the map of an image with `side` pixels there; 0 if it is too small."""
         return side_lengths(side, self.footprints)[-1]
 
     def features(self, images: Tensor, layer: str) -> Tensor:
-        """The (N, C, h, w) output of a named layer. Raises ValueError for a name that is not in `layers`."""
+        """Returns the (N, C, h, w) output of a named layer. Raises ValueError for a name that is not in `layers`."""
         if layer not in self.layers:
             raise ValueError(f"layer={layer!r}: must be one of {', '.join(self.layers)}")
         for name, module in self.named_children():
@@ -168,11 +168,11 @@ class Backbone(nn.Sequential):
         return images
 
     def aligned(self) -> "Backbone":
-        """The same parameters with every padding floor(kernel / 2), so that cell i is centred on pixel stride * i.
+        """Returns the same network with every padding floor(kernel / 2), so that cell i is centred on pixel stride * i.
 
         This is the paper's padding for whole images and windows ("during deployment we pad floor(p/2) pixels for a
         layer with a filter size of p", Appendix A). Parameters are shared, not copied. Overfeat's even 2 x 2 pooling
-        centres cells 3 pixels left of that (`offset` says -3), which the paper ignores.
+        centres cells 3 pixels left of that (`offset` is -3), which the paper ignores.
         """
         shared = {id(parameter): parameter for parameter in self.parameters()}
         backbone = copy.deepcopy(self, shared)
@@ -190,13 +190,13 @@ def _side(size: Any) -> int:
 
 
 class TimmBackbone(nn.Module):
-    """The last feature map of a timm model, with the sizes and the centre of its cells as the model itself gives them.
+    """A timm model up to its last feature map; stride, map sides and offset are measured on the model itself.
 
-    Models with position embeddings or windows are built for images of any size where timm can do that; patches that
-    do not fit are filled up with zeros on the right and below.
+    Models with position embeddings or windows are built for images of any size where timm supports it; incomplete
+    patches are padded with zeros on the right and below.
 
     Args:
-        name: any model of `timm.list_models()` that gives feature maps, such as "resnet18".
+        name: any model of `timm.list_models()` that returns feature maps, such as "resnet18".
         pretrained: start from timm's weights (downloads them).
 
     Raises ValueError for an unknown model, or one without feature maps whose cells lie at a fixed stride.
@@ -211,7 +211,7 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"backbone.name={name!r}: timm has no such model (close: {close})")
         outline = _outline(name)
         self.body = _create_timm_model(name, pretrained=pretrained)
-        # A network built again gets its weights from a checkpoint, so it has nothing to download.
+        # A network built from these options gets its weights from a checkpoint and must not download any.
         self.options = {"architecture": "timm", "name": name, "pretrained": False}
         self.channels, self.channels_last = outline.channels, outline.channels_last
         self.stride, self.smallest_input = outline.stride, outline.smallest_input
@@ -235,7 +235,7 @@ class TimmBackbone(nn.Module):
         try:
             return self._channels_first(self.body(images)[-1])
         except (AssertionError, RuntimeError):
-            # One line if the size of the images is at fault, which many models report by an assertion deep inside.
+            # Raises one clear line if the image size is the cause; many models fail by an assertion deep inside.
             _outline(str(self.options["name"])).map_size(*images.shape[-2:])
             raise
 
@@ -243,49 +243,49 @@ class TimmBackbone(nn.Module):
         return maps.permute(0, 3, 1, 2) if self.channels_last else maps
 
     def features(self, images: Tensor, layer: str) -> Tensor:
-        """The feature map, under the name conv5. Raises ValueError for any other name."""
+        """Returns the feature map, named conv5. Raises ValueError for any other name."""
         if layer not in self.layers:
             raise ValueError(f"layer={layer!r}: must be one of {', '.join(self.layers)}")
         return self(images)
 
     def aligned(self) -> "TimmBackbone":
-        """The same model with the same paddings, so that `offset` stays what it is.
+        """Returns a copy with unchanged paddings, whose `offset` therefore stays the same.
 
         Parameters and buffers are shared, train and eval mode are not.
         """
         return copy.deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
 
 
-# How timm builds a model for images of any size: ViT, EVA and Swin know the first option, older Swins the second.
+# How timm builds a model for images of any size: ViT, EVA and Swin accept the first option, older Swins the second.
 ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
 def _create_timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
-    """A timm model that gives its last feature map. Raises ValueError for one that has none."""
+    """Returns a timm model that outputs its last feature map. Raises ValueError for a model without feature maps."""
     import timm
 
     for options in ANY_SIZE:
         try:
             body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,), **options)
             break
-        except TypeError:  # an option that the model does not know
+        except TypeError:  # the model does not accept the option
             if not options:
                 raise
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"backbone.name={name!r}: timm gives no feature maps of this model ({error})") from error
     for module in body.modules():
-        if hasattr(module, "dynamic_img_pad"):  # where patches leave a rest: zeros on the right and below
+        if hasattr(module, "dynamic_img_pad"):  # pads incomplete patches with zeros on the right and below
             setattr(module, "dynamic_img_pad", True)  # noqa: B010
     return body
 
 
 class _TimmOutline:
-    """A timm model without weights, which is asked what it does to the size of images.
+    """A timm model without weights, run to measure what it does to the size of images.
 
     stride, channels: as timm states them, checked against the maps.
-    channels_last: whether the model gives maps as (N, h, w, C).
-    smallest_input: the smallest side in pixels that gives a cell, with no gap up to the next multiple of the stride.
-        Some models take few of the sides above it.
+    channels_last: whether the model returns maps as (N, h, w, C).
+    smallest_input: the smallest side in pixels that gives a cell, without a gap up to the next multiple of the stride.
+        Some models accept few of the sides above it.
 
     Raises ValueError for a model without feature maps, or whose maps do not grow by one cell per stride.
     """
@@ -314,7 +314,7 @@ class _TimmOutline:
         self.smallest_input = self._first_side(taken)
 
     def _multiples(self) -> range:
-        """Sides to try: up to the one that the model was made for, or 224 where timm does not say."""
+        """Sides to try: up to the size that the model was made for, or 224 if timm does not name one."""
         import timm
 
         made_for = timm.get_pretrained_cfg(self.name)
@@ -323,7 +323,7 @@ class _TimmOutline:
 
     @torch.no_grad()
     def map_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) of the map in cells. Raises ValueError for images of a size that the model does not take."""
+        """Returns the (height, width) of the map in cells. Raises ValueError for image sizes that the model refuses."""
         size = (height, width)
         if size not in self.shapes and size not in self.refusals:
             try:
@@ -342,14 +342,14 @@ class _TimmOutline:
         return (shape[1], shape[2]) if self.channels_last else (shape[2], shape[3])
 
     def _cells(self, side: int) -> int:
-        """Cells along one side of the map, 0 where the model does not take that side."""
+        """Returns the cells along one side of the map, 0 if the model refuses that side."""
         try:
             return self.map_size(side, side)[1]
         except ValueError:
             return 0
 
     def _first_side(self, side: int) -> int:
-        """The smallest side whose map has as many cells as that of `side`, as far as there is no gap in between."""
+        """Returns the smallest side whose map has as many cells as that of `side`, by bisection."""
         cells, too_small = self._cells(side), side - self.stride
         while side - too_small > 1:
             middle = (side + too_small) // 2
@@ -376,7 +376,7 @@ class _TimmOutline:
         return 0 if self._measured_offset() < padded_on_the_right / 2 else padded_on_the_right
 
     def _measured_offset(self) -> float:
-        """The same by the gradients of the middle cells of an untrained model, right to a few pixels."""
+        """Estimates the offset from the gradients of the middle cells of an untrained model, to within a few pixels."""
         side = 8 * self.stride if self._cells(8 * self.stride) else next(s for s in self._multiples() if self._cells(s))
         with (
             torch.random.fork_rng(devices=[]),
@@ -434,7 +434,7 @@ BACKBONES: dict[str, Callable[..., Backbone | TimmBackbone]] = {
 
 
 def build_backbone(architecture: str, **options: Any) -> Backbone | TimmBackbone:
-    """The backbone of that name in BACKBONES.
+    """Builds the backbone that BACKBONES has under this name.
 
     Raises ValueError for an unknown name, TypeError for an unknown option.
     """

@@ -40,7 +40,7 @@ LONGEST_ASPECT = 16
 
 
 def size_at_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
-    """The (height, width) of an image that is resized to shorter side `side`, all in pixels.
+    """Returns the (height, width) of an image resized to shorter side `side`, all in pixels.
 
     The aspect is kept, after images longer than LONGEST_ASPECT are cut to that (`cut_to_longest_aspect`); the longer
     side is rounded to the nearest pixel, half up.
@@ -51,13 +51,13 @@ def size_at_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def cut_to_longest_aspect(height: int, width: int) -> tuple[int, int]:
-    """The (height, width) that is left of an image when its longer side is cut to LONGEST_ASPECT times the shorter."""
+    """Returns the (height, width) of an image whose longer side is cut to LONGEST_ASPECT times the shorter one."""
     longest = LONGEST_ASPECT * min(height, width)
     return min(height, longest), min(width, longest)
 
 
 def window_at(position: str, side: int, height: int, width: int) -> Window:
-    """The square window of `side` pixels at one of POSITIONS in an image of (height, width) pixels.
+    """Returns the square window of `side` pixels at one of POSITIONS in an image of (height, width) pixels.
 
     In the middle, half pixels are rounded down.
 
@@ -82,7 +82,7 @@ class Footprint:
 
 
 def side_lengths(side: int, footprints: Iterable[Footprint]) -> list[int]:
-    """The side of the feature map after every layer, for an input of `side` pixels.
+    """Returns the side of the feature map after every layer, for an input of `side` pixels.
 
     floor((side + 2 * padding - kernel) / stride) + 1 for convolution and pooling alike (arXiv:1406.4729v4,
     Table 1 holds in floor mode with the paddings of `sppnet.backbones`). A side below 1 means that the input
@@ -126,7 +126,10 @@ def first_center(footprints: Iterable[Footprint]) -> int | Fraction:
 
 
 def check_levels(levels: Iterable[int]) -> tuple[int, ...]:
-    """`levels` as a tuple, or ValueError naming what is wrong: a level is the n of an n x n grid of bins."""
+    """Returns pyramid levels as a tuple; each is the n of an n x n grid of bins.
+
+    Raises ValueError for levels that are empty, or not integers from 1.
+    """
     if isinstance(levels, (str, bytes)) or not isinstance(levels, Iterable):
         raise ValueError(f"levels={levels!r}: must be a list of integers from 1, such as [6, 3, 2, 1]")
     checked = tuple(levels)
@@ -139,7 +142,7 @@ def check_levels(levels: Iterable[int]) -> tuple[int, ...]:
 
 
 def pyramid_bins(side: int, n: int) -> list[tuple[int, int]]:
-    """The `n` bins along a side of `side` cells: (start, end), half-open.
+    """Returns the `n` bins along a side of `side` cells: (start, end), half-open.
 
     Bin i is [floor(i * side / n), ceil((i + 1) * side / n)): arXiv:1406.4729v4, Appendix A, "Implementation of
     Pooling Bins". Bins overlap where n does not divide side, and share cells where n > side; none is empty.
@@ -157,7 +160,7 @@ def window_to_cells(
     offset: float | Fraction,
     map_size: tuple[int, int],
 ) -> tuple[int, int, int, int]:
-    """The cells of a feature map that an image window covers.
+    """Maps an image window to the cells of a feature map.
 
     Args:
         window: (x0, y0, x1, y1) in pixels of the image that the map was computed from, x0 <= x1 and y0 <= y1.
@@ -187,10 +190,10 @@ def window_to_cells(
 def windows_to_cells(
     windows: np.ndarray, stride: int, offset: float | Fraction, map_size: tuple[int, int]
 ) -> np.ndarray:
-    """`window_to_cells` for many windows at once: numbers (K, 4) -> int64 (K, 4).
+    """Maps many image windows to cells at once: numbers (K, 4) -> int64 (K, 4).
 
-    Same arguments, same cells. Computed in float64, which is exact for offsets that are multiples of 1/2, as those of
-    all networks are, and coordinates below 2 ** 50.
+    Arguments and cells are those of `window_to_cells`. Computed in float64, which is exact for offsets that are
+    multiples of 1/2, as those of all networks are, and coordinates below 2 ** 50.
 
     Raises ValueError as `window_to_cells` does, naming the first wrong window.
     """
@@ -220,9 +223,9 @@ def windows_to_cells(
 def crop_to_cells(
     window: tuple[int, int, int, int], stride: int, crop_size: tuple[int, int], map_size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """The cells of a whole image's feature map that correspond to the map of a crop.
+    """Maps a crop to the cells of the whole image's feature map that stand for the crop's own map.
 
-    As many cells as the crop's own map has, beginning at the cell whose centre is nearest to that of the crop's first
+    They are as many cells as the crop's own map has, from the cell whose centre is nearest to that of the crop's first
     cell: a crop that starts at pixel x has its first cell at x + offset, the map has cell i at stride * i + offset, so
     i = round(x / stride), whatever the offset. `window_to_cells` counts centres instead, which gives a 224 window at
     the border of ZF-5's map 14 cells where the crop has 13, unless every padding is floor(kernel / 2).

@@ -16,6 +16,7 @@ from sppnet.backbones import Backbone, Convolution, TimmBackbone, build_backbone
 from sppnet.geometry import CROP_SIDE
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.runtime.files import atomic_file
+from sppnet.runtime.names import first_line
 
 # Mean of ImageNet's RGB values in 0..255, and their standard deviation.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -30,16 +31,16 @@ class SPPNet(nn.Module):
     """A classifier for images of any size: (N, 3, H, W) -> logits (N, num_classes).
 
     Images come as floats on the network's own scale, (x - input_mean) / input_std for RGB x in 0..255:
-    `sppnet.data.images.to_network_input` does it.
+    `sppnet.data.batches.to_network_input` does it.
 
     Args:
         backbone: a name of `sppnet.backbones.BACKBONES`, or a backbone.
-        levels: the pyramid; None is the paper's baseline without one: a fixed 6 x 6 grid, for images of one size.
+        levels: of the pyramid. None builds the paper's baseline: a fixed 6 x 6 grid, for images of one size.
         num_classes: length of the logits.
         hidden: outputs of fc6 and of fc7; 4096 in the paper.
         dropout: ratio after fc6 and fc7 while training.
-        initialization: a name of INITIALIZATIONS: "paper" wants inputs of 0..255 minus the mean, "fan_in" inputs of
-            unit variance.
+        initialization: a name of INITIALIZATIONS: "paper" is for inputs of 0..255 minus the mean, "fan_in" for inputs
+            of unit variance.
         input_mean, input_std: three numbers each, red, green, blue, for x in 0..255.
         classes: names of the classes in the order of the logits, where known.
         input_side: the side in pixels of the square images that a network without a pyramid takes; None is 224.
@@ -66,7 +67,7 @@ class SPPNet(nn.Module):
         super().__init__()
         _check_arguments(num_classes, hidden, dropout, initialization, input_mean, input_std, classes)
         self.backbone = build_backbone(backbone) if isinstance(backbone, str) else backbone
-        # Numbers and names from numpy would make a checkpoint that weights_only=True refuses.
+        # numpy numbers and strings would make a checkpoint that weights_only=True refuses.
         self.num_classes, self.hidden = int(num_classes), int(hidden)
         self.input_mean, self.input_std = tuple(map(float, input_mean)), tuple(map(float, input_std))
         self.classes = None if classes is None else tuple(map(str, classes))
@@ -86,9 +87,9 @@ class SPPNet(nn.Module):
         return self.classify(self.pool(self.maps(images)))
 
     def maps(self, images: Tensor) -> Tensor:
-        """Feature maps (N, C, h, w) of the last convolution.
+        """Computes the feature maps (N, C, h, w) of the last convolution.
 
-        Raises ValueError for images too small for the backbone; without a pyramid, for all that are not
+        Raises ValueError for images too small for the backbone; without a pyramid, for images that are not
         `input_side` x `input_side`.
         """
         smallest, sides = self.backbone.smallest_input, tuple(images.shape[-2:])
@@ -102,7 +103,7 @@ class SPPNet(nn.Module):
         return self.backbone(images)
 
     def pool(self, maps: Tensor) -> Tensor:
-        """Feature maps (N, C, h, w) -> vectors (N, C * B) for `classify`.
+        """Pools feature maps (N, C, h, w) into vectors (N, C * B) for `classify`.
 
         Raises ValueError, without a pyramid, for maps that are not of `input_side` x `input_side` images.
         """
@@ -115,7 +116,7 @@ class SPPNet(nn.Module):
         return self.pyramid(maps)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Pooled vectors (N, C * B), of whole maps or of windows, -> logits (N, num_classes)."""
+        """Computes logits (N, num_classes) from pooled vectors (N, C * B) of whole maps or of windows."""
         fc6 = self.dropout(torch.relu(self.fc6(pooled)))
         fc7 = self.dropout(torch.relu(self.fc7(fc6)))
         return self._logits(fc7)
@@ -124,7 +125,7 @@ class SPPNet(nn.Module):
         weights = self.fc8.weight
         if fc7.dtype == weights.dtype:
             return self.fc8(fc7)
-        # Under autocast, too, logits are float32: with 8 bits per logit two classes often tie, which counts as wrong.
+        # float32 under autocast as well: in bfloat16 the logits of two classes often tie, and a tie counts as wrong.
         with torch.autocast(fc7.device.type, enabled=False):
             return self.fc8(fc7.to(weights.dtype))
 
@@ -135,12 +136,12 @@ class SPPNet(nn.Module):
         return (*self.backbone.layers, "pool5", *levels, "fc6", "fc7", "fc8")
 
     def features(self, images: Tensor, layer: str) -> Tensor:
-        """The output of a named layer, after its ReLU where it has one.
+        """Returns the output of a named layer, after its ReLU where it has one.
 
         Convolutions, normalizations and poolings of the backbone give maps (N, filters, h, w); "pool5" gives the whole
         pyramid (N, C * B), "pool5_6x6" one level of it (N, C * 36); "fc6" and "fc7" (N, hidden); "fc8" the logits.
-        Layers behind the last convolution have these names in every network; the paper counts on in Overfeat-7
-        (pool7, fc8, fc9). Call `eval()` first to have no dropout.
+        Layers after the last convolution have these names in every network; in Overfeat-7 the paper calls them pool7,
+        fc8, fc9. Call `eval()` first to switch dropout off.
 
         Raises ValueError for a layer that is not in `layers`.
         """
@@ -167,7 +168,7 @@ class SPPNet(nn.Module):
         return pooled
 
     def aligned(self) -> "SPPNet":
-        """The same parameters, with the paddings for whole images and windows: see `Backbone.aligned`."""
+        """Returns a network with the same parameters and every padding floor(kernel / 2): see `Backbone.aligned`."""
         shared = {id(parameter): parameter for parameter in self.parameters()}
         network = copy.deepcopy(self, shared)
         network.backbone = self.backbone.aligned()
@@ -176,7 +177,7 @@ class SPPNet(nn.Module):
         return network
 
     def description(self) -> dict[str, Any]:
-        """Plain values from which `SPPNet.from_description` builds the same network, weights aside."""
+        """Returns plain values from which `SPPNet.from_description` builds the same network, without its weights."""
         return {
             "backbone": dict(self.backbone.options),
             "levels": None if self.levels is None else list(self.levels),
@@ -190,7 +191,7 @@ class SPPNet(nn.Module):
         }
 
     def summary(self) -> str:
-        """The network in a few words."""
+        """Describes the network in a few words."""
         options = {k: v for k, v in self.backbone.options.items() if k not in {"architecture", "pretrained"}}
         details = ", ".join(f"{key} {value}" for key, value in options.items())
         pyramid = f"no pyramid, {self.input_side} pixels only"
@@ -201,9 +202,9 @@ class SPPNet(nn.Module):
 
     @classmethod
     def from_description(cls, description: dict[str, Any]) -> "SPPNet":
-        """Builds the network of a `description`, with weights that mean nothing. Never downloads any.
+        """Builds the network of a `description`, with arbitrary weights. Never downloads any.
 
-        Raises ValueError, TypeError or KeyError for what is no description.
+        Raises ValueError, TypeError or KeyError for anything but a description.
         """
         options = dict(description)
         backbone = dict(options.pop("backbone"))
@@ -236,7 +237,7 @@ def _check_arguments(
 def _input_side(
     backbone: Backbone | TimmBackbone, levels: tuple[int, ...] | None, input_side: int | None
 ) -> int | None:
-    """The side of the images that the network takes; None for any."""
+    """Returns the side of the images that the network takes; None for any."""
     if levels is not None:
         if input_side is not None:
             raise ValueError(f"input_side={input_side}, levels={list(levels)}: a pyramid takes images of any side")
@@ -258,10 +259,10 @@ def _check_parameters(pooled: int, levels: tuple[int, ...], hidden: int, num_cla
 
 @torch.no_grad()
 def _initialize_as_paper(network: SPPNet) -> None:
-    """Gaussian weights of standard deviation 0.01, for inputs of 0..255 minus the mean.
+    """Draws Gaussian weights of standard deviation 0.01, for inputs of 0..255 minus the mean.
 
-    Biases are 0.1 in conv2, conv4, conv5, fc6 and fc7, and 0 elsewhere. AlexNet and the authors' release say 1 there;
-    with 1 the loss stays flat for long (Caffe's AlexNet notes the same and takes 0.1).
+    Biases are 0.1 in conv2, conv4, conv5, fc6 and fc7, and 0 elsewhere. AlexNet and the authors' release use 1; with 1
+    the loss stays flat for long (Caffe's AlexNet notes the same and uses 0.1).
     A timm backbone keeps timm's own initialization.
     """
     for name, module in network.named_modules():
@@ -274,7 +275,7 @@ def _initialize_as_paper(network: SPPNet) -> None:
 
 @torch.no_grad()
 def _initialize_by_fan_in(network: SPPNet) -> None:
-    """Gaussian weights of variance 2 / fan-in, zero biases, for inputs of unit variance.
+    """Draws Gaussian weights of variance 2 / fan-in, with zero biases, for inputs of unit variance.
 
     The last layer starts at standard deviation 0.01, so that the loss starts at ln(num_classes).
     A timm backbone keeps timm's own initialization.
@@ -288,16 +289,16 @@ def _initialize_by_fan_in(network: SPPNet) -> None:
 
 
 def _keep_as_built(network: SPPNet) -> None:
-    """Nothing: the weights come from a checkpoint."""
+    """Does nothing, because the weights come from a checkpoint."""
 
 
 INITIALIZATIONS = {"paper": _initialize_as_paper, "fan_in": _initialize_by_fan_in, "none": _keep_as_built}
 
 
 def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
-    """Writes what `load_network` reads, atomically.
+    """Writes a checkpoint for `load_network`, atomically.
 
-    That is {"network": description, "state_dict": weights}, plain values only.
+    It holds {"network": description, "state_dict": weights}, plain values and tensors only.
     """
     weights = {f"network.{name}": value for name, value in network.state_dict().items()}
     with atomic_file(Path(path)) as file:
@@ -305,10 +306,10 @@ def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
 
 
 def load_network(path: str | os.PathLike[str]) -> SPPNet:
-    """The trained network of a run directory (its last checkpoint) or of a checkpoint file, on the CPU, in eval mode.
+    """Loads the trained network of a run directory (its last checkpoint) or checkpoint file: on the CPU, in eval mode.
 
-    Safe for files of strangers: reads plain values and tensors only (`weights_only=True`), so that no code is run,
-    downloads nothing, and takes no memory for weights that the file does not hold.
+    Safe for files from strangers: it reads plain values and tensors only (`weights_only=True`), runs no code, downloads
+    nothing, and takes no memory for weights that the file does not hold.
 
     Raises FileNotFoundError if there is no such file, ValueError if it holds no network.
     """
@@ -317,7 +318,7 @@ def load_network(path: str | os.PathLike[str]) -> SPPNet:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     try:
-        # Mapped, not read: a compressed entry can unfold to any size, and an optimizer's state is not needed.
+        # Mapped, not read: a compressed entry can expand to any size, and the optimizer's state is not needed.
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         prefix = "network."
         state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
@@ -326,18 +327,17 @@ def load_network(path: str | os.PathLike[str]) -> SPPNet:
         _check_weights(outline.state_dict(), state, file.stat().st_size)
         network = SPPNet.from_description(checkpoint["network"])
         network.load_state_dict(state)
-    except Exception as error:  # torch.load fails on cut-off and foreign files in a dozen ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{file}: not a checkpoint of sppnet ({reason})") from error
+    except Exception as error:  # torch.load fails on truncated and foreign files in a dozen ways
+        raise ValueError(f"{file}: not a checkpoint of sppnet ({first_line(error)})") from error
     return network.eval()
 
 
 def _check_weights(expected: dict[str, Tensor], state: dict[str, Tensor], file_bytes: int) -> None:
-    """ValueError unless a file of that size holds exactly these weights."""
+    """Raises ValueError unless a file of that size holds exactly the expected weights."""
     if missing := expected.keys() - state.keys():
         raise ValueError(f"{min(missing)} is missing")
     if unknown := state.keys() - expected.keys():
-        raise ValueError(f"{min(unknown)} is no weight of the network that it describes")
+        raise ValueError(f"{min(unknown)} is not a weight of the network that it describes")
     for name, value in state.items():
         like = expected[name]
         if value.shape != like.shape:

@@ -1,18 +1,18 @@
-"""Local response normalization, across channels (AlexNet) and within a channel (the release's ZF-5), made fast.
+"""Fast local response normalization, across channels (AlexNet) and within a channel (the ZF-5 of the authors' release).
 
 Shape letters: N images, C channels, (H, W) cells of the map.
 
-Both kinds are one formula with another window. W sums the window around every cell:
+Both kinds are one formula with different windows. W sums the window around every cell:
 
     s = k + scale * W(x * x)        y = x * s ** -beta
     dx = dy * s ** -beta - 2 * beta * scale * x * W'(dy * x * s ** (-beta - 1))
 
-where W' is the mirrored window: the cells whose windows hold this cell.
+where W' is the mirrored window: it sums over the cells whose windows contain this cell.
 
 Left to autograd, each of the dozen steps makes a new tensor of the size of the maps, forward and again backward, and
 keeps most of them: `torch.nn.LocalResponseNorm` takes longer than all convolutions of ZF-5. Here the gradient is
-written down, keeps nothing but x and forms s again. `torch.compile` fuses it into a few loops; without a compiler it
-runs over blocks of images, whose scratch memory is small and used again.
+explicit, keeps only x and computes s again. `torch.compile` fuses it into a few loops; without a compiler it runs over
+blocks of images, whose scratch memory is small and reused.
 """
 
 import math
@@ -32,7 +32,7 @@ Reach = tuple[int, int, int, int, int, int]
 
 
 class LocalResponseNorm(nn.Module):
-    """Normalization across channels: x / (k + alpha / size * sum of x * x over `size` neighbouring channels) ** beta.
+    """Normalizes across channels: x / (k + alpha / size * sum of x * x over `size` neighbouring channels) ** beta.
 
     (N, C, H, W), any floating dtype -> the same shape, dtype and memory format. The window of channel c is
     c - size // 2 .. c + (size - 1) // 2, cut off at the first and last channel, as in `torch.nn.LocalResponseNorm`.
@@ -61,9 +61,9 @@ class LocalResponseNorm(nn.Module):
 
 
 class WithinChannelResponseNorm(nn.Module):
-    """Normalization within a channel: x / (1 + alpha * mean of x * x over size x size cells) ** beta.
+    """Normalizes within a channel: x / (1 + alpha * mean of x * x over size x size cells) ** beta.
 
-    (N, C, H, W), any floating dtype -> the same shape, dtype and memory format. Beyond the border stand zeros, which
+    (N, C, H, W), any floating dtype -> the same shape, dtype and memory format. Cells beyond the border are zeros and
     count in the mean: Caffe's WITHIN_CHANNEL with its AVE pooling. float16 and bfloat16 are computed in float32.
 
     The defaults are those of the authors' ZF-5 (`local_size: 3, alpha: 5e-5, beta: 0.75`; Zeiler_conv5.prototxt).
@@ -123,12 +123,12 @@ def _rows_reached(reach: Reach) -> int:
 
 
 def _by_blocks(function: Callable[..., Tensor], margin: int, maps: Tensor, *more: Tensor) -> Tensor:
-    """`function(maps, *more)` in the dtype and memory format of `maps`, for a few images at a time on a CPU.
+    """Applies `function(maps, *more)`, on a CPU to a few images at a time; keeps dtype and memory format of `maps`.
 
-    An image that is larger than a block is cut into rows, with `margin` more above and below that reach into them.
+    An image larger than a block is cut into rows, each block with the `margin` rows above and below that reach into it.
 
-    Not while compiling: the loop would be unrolled, one kernel per block. In a backward pass, gradients are only
-    enabled to differentiate once more, which cannot see through results copied into place.
+    No blocks while compiling: the loop would be unrolled into one kernel per block. Nor where gradients are enabled,
+    which in a backward pass means that it is differentiated again: results copied into place cannot be.
     """
     if maps.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_grad_enabled():
         result = function(maps, *more)

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling of whole feature maps and of windows on them, with one rule for the bins.
+"""Spatial pyramid pooling of whole feature maps and of windows on them, with the same rule for the bins.
 
 Shape letters: N images, C channels, (H, W) cells of the map, K windows, B = sum(n * n) bins of the pyramid.
 
@@ -18,13 +18,13 @@ from sppnet.geometry import check_levels, pyramid_bins
 
 
 class SpatialPyramidPool(nn.Module):
-    """Max pooling over an n x n grid of bins for every level n: a vector of fixed length from a map of any size.
+    """Pools feature maps of any size into vectors of fixed length: max pooling over an n x n grid of bins per level n.
 
     (N, C, H, W), H and W from 1, any floating dtype and memory format -> (N, C * B): level by level in the given
     order, each flattened as (channel, row, column). Each level equals `F.adaptive_max_pool2d(maps, n)` bit for bit;
     a map smaller than the level shares its cells between bins. Source: arXiv:1406.4729v4, §2.2 and Appendix A.
 
-    Where the maximum of a bin stands in several cells, the gradient goes to one of them.
+    Where several cells of a bin share its maximum, the gradient goes to one of them.
 
     Raises ValueError for levels that are empty, or not integers from 1.
     """
@@ -48,7 +48,7 @@ class SpatialPyramidPool(nn.Module):
 
 
 def pool_windows(features: Tensor, windows: Tensor, levels: Iterable[int] = (6, 3, 2, 1)) -> Tensor:
-    """Spatial pyramid pooling inside windows of feature maps.
+    """Pools windows of feature maps, each as `SpatialPyramidPool` pools a whole map.
 
     Args:
         features: (N, C, H, W), any floating dtype.
@@ -60,23 +60,24 @@ def pool_windows(features: Tensor, windows: Tensor, levels: Iterable[int] = (6, 
         (K, C * B) in the dtype of `features`: row k equals `SpatialPyramidPool(levels)` of the cut-out window bit for
         bit. Differentiable in `features`.
 
-    Raises ValueError for windows that are not integers, empty, outside the maps, or of an image that is not there.
+    Raises ValueError for windows that are not integers, empty, outside the maps, or of an image index out of range.
     """
     levels = check_levels(levels)
     _check_windows(features, windows)
-    # roi_pool knows float32 and float64; going up to float32 and back changes no value.
+    # roi_pool supports float32 and float64; converting 16-bit floats to float32 and back changes no value.
     exact = features if features.dtype == torch.float64 else features.float()
     inclusive = windows - windows.new_tensor([0, 0, 0, 1, 1])
-    # roi_pool starts at the lowest finite number and so loses NaN and -inf; adaptive pooling keeps them.
+    # roi_pool starts from the lowest finite number, which loses NaN and -inf; adaptive pooling keeps them.
     finite = bool((exact > -torch.inf).all())
     pool = _pool_windows_at if finite else _pool_cut_outs
     return pool_levels(levels, lambda n: pool(exact, inclusive, n)).to(features.dtype)
 
 
 def pool_levels(levels: tuple[int, ...], pool: Callable[[int], Tensor]) -> Tensor:
-    """All levels, flattened and joined in the given order; `pool(n)` gives the (N, C, n, n) bins of level n.
+    """Pools all levels, flattens them and joins them in the given order.
 
-    `pool` is called only for levels that divide no finer one of the pyramid.
+    `pool(n)` returns the (N, C, n, n) bins of level n. It is called only for levels that divide no finer level; the
+    others are pooled from those bins.
     """
     pooled: dict[int, Tensor] = {}
     for n in sorted(levels, reverse=True):
@@ -86,9 +87,9 @@ def pool_levels(levels: tuple[int, ...], pool: Callable[[int], Tensor]) -> Tenso
 
 
 def _max_of_bins(maps: Tensor, n: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, n, n)."""
+    """(N, C, H, W) -> (N, C, n, n): the maximum of every bin of one level."""
     if maps.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return bins_one_by_one(maps, n)  # torch has no deterministic backward of adaptive pooling there
+        return bins_one_by_one(maps, n)  # on a GPU, the backward pass of adaptive pooling is not deterministic
     return F.adaptive_max_pool2d(maps, n)
 
 
@@ -121,7 +122,7 @@ def _check_windows(features: Tensor, windows: Tensor) -> None:
 
 
 def _pool_windows_at(features: Tensor, inclusive: Tensor, n: int) -> Tensor:
-    """(K, C, n, n): the bins of one level inside windows given by their first and last cells."""
+    """Pools one level inside windows given by their first and last cells: (K, C, n, n)."""
     # Imported here: torchvision.ops takes as long to import as torch itself, and training does without it.
     from torchvision.ops import roi_pool
 
@@ -139,7 +140,7 @@ def _pool_cut_outs(features: Tensor, inclusive: Tensor, n: int) -> Tensor:
 
 @cache
 def _largest_exact_side(n: int, dtype: torch.dtype, limit: int = 1024) -> int:
-    """The largest side up to which `roi_pool`, which computes bin edges in `dtype`, gives the integer bins.
+    """Returns the largest side up to which `roi_pool`, which computes bin edges in `dtype`, uses the integer bins.
 
     For n <= 6 it is exact far beyond any feature map; in float32, n = 7 first differs at a side of 57 cells.
     """

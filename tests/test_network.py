@@ -507,7 +507,7 @@ def changed_weights(file, change):
     ("change", "reason"),
     [
         (lambda state: state.pop("network.fc7.bias"), "fc7.bias is missing"),
-        (lambda state: state.update({"network.fc9.bias": torch.zeros(2)}), "fc9.bias is no weight of the network"),
+        (lambda state: state.update({"network.fc9.bias": torch.zeros(2)}), "fc9.bias is not a weight of the network"),
         (
             lambda state: state.update({"network.fc7.bias": torch.zeros(17)}),
             r"fc7.bias has shape \[17\], and \[16\] in its description",

@@ -1,18 +1,24 @@
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
+from made_runs import made_scores, make_run, make_three_arms, row_of
 from sppnet.results.comparisons import (
+    classes_page,
     classes_table,
     combine,
+    comparison_page,
     comparisons_table,
     confusion_matrix,
     errors_table,
     protocol_lines,
     wrong,
 )
-from sppnet.results.records import Scores
+from sppnet.results.runs import read_runs
+from sppnet.results.scores import Scores, write_scores
 
 LABELS = np.array([0, 0, 1, 2])
 NAMES = np.array(["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
@@ -100,3 +106,33 @@ def test_classes_come_worst_first_with_what_they_are_taken_for():
         ["ant", "2", "50.00", "bee (1)"],
         ["bee", "1", "0.00", ""],
     ]
+
+
+@pytest.fixture
+def three_arms(tmp_path):
+    return make_three_arms(tmp_path)
+
+
+def test_comparison_and_classes(three_arms):
+    runs = [run for run in read_runs([str(three_arms)]) if run.scores]
+    page = comparison_page(runs)
+    assert "combination of 4" in page.markdown()
+    assert row_of(page, "folder-single-0", "folder-none-0", "0.12")[3:5] == ["0", "4"]
+    assert "&lt;dog&gt;" in classes_page(runs[0]).html()
+    with pytest.raises(ValueError, match="no views that all were tested on"):
+        comparison_page(read_runs([str(three_arms)]))
+
+
+def test_names_that_look_like_paths_are_names(tmp_path):
+    run = make_run(tmp_path / "runs", "single")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    evil = "../../../evil"
+    scores = made_scores("center", 5, config, classes=[evil, "bee", "cat", "dog"])
+    scores = dataclasses.replace(
+        scores, names=np.array([f"{evil}{i}" for i in range(40)]), about=scores.about | {"views": evil}
+    )
+    write_scores(run / "scores" / "center.npz", scores)
+    before = set(tmp_path.parent.rglob("*"))
+    written = classes_page(*read_runs([str(tmp_path / "runs")])).write(tmp_path / "pages", "classes")
+    assert evil in written[0].read_text()
+    assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / "pages", *written}

@@ -36,7 +36,7 @@ def check(config: DictConfig) -> None:
 
 
 def references(config: DictConfig) -> tuple[Any, Any]:
-    """Ours beside what a user would write."""
+    """Compares our implementations with plain PyTorch."""
     import torch
 
     from sppnet.benchmark.report import ratios_page
@@ -66,7 +66,7 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     import torch
 
     from sppnet.benchmark.report import advice, judge, stages_page
-    from sppnet.benchmark.stages import Training, device_stages, end_to_end, loading_stages, view_stages
+    from sppnet.benchmark.stages import TrainingSetup, device_stages, end_to_end, loading_stages, view_stages
     from sppnet.classify.evaluator import Hardware
     from sppnet.classify.training import device_type, is_compiled, precision
     from sppnet.classify.views import ViewProtocol, in_pixels
@@ -84,7 +84,7 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
         return build_network(read_parts(config), config.hidden, data.classes)  # with weights of its own
 
     cycle = parts.sizes.get("cycle") or list(parts.sizes["uniform"])
-    training = Training(build, data, parts.recipe, parts.machine, cycle, parts.crop_side, config.seed)
+    training = TrainingSetup(build, data, parts.recipe, parts.machine, cycle, parts.crop_side, config.seed)
     device = torch.device(device_type(parts.machine))
     workers = worker_count(parts.machine.workers)
     compiled = is_compiled(parts.machine, set(cycle))

@@ -14,7 +14,14 @@ LEVELS = {"none": None, "30bins": [4, 3, 2, 1]}
 
 
 def make_run(folder, variant, seed=0, source="folder", wrong=None, finished=True, n=40, levels=None, **recipe):
-    """A run directory with made-up records; `wrong` gives the number of wrong images per protocol."""
+    """Makes a run directory with a made-up result and scores.
+
+    Args:
+        variant: a key of VARIANTS, or any other name with `levels`.
+        wrong: protocol -> number of wrong images.
+        n: number of validation images.
+        recipe: changes of the recipe.
+    """
     run = folder / f"{source}-{variant}-{seed}"
     run.mkdir(parents=True)
     config = {
@@ -46,6 +53,7 @@ def make_run(folder, variant, seed=0, source="folder", wrong=None, finished=True
 
 
 def made_scores(views, count, config, n=40, **changes):
+    """Makes scores of `n` images, the first `count` of them wrong. `changes`: of `Scores.about`."""
     labels = np.arange(n) % CLASSES
     predicted = (labels + (np.arange(n) < count)) % CLASSES
     protocol = vars(shipped(views)) if views in SHIPPED else {}
@@ -65,7 +73,7 @@ def made_scores(views, count, config, n=40, **changes):
 
 
 def make_three_arms(folder):
-    """Two seeds without and with a pyramid, tested by Table 2's and Table 3's protocols, and two unfinished runs."""
+    """Two seeds without and with a pyramid, tested by the protocols of Tables 2 and 3, and two unfinished runs."""
     for seed in (0, 1):
         make_run(folder, "none", seed, wrong={"ten_crop": 20 + seed})
         make_run(folder, "single", seed, wrong={"ten_crop": 16, "center": 19, "full": 17})
@@ -75,7 +83,7 @@ def make_three_arms(folder):
 
 
 def row_of(page, *words):
-    """The only row of the page's Markdown that has all the words, as its cells."""
+    """Returns the cells of the only row of the page's Markdown that has all the words."""
     rows = [
         line for line in page.markdown().splitlines() if line.startswith("|") and all(word in line for word in words)
     ]

@@ -15,12 +15,12 @@ from sppnet.runtime.environment import environment
 
 
 def test_the_environment_is_plain_and_names_versions_and_hardware():
-    found = json.loads(json.dumps(environment()))
-    versions = found["versions"]
+    recorded = json.loads(json.dumps(environment()))
+    versions = recorded["versions"]
     assert sorted(versions) == ["python", "pytorch-lightning", "sppnet", "timm", "torch", "torchvision"]
     assert all(versions.values())
     assert versions["python"] == platform.python_version()
-    assert found["hardware"]
+    assert recorded["hardware"]
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="reads Linux's description of the processor")
@@ -29,11 +29,11 @@ def test_the_hardware_is_the_cores_this_process_may_use_and_the_name_of_the_proc
     usable = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(usable)})
     try:
-        found = environment()["hardware"]
+        hardware = environment()["hardware"]
     finally:
         os.sched_setaffinity(0, usable)
 
-    cores, processor = re.fullmatch("([0-9]+) cores of (.+)", found).groups()
+    cores, processor = re.fullmatch("([0-9]+) cores of (.+)", hardware).groups()
     assert cores == "1"
     known = Path("/proc/cpuinfo").read_text()  # names the processor on x86; what it says on others differs
     assert f"model name\t: {processor}\n" in known or "model name" not in known

@@ -23,7 +23,7 @@ def test_constant_scores_are_wrong_and_not_lucky(value):
     assert top_k_wrong(torch.full((6, 10), value), torch.arange(6), 5).all()
 
 
-def test_without_ties_it_is_topk():
+def test_without_ties_it_equals_torchs_topk():
     scores, labels = torch.rand(200, 20), torch.randint(20, (200,))
     for k in (1, 5):
         reference = (scores.topk(k).indices != labels[:, None]).all(dim=1)

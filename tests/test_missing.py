@@ -1,4 +1,4 @@
-"""The commands that tables show for what is not run yet do exactly that when they are run."""
+"""The commands that tables show for missing trainings and tests: a shell and Hydra read them as intended."""
 
 import re
 import shlex
@@ -28,14 +28,14 @@ def composed(name, words):
 
 
 def start_run(folder, *words):
-    """A run directory as train.py makes it, without training."""
+    """Makes a run directory as train.py does, without training."""
     run, outcome = run_directory(composed("train", [f"runs={folder}", *words]))
     claim_run_directory(run, outcome)
     return run
 
 
 def commands(page):
-    """The words of every command of a page, as a shell reads them."""
+    """Returns the words of every command of a page, as a shell splits them."""
     return [shlex.split(text) for text in re.findall("`(python [^`]*)`", page.markdown())]
 
 
@@ -77,7 +77,7 @@ def test_the_command_for_an_unfinished_run_is_that_run(tmp_path, monkeypatch, se
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda words: words[0])
-def test_commands_for_missing_networks_differ_in_pyramid_and_sizes_alone(tmp_path, monkeypatch, setting):
+def test_commands_for_missing_networks_differ_in_pyramid_and_sizes_only(tmp_path, monkeypatch, setting):
     monkeypatch.chdir(tmp_path)
     for seed in (0, 1):
         start_run("runs", *setting, f"seed={seed}")
@@ -95,7 +95,7 @@ def test_commands_for_missing_networks_differ_in_pyramid_and_sizes_alone(tmp_pat
     assert len(set(variants)) == len(variants)
 
 
-def test_missing_networks_get_the_name_and_the_sizes_of_those_beside_them(tmp_path, monkeypatch):
+def test_missing_networks_get_the_name_and_the_sizes_of_their_siblings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start_run("runs", "experiment=caltech101_zf5_alternate", "data.root=data", "sizes.cycle=[112,96]")
     for words in commands(table_page("table2", read_runs(["runs"])))[1:]:

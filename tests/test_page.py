@@ -15,7 +15,7 @@ def page():
     return result
 
 
-def test_markdown_lines_up():
+def test_markdown_columns_are_aligned():
     assert markdown_table(["name", "error"], [["a|b", "1.00"], ["c", "12.50 ± 0.10"]]).splitlines() == [
         "| name |        error |",
         "|------|-------------:|",
@@ -59,7 +59,7 @@ def test_plots_show_every_entry(count):
 
 
 @pytest.mark.parametrize("name", ["$\\frac$", "5 $ and 6 $", "$x_1$"])
-def test_dollars_in_names_are_no_formulas(name):
+def test_dollars_in_names_are_not_formulas(name):
     figures = [
         confusion_plot(np.eye(2), (name, "b")),
         error_dots([Errors(name, [1.0], None)], "error"),

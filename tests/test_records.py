@@ -25,7 +25,7 @@ RESULT = {
 OLD_VALUES = {key: value for key, value in RESULT.items() if key not in ("top1_error", "history")}
 
 
-# As the first version to write all keys wrote them.
+# A file as training writes it, with one epoch that was not validated.
 FULL_RESULT = """{
   "data": "shapes",
   "network": "zf5",
@@ -98,7 +98,7 @@ def test_a_result_of_an_old_version_is_read_without_what_it_lacks(tmp_path):
     assert (result.seed, result.commit, result.validation_images, result.history[0].size) == (None, None, None, None)
 
 
-def test_a_result_has_one_value_per_line_and_missing_folders_are_made(tmp_path):
+def test_json_has_one_value_per_line_and_missing_folders_are_made(tmp_path):
     file = tmp_path / "runs" / "one" / "result.json"
     write_json(file, {"n": 500, "data": "shapes"})
     assert file.read_text() == '{\n  "n": 500,\n  "data": "shapes"\n}\n'
@@ -115,7 +115,7 @@ def test_an_unfinished_run_has_no_result(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"top1_error": "abc"}'])
-def test_a_damaged_result_is_named(tmp_path, text):
+def test_the_error_names_a_damaged_result(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(ValueError, match=r"result\.json: not a result of a run"):
         read_result(tmp_path)
@@ -164,7 +164,7 @@ def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_the_table_gives_errors_with_interval_n_and_protocol(tmp_path):
+def test_the_text_shows_errors_with_interval_n_and_protocol(tmp_path):
     assert result_text(Result.from_dict(RESULT), tmp_path).splitlines() == [
         "  network        zf5 (width 0.25), pyramid 6, 3, 2, 1, 1,000 parameters",
         "  data           shapes (500 validation images, 10 classes)",

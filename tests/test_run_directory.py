@@ -62,7 +62,7 @@ def billion_laughs():
         ("", "must be keys with values"),
     ],
 )
-def test_a_configuration_that_is_a_trap_is_refused(tmp_path, text, words):
+def test_a_malicious_or_damaged_configuration_is_refused(tmp_path, text, words):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.yaml: not the configuration of a run \(.*{words}"):
         read_run_config(tmp_path)

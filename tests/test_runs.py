@@ -1,4 +1,4 @@
-"""Runs: found on disk, grouped by setting, read with their scores; damaged or hostile files are named."""
+"""Runs: finding them, grouping them by setting, reading their scores; errors for damaged or malicious files."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_runs_are_found_in_folders_and_by_patterns(three_arms):
         read_runs([str(three_arms / "nothing*")])
 
 
-def test_the_root_of_the_data_may_differ_and_its_last_folder_may_not(three_arms):
+def test_the_root_of_the_data_may_differ_but_not_its_last_folder(three_arms):
     assert len(grouped(read_runs([str(three_arms / "*none*")]))) == 1
     moved = three_arms / "folder-none-1" / "config.yaml"
     moved.write_text(moved.read_text().replace("photos", "drawings"))
@@ -38,7 +38,7 @@ def test_the_root_of_the_data_may_differ_and_its_last_folder_may_not(three_arms)
 @pytest.mark.parametrize(
     "content", ["a: [", "no sections", "backbone: 1\n", "!!python/object/apply:os.system ['true']\n"]
 )
-def test_a_damaged_configuration_is_named(three_arms, content):
+def test_the_error_names_a_damaged_configuration(three_arms, content):
     (three_arms / "folder-none-0" / "config.yaml").write_text(content)
     with pytest.raises(ValueError, match=r"folder-none-0/config\.yaml: not the configuration of a run") as error:
         read_runs([str(three_arms)])
@@ -65,7 +65,7 @@ def test_scores_of_another_checkpoint_or_other_images_do_not_count(tmp_path, abo
     assert list(read_runs([str(tmp_path)])[0].scores) == ["center"]
 
 
-def test_scores_of_a_run_are_of_the_contents_it_validated_on_wherever_they_are(tmp_path):
+def test_scores_belong_to_the_run_that_validated_on_the_same_contents_wherever_they_are(tmp_path):
     run = make_run(tmp_path, "single")
     config = yaml.safe_load((run / "config.yaml").read_text())
     result = json.loads((run / "result.json").read_text()) | {"validation_images": "123"}
@@ -86,7 +86,7 @@ VALUES = st.recursive(
 
 
 def changed(draw, content):
-    """`content` with up to three keys, at the top or in a section, replaced or removed."""
+    """Returns `content` with up to three keys, at the top or in a section, replaced or removed."""
     content = {key: dict(value) if isinstance(value, dict) else value for key, value in content.items()}
     for _ in range(draw(st.integers(0, 3))):
         key = draw(st.sampled_from(sorted(content)))
@@ -102,7 +102,7 @@ def changed(draw, content):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_records_of_strangers_make_a_table_or_one_error_that_names_the_file(tmp_path_factory, data):
+def test_untrusted_run_directories_make_a_table_or_one_error_that_names_the_file(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         run = folder / f"run{seed}"

@@ -1,4 +1,4 @@
-"""Scores files: written and read back, and refused if they are damaged or made to do harm."""
+"""Scores files: written and read back; damaged and malicious ones are refused."""
 
 import json
 import zipfile
@@ -22,8 +22,8 @@ def test_scores_come_back_as_they_were_written(tmp_path):
 
 def test_scores_of_one_image_are_read_and_of_none_refused(tmp_path):
     for n in (1, 0):
-        some = Scores(SCORES.scores[:n], SCORES.labels[:n], SCORES.names[:n], SCORES.about)
-        write_scores(tmp_path / f"{n}.npz", some)
+        first = Scores(SCORES.scores[:n], SCORES.labels[:n], SCORES.names[:n], SCORES.about)
+        write_scores(tmp_path / f"{n}.npz", first)
     assert read_scores(tmp_path / "1.npz").labels.tolist() == [0]
     with pytest.raises(ValueError, match=r"0\.npz: not a scores file \(0 scores, 0 labels and 0 names"):
         read_scores(tmp_path / "0.npz")
@@ -36,7 +36,7 @@ def archive(path, members, compression=zipfile.ZIP_STORED):
 
 
 def npy(array, shape=None):
-    """The bytes of an .npy file; `shape` is what its header says."""
+    """Returns the bytes of an .npy file; `shape` is the one its header claims."""
     header = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {shape or array.shape}, }}"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + array.tobytes()
 
@@ -49,7 +49,7 @@ MEMBERS = {
 }
 
 
-def test_an_archive_that_unfolds_to_more_than_it_holds_is_refused_unread(tmp_path):
+def test_a_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):
     path = tmp_path / "center.npz"
     archive(path, MEMBERS)
     read_scores(path)
@@ -60,14 +60,14 @@ def test_an_archive_that_unfolds_to_more_than_it_holds_is_refused_unread(tmp_pat
 
 
 @pytest.mark.parametrize("shape", [(2**40, 2), (2**62, 2**62), (10_000, 2)])
-def test_an_array_that_says_it_is_larger_than_it_is_is_refused(tmp_path, shape):
+def test_an_array_whose_header_claims_more_than_the_file_holds_is_refused(tmp_path, shape):
     path = tmp_path / "center.npz"
     archive(path, MEMBERS | {"scores": npy(SCORES.scores, shape)})
     with pytest.raises(ValueError, match=r"center\.npz: not a scores file \(scores says \(.*more than the file holds"):
         read_scores(path)
 
 
-def test_text_beside_scores_that_nests_too_deep_is_refused(tmp_path):
+def test_metadata_that_nests_too_deep_is_refused(tmp_path):
     archive(tmp_path / "center.npz", MEMBERS | {"about": npy(np.array("[" * 100_000))})
     with pytest.raises(ValueError, match=r"center\.npz: not a scores file"):
         read_scores(tmp_path / "center.npz")

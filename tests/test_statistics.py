@@ -27,7 +27,7 @@ def wilson_by_its_formula(wrong, n, z=1.959963984540054):
 
 @settings(deadline=None)  # the first example imports scipy
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_holds_the_rate_and_mirrors(case):
+def test_the_interval_contains_the_rate_and_mirrors_with_it(case):
     wrong, n = case
     low, high = wilson_interval(wrong, n)
     assert (low, high) == pytest.approx(wilson_by_its_formula(wrong, n), abs=1e-9)
@@ -56,7 +56,7 @@ def test_paired_test_by_hand():
 
 
 def wrong_only_in_one(only_first, only_second, neither):
-    """Two networks: so many images that only the first gets wrong, only the second, and both get right."""
+    """Mistakes of two networks: so many images that only the first gets wrong, only the second, neither."""
     first = np.repeat([True, False, False], [only_first, only_second, neither])
     return first, np.repeat([False, True, False], [only_first, only_second, neither])
 
@@ -69,7 +69,7 @@ def test_p_is_the_share_of_splits_that_are_as_uneven(a, b):
     assert paired_test(*wrong_only_in_one(a, b, 5)).p == pytest.approx(exact, rel=1e-9)
 
 
-def test_equal_networks_do_not_differ_and_a_few_images_do_not_prove_it():
+def test_equal_networks_have_difference_0_with_an_interval_around_it():
     wrong = np.zeros(500, bool)
     wrong[:30] = True
     test = paired_test(wrong, wrong)
@@ -79,7 +79,7 @@ def test_equal_networks_do_not_differ_and_a_few_images_do_not_prove_it():
     assert paired_test(wrong[:1], wrong[:1])[3:] == (0.0, -1.0, 1.0, 1.0)
 
 
-def test_the_interval_of_a_difference_of_two_networks_is_the_usual_one():
+def test_the_interval_of_a_difference_of_two_networks_is_walds_for_pairs():
     a, b, n = 55, 40, 1000
     test = paired_test(*wrong_only_in_one(a, b, n - a - b))
     spread = 1.959964 * math.sqrt(a + b - (a - b) ** 2 / n) / n  # Wald's, for pairs
@@ -99,7 +99,7 @@ def test_paired_test_needs_the_same_images(a, b):
         paired_test(np.zeros(a, bool), np.zeros(b, bool))
 
 
-# Intervals of gains. How often they hold the truth is counted on made-up networks whose true errors are known.
+# Intervals of gains. How often they contain the truth is counted on simulated networks whose true errors are known.
 
 IMAGES, REPETITIONS = 400, 2000
 OFFSETS = (-0.1, -0.25)  # of the two sides: errors of 47 and 42 %
@@ -108,11 +108,14 @@ ALIKE, APART = 0.03, 0.15  # the same of the quality of runs: their errors diffe
 
 
 def made_up_outcomes(random, runs, run, same_runs=False):
-    """For REPETITIONS experiments: which images each run of both sides got wrong, and the true gain.
+    """Simulates REPETITIONS experiments: which images each run of both sides got wrong, and the true gain.
 
-    An image is wrong where a sum is above 0: difficulty of the image, the same for all; its difficulty for this side;
-    the quality of the run; what this run makes of this image. With `same_runs` the sides share most of the last two.
-    `runs` is the number on each side, `run` the standard deviation of their quality.
+    An image is wrong if a sum is above 0: difficulty of the image, the same for all; its difficulty for this side; the
+    quality of the run; the rest, of this run on this image. With `same_runs` the sides share most of the last two.
+
+    Args:
+        runs: number of runs on each side.
+        run: standard deviation of their quality.
 
     Returns bool (repetitions, runs, images) twice, the true gain over all images and runs, and, for the first run of
     each side, the true gain over all images, (repetitions,).
@@ -142,7 +145,7 @@ def normal_below(z):
 
 
 def coverage(first, second, truth, same_runs):
-    """The share of intervals that hold the truth."""
+    """Returns the share of intervals that contain the truth."""
     intervals = [gain_interval(a, b, same_runs=same_runs) for a, b in zip(first, second, strict=True)]
     low, high = np.array(intervals).T
     return np.mean((low <= truth) & (truth <= high))
@@ -150,14 +153,14 @@ def coverage(first, second, truth, same_runs):
 
 @pytest.mark.parametrize("run", [ALIKE, APART])
 @pytest.mark.parametrize("runs", [(3, 3), (5, 5), (3, 5)])
-def test_intervals_of_different_networks_hold_the_truth_in_95_of_100_cases(runs, run):
+def test_intervals_of_different_networks_cover_the_truth_in_95_of_100_cases(runs, run):
     first, second, truth, _ = made_up_outcomes(np.random.default_rng(1), runs, run)
     assert 0.93 <= coverage(first, second, truth, same_runs=False) <= 0.97
 
 
 @pytest.mark.parametrize("run", [ALIKE, APART])
 @pytest.mark.parametrize("runs", [3, 5])
-def test_intervals_of_two_protocols_of_the_same_runs_hold_the_truth_in_95_of_100_cases(runs, run):
+def test_intervals_of_two_protocols_of_the_same_runs_cover_the_truth_in_95_of_100_cases(runs, run):
     first, second, truth, _ = made_up_outcomes(np.random.default_rng(2), (runs, runs), run, same_runs=True)
     assert 0.93 <= coverage(first, second, truth, same_runs=True) <= 0.97
 
@@ -202,7 +205,7 @@ def test_intervals_of_several_runs_are_those_of_a_two_way_analysis_of_variance()
     assert gain_interval(wrong, never, same_runs=True) == pytest.approx((mean - spread, mean + spread), abs=1e-12)
 
 
-def test_the_interval_of_a_gain_holds_it_and_narrows_with_images():
+def test_the_interval_of_a_gain_contains_it_and_narrows_with_images():
     random = np.random.default_rng(0)
     widths = []
     for n in (100, 10_000):
@@ -235,7 +238,7 @@ def test_runs_that_agree_on_every_image_leave_the_uncertainty_of_the_images():
     assert several == pytest.approx(paired_test(first, second)[4:6], abs=1e-9)
 
 
-def test_a_gain_that_every_run_shares_is_certain_for_the_same_runs_alone():
+def test_a_gain_that_every_run_shares_is_certain_only_for_the_same_runs():
     # Each run is better by the same 5 points with the second protocol, but the runs differ by 10.
     baseline, other = np.zeros((2, 3, 1000), bool)
     for i in range(3):

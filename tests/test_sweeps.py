@@ -1,4 +1,4 @@
-"""Error against pyramid, test scale and views, from runs made by hand."""
+"""Error against pyramid, test scale and views, from made-up runs."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The paper's tables from runs made by hand: rows, gains, intervals, what is left out."""
+"""The paper's tables from made-up runs: rows, gains, intervals."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ def test_table2_on_other_data_has_no_column_of_the_paper(three_arms):
     assert "ImageNet" not in text
 
 
-def test_tables_say_at_which_sides_was_tested(three_arms):
+def test_tables_name_the_sides_of_each_protocol(three_arms):
     runs = read_runs([str(three_arms)])
     assert "Views: ten_crop: ten_crop of 224." in table_page("table2", runs).markdown()
     assert "Views: center: center of 224; full: full of 224." in table_page("table3", runs).markdown()
@@ -60,7 +60,7 @@ def test_table3_counts_the_gain_from_the_crop(three_arms):
     )
 
 
-def test_on_imagenet_the_paper_stands_beside_ours(tmp_path):
+def test_on_imagenet_the_papers_numbers_are_beside_ours(tmp_path):
     make_run(tmp_path, "none", source="imagenet", wrong={"ten_crop": 15})
     make_run(tmp_path, "single", source="imagenet", wrong={"ten_crop": 14})
     page = table_page("table2", read_runs([str(tmp_path)]))
@@ -85,7 +85,7 @@ def test_without_any_run_of_the_table_the_commands_are_shown(tmp_path):
     assert row_of(page, "multi_view_full")[2:4] == ["27.86", "9.14"]
 
 
-def test_table4_has_other_networks_where_they_were_tested_by_its_views(tmp_path):
+def test_table4_has_other_networks_if_they_were_tested_by_its_views(tmp_path):
     make_run(tmp_path, "alternate", wrong={"ten_crop": 16, "multi_view_full": 12})
     make_run(tmp_path, "single", wrong={"ten_crop": 16, "multi_view_full": 14})
     make_run(tmp_path, "none", wrong={"ten_crop": 20})
@@ -94,7 +94,7 @@ def test_table4_has_other_networks_where_they_were_tested_by_its_views(tmp_path)
     assert "no SPP" not in page.markdown()
 
 
-def test_runs_with_different_recipes_are_never_seeds_of_one_another(tmp_path):
+def test_runs_with_different_recipes_are_not_averaged_as_seeds(tmp_path):
     make_run(tmp_path, "single", 0, wrong={"ten_crop": 10})
     make_run(tmp_path, "single", 1, wrong={"ten_crop": 20}, epochs=3)
     page = table_page("table2", read_runs([str(tmp_path)]))
@@ -148,7 +148,7 @@ def uneven_runs(tmp_path):
     return tmp_path, wrong
 
 
-def test_gains_between_networks_count_the_runs_of_both_as_independent(uneven_runs):
+def test_gains_between_networks_treat_their_runs_as_independent(uneven_runs):
     folder, wrong = uneven_runs
     page = table_page("table2", read_runs([str(folder)]))
     expected = gain_interval(wrong["none", "ten_crop"], wrong["single", "ten_crop"])
@@ -160,7 +160,7 @@ def test_gains_between_networks_count_the_runs_of_both_as_independent(uneven_run
     assert "because a side has one run" not in page.markdown()
 
 
-def test_gains_between_protocols_are_of_the_same_runs(uneven_runs):
+def test_gains_between_protocols_pair_the_same_runs(uneven_runs):
     folder, wrong = uneven_runs
     page = table_page("table3", read_runs([str(folder)]))
     expected = gain_interval(wrong["single", "center"], wrong["single", "full"], same_runs=True)
@@ -168,7 +168,7 @@ def test_gains_between_protocols_are_of_the_same_runs(uneven_runs):
     assert interval_in(row_of(page, "SPP, one size", "| full")[5]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_gains_between_protocols_leave_out_runs_that_were_tested_by_one(uneven_runs):
+def test_gains_between_protocols_leave_out_runs_tested_by_only_one(uneven_runs):
     folder, wrong = uneven_runs
     (folder / "folder-single-0" / "scores" / "center.npz").unlink()
     (folder / "folder-single-2" / "scores" / "full.npz").unlink()
@@ -181,7 +181,7 @@ def test_gains_between_protocols_leave_out_runs_that_were_tested_by_one(uneven_r
     assert "over images only, because a side has one run: SPP, one size by full." in page.markdown()
 
 
-def test_one_run_on_a_side_is_said_to_be_over_images_only(uneven_runs):
+def test_gains_with_one_run_on_a_side_are_marked_as_over_images_only(uneven_runs):
     folder, _ = uneven_runs
     for seed in (1, 2):
         shutil.rmtree(folder / f"folder-none-{seed}")
@@ -189,7 +189,7 @@ def test_one_run_on_a_side_is_said_to_be_over_images_only(uneven_runs):
     assert "Gains with intervals over images only, because a side has one run: SPP, one size by ten_crop." in text
 
 
-def test_top5_has_columns_of_its_own(tmp_path):
+def test_top5_has_separate_columns(tmp_path):
     labels, names = np.arange(40) % 8, np.array([f"{i}.jpg" for i in range(40)])
     for variant, hits in (("none", 30), ("single", 35)):
         run = make_run(tmp_path, variant)

@@ -89,7 +89,7 @@ def stages_page(
     slower = "the loader" if verdict.bottleneck == "loading" else "the device"
     page.text(
         f"Bottleneck: {slower} (loader {verdict.loading:,.0f} images/s, device {verdict.computing:,.0f}); end to end "
-        f"{verdict.total:,.0f} images/s, {verdict.efficiency:.0%} of the slower one alone."
+        f"{verdict.total:,.0f} images/s, {verdict.efficiency:.0%} of the slower one by itself."
     )
     page.text("What helps: " + "; ".join(ideas) + ".")
     page.text(
@@ -105,15 +105,10 @@ def ratios_page(title: str, results: Sequence[tuple[Comparison, Ratio]], gpu: bo
     rows = []
     for comparison, ratio in results:
         goal = comparison.goal.gpu if gpu else comparison.goal.cpu
-        rows.append(
-            [
-                comparison.name,
-                f"{ratio.median:.2f}",
-                f"{min(ratio.rounds):.2f} to {max(ratio.rounds):.2f}",
-                "" if goal is None else f"{goal:.2f}",
-                "" if goal is None else "yes" if ratio.median >= goal else "no",
-            ]
-        )
+        reached = "" if goal is None else "yes" if ratio.median >= goal else "no"
+        rounds = f"{min(ratio.rounds):.2f} to {max(ratio.rounds):.2f}"
+        rows.append([comparison.name, f"{ratio.median:.2f}", rounds, "" if goal is None else f"{goal:.2f}", reached])
+
     page.table(["ours against", "times as fast", "rounds", "goal", "reached"], rows)
     page.text("Medians over rounds in one process, in turn; both sides do the same work on the same device.")
     return page

@@ -30,8 +30,8 @@ from sppnet.pyramid import SpatialPyramidPool
 from sppnet.runtime.machine import bf16_is_fast, core_count, keep_freed_memory
 
 CLASSES = 1000
-STD = (1.0, 1.0, 1.0)
-SIX_SCALES = [224, 256, 300, 360, 448, 560]  # arXiv:1406.4729v4, §3.1.5
+_STD = (1.0, 1.0, 1.0)
+_SIX_SCALES = [224, 256, 300, 360, 448, 560]  # arXiv:1406.4729v4, §3.1.5
 
 
 class Goal(NamedTuple):
@@ -136,7 +136,7 @@ class SideBySide:
         return on_one_thread(self._load(self.stored)), with_default_malloc(self._load_plainly())
 
     def end_to_end(self) -> tuple[Work, Work]:
-        """Four batches from a prepared store: loaded and trained on, against the slower of the two alone."""
+        """Four batches from a prepared store, loaded and trained on, against the slower of loading and training."""
         train_images, count = select_images(self.stored, "train"), 4 * self.batch_size
         first = dataclasses.replace(
             train_images, places=train_images.places[:count], labels=train_images.labels[:count]
@@ -157,7 +157,7 @@ class SideBySide:
             crop_side=224,
             size_of_epoch=lambda epoch: 224,
             input_mean=IMAGENET_MEAN,
-            input_std=STD,
+            input_std=_STD,
             color=False,
             seed=0,
             workers=self.workers,
@@ -168,7 +168,7 @@ class SideBySide:
         def epoch() -> None:
             for batch in loader:
                 image, mirrored = (batch[key].to(self.device, non_blocking=True) for key in ("image", "mirrored"))
-                images = module.training_input(image, mirrored, None, 224, IMAGENET_MEAN, STD)
+                images = module.training_input(image, mirrored, None, 224, IMAGENET_MEAN, _STD)
                 if then is not None:
                     then(images)
 
@@ -177,7 +177,7 @@ class SideBySide:
     def _load_plainly(self) -> Work:
         """Returns an epoch of plain PyTorch's loading up to the input of the network."""
         loader = plain_loader(
-            self.files / "train", batch_size=self.batch_size, workers=self.workers, mean=IMAGENET_MEAN, std=STD
+            self.files / "train", batch_size=self.batch_size, workers=self.workers, mean=IMAGENET_MEAN, std=_STD
         )
 
         def epoch() -> None:
@@ -190,7 +190,7 @@ class SideBySide:
         return self._views([256], list(POSITIONS)[:5])
 
     def many_views(self) -> tuple[Work, Work]:
-        return self._views(SIX_SCALES, list(POSITIONS))
+        return self._views(_SIX_SCALES, list(POSITIONS))
 
     def _views(self, scales: list[int], positions: list[str]) -> tuple[Work, Work]:
         """Returns scoring by windows on maps, and by crops, of 4:3 images that are in memory at every scale."""

@@ -28,7 +28,7 @@ from sppnet.data.sources import EncodedImages, ImageData, SelectedImages
 from sppnet.network import SPPNet
 from sppnet.runtime.machine import keep_freed_memory
 
-DISTINCT_IMAGES = 256  # that a single stage repeats
+_DISTINCT_IMAGES = 256  # that a single stage repeats
 
 
 class Stage(NamedTuple):
@@ -74,7 +74,7 @@ class TrainingSetup(NamedTuple):
 def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[Stage]:
     """Measures the stages from the file to the batch in memory, and the loader, which does them all."""
     images = setup.data.train
-    indices = np.random.default_rng(0).permutation(len(images))[:DISTINCT_IMAGES].tolist()
+    indices = np.random.default_rng(0).permutation(len(images))[:_DISTINCT_IMAGES].tolist()
     files = [images[i] for i in indices]
     crops = TrainingCrops(images, side=setup.crop_side, seed=0)
 

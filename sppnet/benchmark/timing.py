@@ -28,11 +28,11 @@ class Ratio(NamedTuple):
 
 def seconds_of(work: Work, calls: int = 1) -> float:
     """Returns the seconds per call, including the work of the device."""
-    wait_for_device()
+    _wait_for_device()
     started = time.perf_counter()
     for _ in range(calls):
         work()
-    wait_for_device()
+    _wait_for_device()
     return (time.perf_counter() - started) / calls
 
 
@@ -53,7 +53,7 @@ def compare(ours: Work, reference: Work, rounds: int, seconds: float = 1.0) -> R
     return Ratio([b / a for a, b in pairs], *(statistics.median(column) for column in zip(*pairs, strict=True)))
 
 
-def wait_for_device() -> None:
+def _wait_for_device() -> None:
     """Waits until the GPU has finished its work, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -13,7 +13,6 @@ from sppnet.results.scores import Scores
 from sppnet.results.statistics import paired_test, wilson_interval
 
 Rows = tuple[list[str], list[list[str]]]  # headers and rows of a table
-PERCENT = 100.0
 
 
 def wrong(scores: Scores, k: int = 1) -> np.ndarray:
@@ -56,7 +55,7 @@ def confusion_matrix(scores: Scores) -> np.ndarray:
 
 def percent(fraction: float) -> str:
     """Formats a fraction in % without the sign."""
-    return f"{PERCENT * fraction:.2f}"
+    return f"{100 * fraction:.2f}"
 
 
 def error_text(mistakes: np.ndarray) -> str:
@@ -67,7 +66,7 @@ def error_text(mistakes: np.ndarray) -> str:
 
 def gain_text(value: float, low: float, high: float) -> str:
     """Formats how much lower an error is, in % and with the sign, with its interval. All three are fractions."""
-    return f"{PERCENT * value:+.2f} ({PERCENT * low:+.2f} to {PERCENT * high:+.2f})"
+    return f"{100 * value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
 def p_text(p: float) -> str:

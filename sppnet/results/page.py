@@ -10,7 +10,7 @@ from typing import Any
 
 from sppnet.runtime.files import atomic_file
 
-STYLE = """
+_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2330; background: #fff }
 body { max-width: 72em; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
@@ -86,7 +86,7 @@ class Page:
             else:
                 svg, description = content
                 parts.append(f'<figure role="img" aria-label="{html.escape(description)}">{svg}</figure>')
-        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
+        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{_STYLE}</style>'
         return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
     def write(self, folder: Path, name: str) -> list[Path]:

@@ -32,9 +32,9 @@ PAPER: dict[tuple[str, str], dict[str, PaperErrors]] = {
 }
 
 # Tables always have rows for these protocols, and rows for others only where they were run.
-NAMED_BY_PAPER = {views for numbers in PAPER.values() for views in numbers}
+_NAMED_BY_PAPER = {views for numbers in PAPER.values() for views in numbers}
 # Protocols that suit a network without a pyramid, which takes images of one size only.
-VIEWS_WITHOUT_PYRAMID = ("center", "ten_crop")
+_VIEWS_WITHOUT_PYRAMID = ("center", "ten_crop")
 
 # How the paper's networks are trained: epochs (§3.1.1); sizes and pyramids by variant.
 PAPER_EPOCHS = {"zf5": 70, "convnet5": 90, "overfeat5": 90, "overfeat7": 90}
@@ -68,7 +68,7 @@ class TableSpec:
             (views, first_views)
             for views, first_views in self.views.items()
             if any(views in run.scores for run in seeds)
-            or (views in NAMED_BY_PAPER and suits(seeds[0].variant or "", views))
+            or (views in _NAMED_BY_PAPER and suits(seeds[0].variant or "", views))
         ]
 
     def paper_rows(self) -> list[tuple[str, str, str]]:
@@ -110,7 +110,7 @@ def experiment_of(architecture: str, variant: str) -> str:
 
 def suits(variant: str, views: str) -> bool:
     """Whether a network of this variant can be tested by this protocol."""
-    return variant != "none" or views in VIEWS_WITHOUT_PYRAMID
+    return variant != "none" or views in _VIEWS_WITHOUT_PYRAMID
 
 
 def variant_label(run: Run) -> str:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-COLORS = ("#1f5fbf", "#d1603d", "#3f8f5b", "#8a5fb0", "#8c6d1f", "#4a4a4a")
+_COLORS = ("#1f5fbf", "#d1603d", "#3f8f5b", "#8a5fb0", "#8c6d1f", "#4a4a4a")
 _GRID_COLOR = "#e3e7ee"
 
 
@@ -21,10 +21,10 @@ def error_dots(lines: Sequence[Errors], quantity: str) -> Any:
     """Plots a line per entry: a dot per seed, a bar at their mean, a diamond for the paper's error."""
     figure, axes = _axes(height=0.9 + 0.4 * len(lines))
     for row, line in enumerate(lines):
-        axes.plot(line.seeds, [row] * len(line.seeds), "o", color=COLORS[0], alpha=0.6, markersize=6)
-        axes.plot([np.mean(line.seeds)] * 2, [row - 0.28, row + 0.28], color=COLORS[0], linewidth=2)
+        axes.plot(line.seeds, [row] * len(line.seeds), "o", color=_COLORS[0], alpha=0.6, markersize=6)
+        axes.plot([np.mean(line.seeds)] * 2, [row - 0.28, row + 0.28], color=_COLORS[0], linewidth=2)
         if line.paper is not None:
-            axes.plot([line.paper], [row], "D", markerfacecolor="none", markeredgecolor=COLORS[1], markersize=7)
+            axes.plot([line.paper], [row], "D", markerfacecolor="none", markeredgecolor=_COLORS[1], markersize=7)
 
     axes.set_yticks(range(len(lines)), [line.label for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
@@ -42,7 +42,7 @@ def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], x_label: s
     """
     figure, axes = _axes(height=4.2)
     for i, (label, points) in enumerate(curves.items()):
-        color, dashes = COLORS[i % len(COLORS)], "--" if i >= len(COLORS) else "-"
+        color, dashes = _COLORS[i % len(_COLORS)], "--" if i >= len(_COLORS) else "-"
         xs = sorted(points)
         means = [np.mean(points[x]) for x in xs]
         axes.plot(xs, means, dashes, marker="o", markersize=4, color=color, label=label)

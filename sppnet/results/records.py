@@ -23,7 +23,7 @@ from sppnet.runtime.rules import (
     read_text,
 )
 
-RESULT_FILE = "result.json"
+_RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def read_result(run: Path) -> Result | None:
 
     Raises ValueError, naming the file, if it is damaged or holds anything else.
     """
-    path = run / RESULT_FILE
+    path = run / _RESULT_FILE
     if not path.is_file():
         return None
     try:
@@ -180,7 +180,7 @@ def read_result(run: Path) -> Result | None:
 
 def write_result(run: Path, result: Result) -> None:
     """Writes result.json into a run directory, atomically."""
-    write_json(run / RESULT_FILE, result.to_dict())
+    write_json(run / _RESULT_FILE, result.to_dict())
 
 
 def result_text(result: Result, run: Path) -> str:

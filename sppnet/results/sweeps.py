@@ -12,8 +12,8 @@ from sppnet.results.plots import Errors, error_curves, error_dots
 from sppnet.results.runs import VARIANTS, Run, grouped
 from sppnet.results.statistics import gain_interval
 
-REFERENCE_VIEWS = "ten_crop"
-GRID_WITHOUT_PYRAMID = 6  # cells per side of the maps that fc6 sees without a pyramid
+_REFERENCE_VIEWS = "ten_crop"
+_GRID_WITHOUT_PYRAMID = 6  # cells per side of the maps that fc6 sees without a pyramid
 
 
 def pyramid_page(runs: Sequence[Run]) -> Page:
@@ -21,8 +21,8 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
     page = Page("Error against the pyramid")
     page.text(
         "Errors in % on the centre crop of every validation image, after the last epoch: mean ± standard deviation "
-        "over seeds, or one run. Two rows answer what the paper argues about, where they were run: about as many bins "
-        "on one level ([7] has 49: is it the bins, or the pyramid?), and fewer parameters than without a pyramid."
+        "over seeds, or one run. Two controls: one level with about as many bins as the pyramid ([7] has 49), and a "
+        "pyramid with fewer parameters than the network without one. If these were run, the note marks them."
     )
     headers = ["pyramid", "bins", "parameters", "seeds", "images", "top-1 error", "top-5 error", "seconds per epoch"]
     for block in grouped([run for run in runs if run.result is not None], "pooling").values():
@@ -73,7 +73,7 @@ def _pyramid_text(run: Run) -> str:
 
 
 def _bins(run: Run) -> int:
-    return sum(n * n for n in run.levels or (GRID_WITHOUT_PYRAMID,))
+    return sum(n * n for n in run.levels or (_GRID_WITHOUT_PYRAMID,))
 
 
 def _mean_text(errors: Sequence[float]) -> str:
@@ -155,16 +155,16 @@ def views_page(runs: Sequence[Run]) -> Page:
 
     Raises ValueError if no run was tested by both.
     """
-    page = Page(f"Views against {REFERENCE_VIEWS}")
+    page = Page(f"Views against {_REFERENCE_VIEWS}")
     page.text(
-        f"How far the mean softmax scores p of other views are from the scores q of `{REFERENCE_VIEWS}` by the same "
+        f"How far the mean softmax scores p of other views are from the scores q of `{_REFERENCE_VIEWS}` by the same "
         "networks. Divergence: sum of q log(q / p) over the classes (Kullback and Leibler), mean over images. Same "
         "top-1: images whose highest score is that of the same class. Gain: how much lower the top-1 error is, with "
         "its 95 % interval over images and runs, or over images only for one run. Means over seeds."
     )
     for seeds in grouped(runs).values():
-        tested = [run for run in seeds if REFERENCE_VIEWS in run.scores]
-        names = list(dict.fromkeys(views for run in tested for views in run.scores if views != REFERENCE_VIEWS))
+        tested = [run for run in seeds if _REFERENCE_VIEWS in run.scores]
+        names = list(dict.fromkeys(views for run in tested for views in run.scores if views != _REFERENCE_VIEWS))
         rows = [_closeness(views, [run for run in tested if views in run.scores]) for views in names]
         if rows:
             page.heading(f"{VARIANTS.get(seeds[0].variant or '', _pyramid_text(seeds[0]))}: {seeds[0].setting_text()}")
@@ -172,17 +172,17 @@ def views_page(runs: Sequence[Run]) -> Page:
 
     if len(page.blocks) == 1:
         raise ValueError(
-            f"these runs were not tested by {REFERENCE_VIEWS} and other views; do it with "
-            f"python scripts/evaluate.py run=RUN views=[{REFERENCE_VIEWS},ten_crop_maps]"
+            f"these runs were not tested by {_REFERENCE_VIEWS} and other views; do it with "
+            f"python scripts/evaluate.py run=RUN views=[{_REFERENCE_VIEWS},ten_crop_maps]"
         )
     return page
 
 
 def _closeness(views: str, runs: Sequence[Run]) -> list[str]:
-    """Returns the cells of one protocol. All runs have the scores of `views` and of REFERENCE_VIEWS."""
+    """Returns the cells of one protocol. All runs have the scores of `views` and of _REFERENCE_VIEWS."""
     from scipy.special import rel_entr  # takes a second
 
-    pairs = [(run.scores[REFERENCE_VIEWS], run.scores[views]) for run in runs]
+    pairs = [(run.scores[_REFERENCE_VIEWS], run.scores[views]) for run in runs]
     divergences, agreements = [], []
     for reference, other in pairs:
         check_same_images(reference, other)

@@ -1,4 +1,4 @@
-"""The references give the same numbers as ours; what follows from rates; both commands run. No clock is read."""
+"""The references compute what ours compute; verdicts follow from rates; both commands run. No timing is tested."""
 
 import dataclasses
 import json
@@ -13,10 +13,11 @@ from PIL import Image
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
+from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.report import advice, judge, ratios_page, stages_page
-from sppnet.benchmark.side_by_side import Comparison, Goal, SideBySide, draw_photographs
-from sppnet.benchmark.stages import FORWARD, LOADER, Stage, Training, input_name, step_name, total_name
+from sppnet.benchmark.side_by_side import Comparison, Goal, SideBySide
+from sppnet.benchmark.stages import FORWARD, LOADER, Stage, TrainingSetup, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio, compare
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, Recipe
@@ -51,7 +52,7 @@ def test_plain_pyramid_is_the_pyramid(levels):
     assert torch.equal(PlainPyramid(levels)(maps), SpatialPyramidPool(levels)(maps))
 
 
-def test_the_plain_loader_gives_the_network_input(tmp_path):
+def test_the_plain_loader_yields_the_network_input(tmp_path):
     root = tmp_path / "grey"
     for name in ("a", "b"):
         (root / name).mkdir(parents=True)
@@ -62,15 +63,15 @@ def test_the_plain_loader_gives_the_network_input(tmp_path):
     assert sorted(labels.tolist()) == [0, 1]
 
 
-def test_photographs_are_drawn_in_two_classes(tmp_path):
-    data = open_data("folder", root=str(draw_photographs(tmp_path, 6, 37, 50)))
+def test_images_are_drawn_in_two_classes(tmp_path):
+    data = open_data("folder", root=str(draw_images(tmp_path, 6, 37, 50)))
     assert (len(data.train), len(data.val), data.classes) == (6, 2, ("class0", "class1"))
     with Image.open(tmp_path / "train" / "class0" / "2.jpg") as image:
         assert image.size == (50, 37)
         assert np.asarray(image).std() > 20
 
 
-def test_a_ratio_is_counted_from_rounds_in_turn():
+def test_a_ratio_is_measured_in_alternating_rounds():
     calls = []
     ratio = compare(lambda: calls.append("ours"), lambda: calls.append("reference"), rounds=3, seconds=1e-9)
     assert calls == [*["ours", "reference"] * 5]  # to warm up, to count, three rounds
@@ -78,14 +79,14 @@ def test_a_ratio_is_counted_from_rounds_in_turn():
     assert Ratio([3.0, 1.0, 2.0], 1.0, 2.0).median == 2.0
 
 
-def training(tmp_path, **machine):
+def setup(tmp_path, **machine):
     recipe = Recipe(epochs=10, batch_size=128, learning_rate=0.01, momentum=0.9, weight_decay=0, warmup_epochs=0)
     root = make_image_folder(tmp_path / "images", train=100, val=50)
     plan = TrainingPlan(
         architecture="zf5", backbone_options={}, levels=[2, 1], hidden=8, sizes=Sizes(cycle=[224, 180]),
         source="folder", data_options={"root": str(root)}, recipe=recipe, machine=Machine(**machine), seed=0,
     )  # fmt: skip
-    return Training(plan, plan.open_data())
+    return TrainingSetup(plan, plan.open_data())
 
 
 def stages(loader, steps=(100, 200), inputs=1e9, total=80, forward=400):
@@ -99,8 +100,8 @@ def stages(loader, steps=(100, 200), inputs=1e9, total=80, forward=400):
     ]
 
 
-def test_the_slower_side_is_the_bottleneck_and_the_run_takes_what_it_takes(tmp_path):
-    job = training(tmp_path)
+def test_the_slower_side_is_the_bottleneck_and_times_follow_from_the_rates(tmp_path):
+    job = setup(tmp_path)
     computing = judge(job, stages(loader=1000))
     assert computing.bottleneck == "computing"
     assert computing.computing == pytest.approx(2 / (1 / 100 + 1 / 200))  # as many images at either size
@@ -126,7 +127,7 @@ def test_the_slower_side_is_the_bottleneck_and_the_run_takes_what_it_takes(tmp_p
     assert "An epoch of 200 images" in text
 
 
-def test_ratios_are_held_against_the_goal_of_the_device():
+def test_ratios_are_compared_with_the_goal_of_the_device():
     results = [(Comparison("a: b", Goal(2.0, None), tuple), Ratio([2.5, 1.5, 2.1], 1, 2))]
     assert "| 2.00 | yes" in ratios_page("x", results, gpu=False).markdown()
     assert "yes" not in ratios_page("x", results, gpu=True).markdown()
@@ -135,7 +136,7 @@ def test_ratios_are_held_against_the_goal_of_the_device():
 @pytest.mark.slow
 def test_every_comparison_runs_on_both_sides():
     run = []
-    with SideBySide("cpu", images=1, photographs=4, hidden=16) as side_by_side:
+    with SideBySide("cpu", batch_size=1, files=4, hidden=16) as side_by_side:
         for comparison in side_by_side.comparisons():
             if "96 views" not in comparison.name:  # takes seconds
                 for work in comparison.works():

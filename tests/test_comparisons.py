@@ -1,18 +1,24 @@
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 
+from made_runs import made_scores, make_run, make_three_arms, row_of
 from sppnet.results.comparisons import (
+    classes_page,
     classes_table,
     combine,
+    comparison_page,
     comparisons_table,
     confusion_matrix,
     errors_table,
     protocol_lines,
     wrong,
 )
-from sppnet.results.records import Scores
+from sppnet.results.runs import read_runs
+from sppnet.results.scores import Scores, write_scores
 
 LABELS = np.array([0, 0, 1, 2])
 NAMES = np.array(["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
@@ -26,7 +32,7 @@ ONE = scores([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.3, 0.4, 0.3], [0.6, 0.3, 0.1]
 TWO = scores([[0.3, 0.6, 0.1], [0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]], "two")
 
 
-def test_wrong_says_which_images():
+def test_wrong_marks_the_images():
     assert wrong(ONE).tolist() == [False, True, False, True]
     assert wrong(ONE, 2).tolist() == [False, False, False, True]
     assert wrong(TWO).tolist() == [True, False, False, False]
@@ -56,7 +62,7 @@ def test_other_images_of_the_same_names_cannot_be_combined_or_compared():
         comparisons_table({"center": {"one": one, "two": other}})
 
 
-def test_protocols_are_said_in_pixels_for_each_run_where_they_differ():
+def test_protocols_are_described_per_run_if_they_differ():
     one, two = (replace(s, about={"protocol_text": text}) for s, text in ((ONE, "224 crops"), (TWO, "128 crops")))
     tested = {"center": {"a": one, "b": two}, "full": {"a": one, "b": one}}
     assert protocol_lines(tested) == ["center, a: 224 crops", "center, b: 128 crops", "full: 224 crops"]
@@ -78,7 +84,7 @@ def test_errors_come_with_n_intervals_and_the_combination():
     assert rows[2][3].startswith("0.00")
 
 
-def test_top5_and_top1_stand_in_their_columns():
+def test_top1_and_top5_are_in_their_columns():
     labels, names = np.arange(6), np.array([f"{i}.jpg" for i in range(6)])
     falling = np.tile(np.arange(6.0, 0.0, -1.0, dtype=np.float32), (6, 1))  # class 0 first, class 5 last
     headers, ((*_, top1, top5),) = errors_table({"center": {"one": Scores(falling, labels, names, {"run": "one"})}})
@@ -93,10 +99,40 @@ def test_comparisons_are_with_the_first():
     assert "gain in % (95 % interval over images)" in headers
 
 
-def test_classes_come_worst_first_with_what_they_are_taken_for():
+def test_classes_are_sorted_worst_first_with_their_most_frequent_confusion():
     _, rows = classes_table(ONE, ("ant", "bee", "cat"))
     assert rows == [
         ["cat", "1", "100.00", "ant (1)"],
         ["ant", "2", "50.00", "bee (1)"],
         ["bee", "1", "0.00", ""],
     ]
+
+
+@pytest.fixture
+def three_arms(tmp_path):
+    return make_three_arms(tmp_path)
+
+
+def test_comparison_and_classes(three_arms):
+    runs = [run for run in read_runs([str(three_arms)]) if run.scores]
+    page = comparison_page(runs)
+    assert "combination of 4" in page.markdown()
+    assert row_of(page, "folder-single-0", "folder-none-0", "0.12")[3:5] == ["0", "4"]
+    assert "&lt;dog&gt;" in classes_page(runs[0]).html()
+    with pytest.raises(ValueError, match="no views that all were tested on"):
+        comparison_page(read_runs([str(three_arms)]))
+
+
+def test_names_that_look_like_paths_write_no_other_files(tmp_path):
+    run = make_run(tmp_path / "runs", "single")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    evil = "../../../evil"
+    scores = made_scores("center", 5, config, classes=[evil, "bee", "cat", "dog"])
+    scores = dataclasses.replace(
+        scores, names=np.array([f"{evil}{i}" for i in range(40)]), about=scores.about | {"views": evil}
+    )
+    write_scores(run / "scores" / "center.npz", scores)
+    before = set(tmp_path.parent.rglob("*"))
+    written = classes_page(*read_runs([str(tmp_path / "runs")])).write(tmp_path / "pages", "classes")
+    assert evil in written[0].read_text()
+    assert set(tmp_path.parent.rglob("*")) - before == {tmp_path / "pages", *written}

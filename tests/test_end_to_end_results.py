@@ -1,4 +1,4 @@
-"""From three trained networks to the paper's table, all through the command line; and what goes wrong on the way."""
+"""From three trained networks to the paper's tables by the command line, and the errors on the way."""
 
 import json
 import os
@@ -106,7 +106,10 @@ def test_other_data_with_the_same_classes_and_a_checkpoint_file(place):
 
 
 def spoil(place):
-    """Data with other classes, a run without scores, one with a damaged file; what names in commands stand for."""
+    """Makes data with other classes, a run without scores and one with a damaged file.
+
+    Returns the paths that SINGLE and NONE in commands stand for.
+    """
     if not (place / "cars").exists():
         make_image_folder(place / "cars", classes=("audi", "bmw"), train=2, val=2)
         untested, damaged = (shutil.copytree(arms(place)["single"], place / name) for name in ("untested", "damaged"))
@@ -128,7 +131,7 @@ def spoil(place):
         ("tables.py", ["table2", "runs=damaged"], "center.npz: not a scores file"),
     ],
 )
-def test_what_goes_wrong_is_said_in_one_line(place, script, arguments, message):
+def test_errors_are_one_line(place, script, arguments, message):
     for name, path in spoil(place).items():
         arguments = [argument.replace(name, path) for argument in arguments]
     done = run(script, *arguments, cwd=place, CUDA_VISIBLE_DEVICES="")

@@ -16,8 +16,8 @@ from sppnet.commands import evaluate
 from sppnet.commands.settings import run_directory
 from sppnet.data.sources import content_digests, images_fingerprint, open_data
 from sppnet.network import SPPNet, save_network
-from sppnet.results.records import read_scores
 from sppnet.results.runs import read_runs
+from sppnet.results.scores import read_scores
 from sppnet.runtime.run_directory import RunDirectory
 from test_configs import CONFIGS, composed
 

@@ -15,7 +15,7 @@ from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import UnreadableImage
 from sppnet.data.sources import content_digests, images_fingerprint, open_data, select_images
 from sppnet.network import SPPNet
-from sppnet.results.records import (
+from sppnet.results.scores import (
     SCORING_RULES,
     ScorePart,
     Scores,

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.text import Text
 
 from sppnet.results.page import Page, markdown_table
-from sppnet.results.plots import Errors, confusion_picture, error_curves, error_dots
+from sppnet.results.plots import Errors, confusion_plot, error_curves, error_dots
 
 
 def page():
@@ -15,7 +15,7 @@ def page():
     return result
 
 
-def test_markdown_lines_up():
+def test_markdown_columns_are_aligned():
     assert markdown_table(["name", "error"], [["a|b", "1.00"], ["c", "12.50 ± 0.10"]]).splitlines() == [
         "| name |        error |",
         "|------|-------------:|",
@@ -59,9 +59,9 @@ def test_plots_show_every_entry(count):
 
 
 @pytest.mark.parametrize("name", ["$\\frac$", "5 $ and 6 $", "$x_1$"])
-def test_dollars_in_names_are_no_formulas(name):
+def test_dollars_in_names_are_not_formulas(name):
     figures = [
-        confusion_picture(np.eye(2), (name, "b")),
+        confusion_plot(np.eye(2), (name, "b")),
         error_dots([Errors(name, [1.0], None)], "error"),
         error_curves({name: {180: [5.0], 224: [4.0]}}, name, "error"),
     ]
@@ -74,6 +74,6 @@ def test_dollars_in_names_are_no_formulas(name):
     assert result.html().count(f"<!-- {name} -->") == 5  # a comment beside each text that is drawn
 
 
-def test_the_confusion_picture_is_in_percent_of_the_true_class():
-    figure = confusion_picture(np.array([[3, 1], [0, 0]]), ("a", "b"))
+def test_the_confusion_plot_is_in_percent_of_the_true_class():
+    figure = confusion_plot(np.array([[3, 1], [0, 0]]), ("a", "b"))
     assert figure.axes[0].get_images()[0].get_array().tolist() == [[75, 25], [0, 0]]

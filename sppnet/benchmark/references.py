@@ -1,4 +1,4 @@
-"""What a user would write with the usual parts. Slower, and the same numbers: the tests hold them against ours."""
+"""The same network, pooling and loading in plain PyTorch: slower, with the same numbers, as the tests check."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 
 class PlainPyramid(nn.Module):
-    """One adaptive pooling per level."""
+    """Pools with one adaptive max pooling per level."""
 
     def __init__(self, levels: Sequence[int] = (6, 3, 2, 1)) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class PlainPyramid(nn.Module):
 def plain_zf5(
     num_classes: int, levels: Sequence[int] = (6, 3, 2, 1), *, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:
-    """ZF-5 with normalization across channels; its parameters come in the order of `SPPNet("zf5")`'s."""
+    """Builds ZF-5 with normalization across channels; its parameters have the order of those of `SPPNet("zf5")`."""
     return nn.Sequential(
         *(nn.Conv2d(3, 96, 7, stride=2, padding=2), nn.ReLU(), nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0)),
         nn.MaxPool2d(3, 2),
@@ -40,7 +40,12 @@ def plain_zf5(
 
 
 def plain_loader(root: Path, *, batch_size: int, workers: int, mean: Sequence[float], std: Sequence[float]) -> Any:
-    """torchvision's ImageFolder with Pillow, and its transforms one image at a time; mean and std for 0..255."""
+    """Builds a loader from torchvision's ImageFolder with Pillow, and its transforms one image at a time.
+
+    Args:
+        root: a folder of class folders.
+        mean, std: for values of 0..255.
+    """
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 

@@ -1,18 +1,18 @@
-"""What the rates of the stages mean for a run: the bottleneck, what helps, what it will cost. And ratios as a table."""
+"""Reports of a benchmark: the bottleneck of a run, advice and its expected time; and ratios as a table."""
 
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from sppnet.benchmark.side_by_side import Comparison
-from sppnet.benchmark.stages import FORWARD, LOADER, Stage, Training, input_name, step_name, total_name
+from sppnet.benchmark.stages import FORWARD, LOADER, Stage, TrainingSetup, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio
 from sppnet.results.page import Page
 from sppnet.runtime.progress import duration
 
 
 class Verdict(NamedTuple):
-    """What follows from the rates, in images/s and seconds."""
+    """What the rates of the stages mean for a run, in images/s and seconds."""
 
     loading: float
     computing: float  # of input and step, over the sizes of a cycle
@@ -22,32 +22,34 @@ class Verdict(NamedTuple):
 
     @property
     def bottleneck(self) -> str:
+        """The slower side: "loading" or "computing"."""
         return "loading" if self.loading < self.computing else "computing"
 
     @property
     def efficiency(self) -> float:
-        """The rate end to end as a share of that of the slower side alone."""
+        """The end-to-end rate as a share of the rate of the slower side by itself."""
         return self.total / min(self.loading, self.computing)
 
 
-def judge(training: Training, stages: Sequence[Stage]) -> Verdict:
-    """Needs all stages but those of testing by views.
+def judge(setup: TrainingSetup, stages: Sequence[Stage]) -> Verdict:
+    """Computes the verdict from all stages but those of testing by views.
 
-    The step of a size and its input follow each other, sizes by turns; validation takes the slower of loader and
-    forward.
+    The input and the step of a size run one after the other, and sizes alternate. Validation runs at the rate of the
+    loader or of the forward pass, whichever is lower.
     """
     rates = {stage.name: stage.images_per_second for stage in stages}
-    sizes, recipe = training.sizes, training.plan.recipe
+    sizes, recipe = setup.sizes, setup.plan.recipe
     computing = [1 / (1 / rates[input_name(size)] + 1 / rates[step_name(size)]) for size in sizes]
     total = statistics.harmonic_mean([rates[total_name(size)] for size in sizes])
-    train = len(training.data.train) / total
-    validate = len(training.data.val) / min(rates[FORWARD], rates[LOADER])
-    run = recipe.epochs * (train + validate / training.plan.machine.validate_every)
+
+    train = len(setup.data.train) / total
+    validate = len(setup.data.val) / min(rates[FORWARD], rates[LOADER])
+    run = recipe.epochs * (train + validate / setup.plan.machine.validate_every)
     return Verdict(rates[LOADER], statistics.harmonic_mean(computing), total, train + validate, run)
 
 
-def advice(training: Training, verdict: Verdict, *, prepared: bool, workers: int, cores: int, gpu: bool) -> list[str]:
-    """What to change, the most effective first."""
+def advice(setup: TrainingSetup, verdict: Verdict, *, prepared: bool, workers: int, cores: int, gpu: bool) -> list[str]:
+    """Returns what to change, the most effective first."""
     ideas = []
     if verdict.bottleneck == "loading":
         if not prepared:
@@ -55,17 +57,18 @@ def advice(training: Training, verdict: Verdict, *, prepared: bool, workers: int
         if workers < cores:
             ideas.append(f"trainer.workers={cores}: {workers} workers leave {cores - workers} cores idle")
         return ideas or ["more cores; loading is as cheap as it gets"]
+
     if not gpu:
         ideas.append("a GPU; on a CPU backbone.width=0.25 and recipe.epochs make runs shorter")
-    elif training.plan.recipe.batch_size < 256:
-        ideas.append(f"recipe.batch_size=256: a batch of {training.plan.recipe.batch_size} may not fill the GPU")
+    elif setup.plan.recipe.batch_size < 256:
+        ideas.append(f"recipe.batch_size=256: a batch of {setup.plan.recipe.batch_size} may not fill the GPU")
     return ideas or ["more devices: trainer=ddp"]
 
 
 def stages_page(
-    title: str, training: Training, stages: Sequence[Stage], verdict: Verdict, ideas: Sequence[str]
+    title: str, setup: TrainingSetup, stages: Sequence[Stage], verdict: Verdict, ideas: Sequence[str]
 ) -> Page:
-    """One page to read before a long run."""
+    """Makes the page of stages, bottleneck, advice and expected time of a run."""
     page = Page(title)
     table = [
         [
@@ -82,35 +85,31 @@ def stages_page(
         "Share: how much of the time of a training image the stage would take by itself. Stages that run side by side "
         "add up to more than 100 %."
     )
+
     slower = "the loader" if verdict.bottleneck == "loading" else "the device"
     page.text(
         f"Bottleneck: {slower} (loader {verdict.loading:,.0f} images/s, device {verdict.computing:,.0f}); end to end "
-        f"{verdict.total:,.0f} images/s, {verdict.efficiency:.0%} of the slower one alone."
+        f"{verdict.total:,.0f} images/s, {verdict.efficiency:.0%} of the slower one by itself."
     )
     page.text("What helps: " + "; ".join(ideas) + ".")
     page.text(
-        f"An epoch of {len(training.data.train):,} images with its validation will take about "
-        f"{duration(verdict.epoch_seconds)}, all {training.plan.recipe.epochs} epochs about "
+        f"An epoch of {len(setup.data.train):,} images with its validation will take about "
+        f"{duration(verdict.epoch_seconds)}, all {setup.plan.recipe.epochs} epochs about "
         f"{duration(verdict.run_seconds)}."
     )
     return page
 
 
 def ratios_page(title: str, results: Sequence[tuple[Comparison, Ratio]], gpu: bool) -> Page:
-    """Ours against the references."""
+    """Makes the page of the comparisons, against the goals of this kind of device."""
     page = Page(title)
     rows = []
     for comparison, ratio in results:
         goal = comparison.goal.gpu if gpu else comparison.goal.cpu
-        rows.append(
-            [
-                comparison.name,
-                f"{ratio.median:.2f}",
-                f"{min(ratio.rounds):.2f} to {max(ratio.rounds):.2f}",
-                "" if goal is None else f"{goal:.2f}",
-                "" if goal is None else "yes" if ratio.median >= goal else "no",
-            ]
-        )
+        reached = "" if goal is None else "yes" if ratio.median >= goal else "no"
+        rounds = f"{min(ratio.rounds):.2f} to {max(ratio.rounds):.2f}"
+        rows.append([comparison.name, f"{ratio.median:.2f}", rounds, "" if goal is None else f"{goal:.2f}", reached])
+
     page.table(["ours against", "times as fast", "rounds", "goal", "reached"], rows)
     page.text("Medians over rounds in one process, in turn; both sides do the same work on the same device.")
     return page

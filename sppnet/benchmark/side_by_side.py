@@ -1,4 +1,4 @@
-"""Ours against what a user would write, in one process, in turn."""
+"""Our implementations against plain PyTorch, timed alternately in one process."""
 
 import contextlib
 import dataclasses
@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from sppnet.backbones import build_backbone
+from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
-from sppnet.benchmark.timing import Work, seconds_of
+from sppnet.benchmark.timing import Work, forward_backward, on_one_thread, seconds_of, with_default_malloc
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.scorer import Inputs, Scorer
@@ -31,41 +31,43 @@ from sppnet.pyramid import SpatialPyramidPool
 from sppnet.runtime.machine import bf16_is_fast, core_count, keep_freed_memory
 
 CLASSES = 1000
-STD = (1.0, 1.0, 1.0)
-SIX_SCALES = [224, 256, 300, 360, 448, 560]  # arXiv:1406.4729v4, §3.1.5
+_STD = (1.0, 1.0, 1.0)
+_SIX_SCALES = [224, 256, 300, 360, 448, 560]  # arXiv:1406.4729v4, §3.1.5
 
 
 class Goal(NamedTuple):
-    """What a ratio should be at least on each kind of device; None: not measured there."""
+    """The lowest acceptable ratio on each kind of device; None: not measured there."""
 
     cpu: float | None
     gpu: float | None
 
 
 class Comparison(NamedTuple):
-    """A row: `works()` gives ours and the reference, which do the same."""
+    """One row of the table."""
 
     name: str
     goal: Goal
-    works: Callable[[], tuple[Work, Work]]
+    works: Callable[[], tuple[Work, Work]]  # makes ours and the reference, which do the same work
 
 
 class SideBySide:
-    """The comparisons on one device; a context, in which the photographs for loading exist.
+    """The comparisons on one device, each a method that returns ours and the reference.
+
+    A context manager: the image files for loading exist inside the block.
 
     Args:
         device: "cpu" or "cuda".
-        images: of a training batch; None: 32 on a CPU, 256 on a GPU.
-        photographs: how many to load; None: 16 batches.
+        batch_size: images of a training batch; None: 32 on a CPU, 256 on a GPU.
+        files: how many image files to load; None: 16 batches.
         hidden: neurons of fc6 and of fc7.
     """
 
     def __init__(
-        self, device: str, images: int | None = None, photographs: int | None = None, hidden: int = 4096
+        self, device: str, batch_size: int | None = None, files: int | None = None, hidden: int = 4096
     ) -> None:
         self.device = torch.device(device)
-        self.images = images or (256 if device == "cuda" else 32)
-        self.photographs = photographs or 16 * self.images
+        self.batch_size = batch_size or (256 if device == "cuda" else 32)
+        self.file_count = files or 16 * self.batch_size
         self.hidden = hidden
         self.autocast = bf16_is_fast(device)
         self.workers = core_count()
@@ -81,7 +83,7 @@ class SideBySide:
         keep_freed_memory(False)
 
     def comparisons(self) -> Iterator[Comparison]:
-        """In the order of the work of a training step, then of loading, then of testing."""
+        """Yields every comparison: first parts of a training step, then loading, then testing."""
         yield Comparison("local response normalization: torch's", Goal(5, 3), self.normalizations)
         yield Comparison("pyramid 6, 3, 2, 1: four adaptive poolings", Goal(1.5, 1.5), self.pyramids)
         yield Comparison("training step of ZF-5: plain modules", Goal(3.2, 2), self.steps)
@@ -93,32 +95,35 @@ class SideBySide:
         yield Comparison("96 views on maps: 96 crops", Goal(1.7, 1.5), self.many_views)
 
     def normalizations(self) -> tuple[Work, Work]:
-        maps = self._random(self.images, 96, 111, 111)
+        maps = self._random(self.batch_size, 96, 111, 111)
         ours: nn.Module = LocalResponseNorm()
         if self.device.type == "cuda":
             ours.compile()
-        return _there_and_back(ours, maps), _there_and_back(nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0), maps)
+        return forward_backward(ours, maps), forward_backward(nn.LocalResponseNorm(5, 5e-4, 0.75, 2.0), maps)
 
     def pyramids(self) -> tuple[Work, Work]:
-        maps = self._random(4 * self.images, 256, 13, 13)
-        return _there_and_back(SpatialPyramidPool(), maps), _there_and_back(PlainPyramid(), maps)
+        maps = self._random(4 * self.batch_size, 256, 13, 13)
+        return forward_backward(SpatialPyramidPool(), maps), forward_backward(PlainPyramid(), maps)
 
     def steps(self) -> tuple[Work, Work]:
         reference = plain_zf5(CLASSES, hidden=self.hidden)
         reference_autocast = self.device.type == "cuda"
         if reference_autocast:
             reference = reference.to(memory_format=torch.channels_last)
-        return self._step(self._network((6, 3, 2, 1))), _as_it_starts(self._step(reference, reference_autocast))
+        ours = self._step(self._network((6, 3, 2, 1)))
+        return ours, with_default_malloc(self._step(reference, reference_autocast))
 
     def pyramid_costs(self) -> tuple[Work, Work]:
         return self._step(self._network(None)), self._step(self._network((6, 3, 2, 1)))
 
     @cached_property
     def files(self) -> Path:
-        return draw_photographs(Path(self._folder.name, "photographs"), self.photographs)
+        """A folder of JPEG files."""
+        return draw_images(Path(self._folder.name, "files"), self.file_count)
 
     @cached_property
     def stored(self) -> ImageData:
+        """The same images in a prepared store."""
         store = Path(self._folder.name, "store")
         with contextlib.redirect_stdout(io.StringIO()):
             prepare(open_data("folder", root=str(self.files)), store, Settings(256, 95), workers=self.workers)
@@ -126,17 +131,19 @@ class SideBySide:
 
     def loaders(self) -> tuple[Work, Work]:
         files = open_data("folder", root=str(self.files))
-        return _on_one_thread(self._load(files)), _as_it_starts(self._load_plainly())
+        return on_one_thread(self._load(files)), with_default_malloc(self._load_plainly())
 
     def prepared_loaders(self) -> tuple[Work, Work]:
-        return _on_one_thread(self._load(self.stored)), _as_it_starts(self._load_plainly())
+        return on_one_thread(self._load(self.stored)), with_default_malloc(self._load_plainly())
 
     def end_to_end(self) -> tuple[Work, Work]:
-        """Four batches from a prepared store: loaded and trained on, against the slower of the two alone."""
-        some = select_images(self.stored, "train")
-        some = dataclasses.replace(some, places=some.places[: 4 * self.images], labels=some.labels[: 4 * self.images])
-        data = self.stored._replace(train=some)
-        images = self._random(self.images, 3, 224, 224).detach()
+        """Four batches from a prepared store, loaded and trained on, against the slower of loading and training."""
+        train_images, count = select_images(self.stored, "train"), 4 * self.batch_size
+        first = dataclasses.replace(
+            train_images, places=train_images.places[:count], labels=train_images.labels[:count]
+        )
+        data = self.stored._replace(train=first)
+        images = self._random(self.batch_size, 3, 224, 224).detach()
         train = self._train(self._network((6, 3, 2, 1)))
         steps: Work = lambda: [train(images) for _ in range(4)]  # noqa: E731
         load = self._load(data)
@@ -144,14 +151,14 @@ class SideBySide:
         return self._load(data, train), slower
 
     def _load(self, data: ImageData, then: Callable[[Tensor], None] | None = None) -> Work:
-        """An epoch up to the input of the network, by ours."""
+        """Returns an epoch of our loading up to the input of the network, which is handed to `then`."""
         module = ClassificationData(
             data,
-            batch_size=self.images,
+            batch_size=self.batch_size,
             crop_side=224,
             size_of_epoch=lambda epoch: 224,
             input_mean=IMAGENET_MEAN,
-            input_std=STD,
+            input_std=_STD,
             color=False,
             seed=0,
             workers=self.workers,
@@ -162,15 +169,16 @@ class SideBySide:
         def epoch() -> None:
             for batch in loader:
                 image, mirrored = (batch[key].to(self.device, non_blocking=True) for key in ("image", "mirrored"))
-                images = module.training_input(image, mirrored, None, 224, IMAGENET_MEAN, STD)
+                images = module.training_input(image, mirrored, None, 224, IMAGENET_MEAN, _STD)
                 if then is not None:
                     then(images)
 
         return epoch
 
     def _load_plainly(self) -> Work:
+        """Returns an epoch of plain PyTorch's loading up to the input of the network."""
         loader = plain_loader(
-            self.files / "train", batch_size=self.images, workers=self.workers, mean=IMAGENET_MEAN, std=STD
+            self.files / "train", batch_size=self.batch_size, workers=self.workers, mean=IMAGENET_MEAN, std=_STD
         )
 
         def epoch() -> None:
@@ -183,10 +191,10 @@ class SideBySide:
         return self._views([256], list(POSITIONS)[:5])
 
     def many_views(self) -> tuple[Work, Work]:
-        return self._views(SIX_SCALES, list(POSITIONS))
+        return self._views(_SIX_SCALES, list(POSITIONS))
 
     def _views(self, scales: list[int], positions: list[str]) -> tuple[Work, Work]:
-        """Windows on maps, and crops, of 4:3 images that are already in memory at every scale."""
+        """Returns scoring by windows on maps, and by crops, of 4:3 images that are in memory at every scale."""
         network = self._network((6, 3, 2, 1)).eval()
         random = np.random.default_rng(0)
         whole = [
@@ -198,15 +206,17 @@ class SideBySide:
             protocol = ViewProtocol(scales=scales, positions=positions, mirrored=True, maps=maps)
             scorer = Scorer(network, protocol, pixels=Hardware(accelerator=self.device.type).pixels, autocast=autocast)
             inputs = Inputs(0, None, whole) if maps else Inputs(0, _crops(protocol, whole), [])
-            images = images or min(self.images, scorer.images_per_pass(inputs))  # as many on either side
+            images = images or min(self.batch_size, scorer.images_per_pass(inputs))  # as many on either side
             works.append(partial(_score, scorer, [inputs] * images))
         return works[0], works[1]
 
     def _random(self, *shape: int) -> Tensor:
+        """Returns random values in 0..1 that require gradients, channels last."""
         maps = torch.rand(*shape, device=self.device).to(memory_format=torch.channels_last)
         return maps.requires_grad_()
 
     def _network(self, levels: tuple[int, ...] | None) -> SPPNet:
+        """Builds ZF-5, compiled on a GPU as training compiles it."""
         network = SPPNet(build_backbone("zf5", normalization="across_channels"), levels, CLASSES, hidden=self.hidden)
         network.to(self.device).to(memory_format=torch.channels_last)
         if self.device.type == "cuda":
@@ -214,17 +224,18 @@ class SideBySide:
         return network
 
     def _step(self, network: nn.Module, autocast: bool | None = None) -> Work:
-        images = self._random(self.images, 3, 224, 224).detach()
+        """Returns a training step on one batch that stays on the device."""
+        images = self._random(self.batch_size, 3, 224, 224).detach()
         if not isinstance(network, SPPNet) and not autocast:
             images = images.contiguous()
         return partial(self._train(network, autocast), images)
 
     def _train(self, network: nn.Module, autocast: bool | None = None) -> Callable[[Tensor], None]:
-        """A training step on a batch."""
+        """Returns a function that does one training step on a batch. `autocast` None: as training decides."""
         autocast = self.autocast if autocast is None else autocast
         network = network.to(self.device).train()
         optimizer = torch.optim.SGD(network.parameters(), 0.001, 0.9, weight_decay=5e-4, fused=True)
-        labels = torch.arange(self.images, device=self.device)
+        labels = torch.arange(self.batch_size, device=self.device)
 
         def step(images: Tensor) -> None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
@@ -236,72 +247,16 @@ class SideBySide:
         return step
 
 
-def _on_one_thread(work: Work) -> Work:
-    """Workers have the cores; threads that wait for each other in this process would take them away."""
-
-    def on_one_thread() -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            work()
-        finally:
-            torch.set_num_threads(threads)
-
-    return on_one_thread
-
-
-def _as_it_starts(work: Work) -> Work:
-    """With malloc as a process finds it."""
-
-    def as_it_starts() -> None:
-        keep_freed_memory(False)
-        work()
-        keep_freed_memory()
-
-    return as_it_starts
-
-
-def _there_and_back(module: nn.Module, maps: Tensor) -> Work:
-    gradient = torch.ones_like(module(maps))
-
-    def work() -> None:
-        torch.autograd.grad(module(maps), maps, gradient)
-
-    return work
-
-
 def _score(scorer: Scorer, batch: list[Inputs]) -> None:
-    """In passes as large as those of a test."""
+    """Scores a batch in passes as large as those of a test."""
     size = scorer.images_per_pass(batch[0])
     for start in range(0, len(batch), size):
         scorer(batch[start : start + size])
 
 
 def _crops(protocol: ViewProtocol, whole: list[Tensor]) -> Tensor:
+    """Returns the crops (P, view_size, view_size, 3) of an image at all its scales, each (h, w, 3)."""
     crops = []
     for image in whole:
         crops += [image[y0:y1, x0:x1] for x0, y0, x1, y1 in windows_at(protocol, *image.shape[:2])]
     return torch.stack(crops)
-
-
-def draw_photographs(root: Path, count: int, height: int = 375, width: int = 500) -> Path:
-    """A folder of `count` JPEG files in two classes, and two to validate, that cost as much to read as photographs.
-
-    Their spectrum falls as 1/f, and brightness varies more than colour.
-    """
-    random = np.random.default_rng(0)
-    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / max(height, width))
-    for i in range(count + 2):
-        noise = np.fft.rfft2(random.normal(size=(4, height, width)))
-        layers = np.fft.irfft2(noise * falloff, (height, width))
-        picture = layers[0] + 0.2 * layers[1:]
-        pixels = (127 + 50 * picture / picture.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-        _write_photograph(root, i, count, Image.fromarray(pixels))
-    return root
-
-
-def _write_photograph(root: Path, i: int, count: int, image: Image.Image) -> None:
-    folder = root / ("val" if i >= count else "train") / f"class{i % 2}"
-    folder.mkdir(parents=True, exist_ok=True)
-    image.save(folder / f"{i}.jpg", quality=90)

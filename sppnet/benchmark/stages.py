@@ -1,4 +1,4 @@
-"""Every stage of training and testing by itself, in images/s, and what follows from that."""
+"""Measures every stage of training and testing by itself, and whole epochs, in images/s."""
 
 import contextlib
 import dataclasses
@@ -29,36 +29,39 @@ from sppnet.data.sources import EncodedImages, ImageData, SelectedImages
 from sppnet.network import SPPNet
 from sppnet.runtime.machine import keep_freed_memory
 
-DISTINCT_IMAGES = 256  # that a stage on its own goes through
+_DISTINCT_IMAGES = 256  # that a single stage repeats
 
 
 class Stage(NamedTuple):
-    """One stage: its rate, of all processes that would do it together."""
+    """One stage with its rate, that of all processes that would do it together."""
 
     name: str
     images_per_second: float
-    where: str  # "one core", "2 workers", the device
+    where: str  # "one core", "2 workers" or the device
     remark: str = ""
-    testing: bool = False  # no part of training
+    testing: bool = False  # not a part of a training step
 
 
 LOADER, FORWARD = "loader", "forward"
 
 
 def input_name(size: int) -> str:
+    """Names the stage that makes network input of this size in pixels."""
     return f"mirror, colour, resize to {size}"
 
 
 def step_name(size: int) -> str:
+    """Names the training step at this size."""
     return f"training step at {size}"
 
 
 def total_name(size: int) -> str:
+    """Names the end-to-end training at this size."""
     return f"end to end at {size}"
 
 
-class Training(NamedTuple):
-    """The training that is measured."""
+class TrainingSetup(NamedTuple):
+    """The training run that is measured."""
 
     plan: TrainingPlan
     data: ImageData
@@ -69,140 +72,153 @@ class Training(NamedTuple):
         return self.plan.sizes.cycle or [self.plan.sizes.smallest, self.plan.sizes.largest]
 
     def build_network(self) -> SPPNet:
+        """Builds a new network for the classes of the data."""
         return self.plan.build_network(self.data.classes)
 
 
-def loading_stages(training: Training, workers: int, seconds: float) -> list[Stage]:
-    """From the file to the batch in memory."""
-    images = training.data.train
-    some = np.random.default_rng(0).permutation(len(images))[:DISTINCT_IMAGES].tolist()
-    files = [images[i] for i in some]
-    crops = TrainingCrops(images, side=training.plan.crop_side, seed=0)
-    module = _module(training, workers)
+def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[Stage]:
+    """Measures the stages from the file to the batch in memory, and the loader, which does them all."""
+    images = setup.data.train
+    indices = np.random.default_rng(0).permutation(len(images))[:_DISTINCT_IMAGES].tolist()
+    files = [images[i] for i in indices]
+    crops = TrainingCrops(images, side=setup.plan.crop_side, seed=0)
 
     def one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
-        around = itertools.cycle(items)
-        return rate(lambda: function(next(around)), 1, seconds)
+        cycle = itertools.cycle(items)
+        return rate(lambda: function(next(cycle)), 1, seconds)
 
     stages = [
-        Stage("read files", one_by_one(images.__getitem__, some), "one core", "from the page cache after the first"),
+        Stage("read files", one_by_one(images.__getitem__, indices), "one core", "from the page cache after the first"),
         Stage("decode", one_by_one(lambda file: decode_image(file[0], file[2]), files), "one core"),
-        Stage("read, decode, resize, crop", one_by_one(lambda i: crops[0, i], some), "one core"),
+        Stage("read, decode, resize, crop", one_by_one(lambda i: crops[0, i], indices), "one core"),
     ]
-    loader = module.train_dataloader()
-    batches = _endless(loader)
-    size = len(next(batches)["label"])
-    stages.append(Stage(LOADER, rate(lambda: next(batches), size, seconds), f"{workers} workers"))
+    batches = _endless(_data_module(setup, workers).train_dataloader())
+    batch_size = len(next(batches)["label"])
+    stages.append(Stage(LOADER, rate(lambda: next(batches), batch_size, seconds), f"{workers} workers"))
     return stages
 
 
 def device_stages(
-    training: Training, device: torch.device, autocast: bool, compiled: bool, seconds: float
+    setup: TrainingSetup, device: torch.device, autocast: bool, compiled: bool, seconds: float
 ) -> list[Stage]:
-    """From the batch in memory to the step of the optimizer, one device."""
-    module = _module(training, 0, compiled)
+    """Measures the stages from the batch in memory to the step of the optimizer, on one device."""
+    module = _data_module(setup, 0, compiled)
     batch = next(iter(module.train_dataloader()))
-    count = len(batch["label"])
-    name = device.type
+    count, name = len(batch["label"]), device.type
     stages = []
     if name == "cpu":
         keep_freed_memory()  # as training does
     if name == "cuda":
         pinned = batch["image"].pin_memory()
         stages.append(Stage("copy to the device", rate(lambda: pinned.to(device), count, seconds), name))
+
     batch = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
-    network = training.build_network().to(device).to(memory_format=torch.channels_last)
+    network = setup.build_network().to(device).to(memory_format=torch.channels_last)
     if compiled:
         network.compile(dynamic=False)
-    optimizer = torch.optim.SGD(network.parameters(), training.plan.recipe.learning_rate, 0.9, fused=True)
-    color = batch["color"] if training.plan.recipe.color else None
+    color = batch["color"] if setup.plan.recipe.color else None
 
     def training_input(size: int) -> Tensor:
         mean, std = network.input_mean, network.input_std
         return module.training_input(batch["image"], batch["mirrored"], color, size, mean, std)
 
+    sizes = list(dict.fromkeys(setup.sizes))
+    for size in sizes:
+        stages.append(Stage(input_name(size), rate(partial(training_input, size), count, seconds), name))
+    step = _training_step(network, batch["label"], setup.plan.recipe.learning_rate, autocast)
+    for size in sizes:
+        work = partial(step, training_input(size))
+        stages.append(Stage(step_name(size), rate(work, count, seconds), name))
+
+    network.eval()
+    work = partial(_validate, network, training_input(setup.plan.crop_side), autocast)
+    stages.append(Stage(FORWARD, rate(work, count, seconds), name, testing=True))
+    return stages
+
+
+def _training_step(network: SPPNet, labels: Tensor, learning_rate: float, autocast: bool) -> Callable[[Tensor], None]:
+    """Returns a function that does one training step on network input with these labels."""
+    optimizer = torch.optim.SGD(network.parameters(), learning_rate, 0.9, fused=True)
+
     def step(images: Tensor) -> None:
-        with torch.autocast(name, torch.bfloat16, enabled=autocast):
-            loss = F.cross_entropy(network(images), batch["label"])
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(network(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    for size in dict.fromkeys(training.sizes):
-        stages.append(Stage(input_name(size), rate(partial(training_input, size), count, seconds), name))
-    for size in dict.fromkeys(training.sizes):
-        work = partial(step, training_input(size))
-        stages.append(Stage(step_name(size), rate(work, count, seconds), name))
-    network.eval()
-    images = training_input(training.plan.crop_side)
+    return step
 
-    @torch.no_grad()
-    def forward() -> None:
-        with torch.autocast(name, torch.bfloat16, enabled=autocast):
-            network.forward(images)
 
-    stages.append(Stage(FORWARD, rate(forward, count, seconds), name, testing=True))
-    return stages
+@torch.no_grad()
+def _validate(network: SPPNet, images: Tensor, autocast: bool) -> None:
+    """Runs a forward pass as validation does: not compiled, which is for training's sizes only."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
+        network.forward(images)
 
 
 def view_stages(
-    network: SPPNet, training: Training, protocols: dict[str, ViewProtocol], hardware: Hardware, seconds: float
+    network: SPPNet, setup: TrainingSetup, protocols: dict[str, ViewProtocol], hardware: Hardware, seconds: float
 ) -> list[Stage]:
-    """Testing by each protocol that suits the network, decoding aside."""
+    """Measures testing by each protocol that suits the network, without decoding."""
     stages = []
     for name, protocol in protocols.items():
         if protocol.unsuited_to(network):
             continue
         scorer = Scorer(network, protocol, pixels=hardware.pixels, autocast=hardware.autocast)
-        inputs = ViewInputs(training.data.val, protocol)[0]
+        inputs = ViewInputs(setup.data.val, protocol)[0]
         batch = [inputs] * min(64, scorer.images_per_pass(inputs))
         work = partial(scorer, batch)
         stages.append(Stage(f"test by {name}", rate(work, len(batch), seconds), hardware.device, testing=True))
     return stages
 
 
-def end_to_end(training: Training, expected: float, seconds: float) -> list[Stage]:
-    """Whole epochs of a real training on as many images as `expected` images/s get through in about `seconds`.
+def end_to_end(setup: TrainingSetup, expected: float, seconds: float) -> list[Stage]:
+    """Measures whole epochs of a real training run, three at every size.
 
-    Every size three times; the first time, in which it is compiled and caches fill, does not count.
+    The first epoch at a size does not count: it compiles and fills caches.
+
+    Args:
+        expected: images/s; an epoch has as many images as this rate processes in about `seconds`.
     """
-    images, batch_size = training.data.train, training.plan.recipe.batch_size
+    images, batch_size = setup.data.train, setup.plan.recipe.batch_size
     count = min(len(images), batch_size * max(4, round(expected * seconds / batch_size)))
-    data = ImageData(_some(images, count), _some(training.data.val, 1), images.classes)
-    sizes = list(dict.fromkeys(training.sizes))
-    plan = dataclasses.replace(
-        training.plan,
-        sizes=Sizes(cycle=sizes),
-        recipe=dataclasses.replace(training.plan.recipe, epochs=3 * len(sizes), warmup_epochs=0, plateau_patience=None),
-    )
+    data = ImageData(_random_images(images, count), _random_images(setup.data.val, 1), images.classes)
+    sizes = list(dict.fromkeys(setup.sizes))
+    recipe = dataclasses.replace(setup.plan.recipe, epochs=3 * len(sizes), warmup_epochs=0, plateau_patience=None)
+    plan = dataclasses.replace(setup.plan, sizes=Sizes(cycle=sizes), recipe=recipe)
+
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        result = train_classifier(plan, training.build_network(), data, Path(folder))
+        result = train_classifier(plan, setup.build_network(), data, Path(folder))
+
     epochs = result.history[len(sizes) :]
     rates = {size: [epoch.images_per_second for epoch in epochs if epoch.size == size] for size in sizes}
     remark = f"epochs of {count:,} images, everything included"
     return [Stage(total_name(size), statistics.median(rates[size]), "this machine", remark) for size in sizes]
 
 
-def _some(images: EncodedImages, count: int) -> SelectedImages:
+def _random_images(images: EncodedImages, count: int) -> SelectedImages:
+    """Selects `count` images at random, the same ones every time."""
     chosen = np.random.default_rng(0).permutation(len(images))[:count]
     return SelectedImages((images,), np.stack([0 * chosen, chosen], axis=1), images.labels[chosen], images.classes)
 
 
-def _module(training: Training, workers: int, compiled: bool = False) -> ClassificationData:
+def _data_module(setup: TrainingSetup, workers: int, compiled: bool = False) -> ClassificationData:
     return ClassificationData(
-        training.data,
-        batch_size=training.plan.recipe.batch_size,
-        crop_side=training.plan.crop_side,
-        size_of_epoch=lambda epoch: training.sizes[epoch % len(training.sizes)],
-        input_mean=training.plan.recipe.input_mean,
-        input_std=training.plan.recipe.input_std,
-        color=training.plan.recipe.color,
-        seed=training.plan.seed,
+        setup.data,
+        batch_size=setup.plan.recipe.batch_size,
+        crop_side=setup.plan.crop_side,
+        size_of_epoch=lambda epoch: setup.sizes[epoch % len(setup.sizes)],
+        input_mean=setup.plan.recipe.input_mean,
+        input_std=setup.plan.recipe.input_std,
+        color=setup.plan.recipe.color,
+        seed=setup.plan.seed,
         workers=workers,
         compiled=compiled,
     )
 
 
 def _endless(loader: Any) -> Iterator[Any]:
+    """Yields batches, epoch after epoch."""
     while True:
         yield from loader

@@ -1,4 +1,4 @@
-"""Rates and ratios within one run."""
+"""Rates in images/s, and ratios of two implementations timed alternately in one process."""
 
 import statistics
 import time
@@ -6,41 +6,45 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+
+from sppnet.runtime.machine import keep_freed_memory
 
 Work = Callable[[], Any]
 
 
 class Ratio(NamedTuple):
-    """How much longer the reference took than ours, round by round."""
+    """How many times as long the reference took as ours, round by round."""
 
     rounds: list[float]
     ours: float  # seconds of one call, median
-    reference: float
+    reference: float  # seconds of one call, median
 
     @property
     def median(self) -> float:
+        """Over the rounds."""
         return statistics.median(self.rounds)
 
 
 def seconds_of(work: Work, calls: int = 1) -> float:
-    """Seconds per call, the device's work included."""
-    wait_for_device()
+    """Returns the seconds per call, including the work of the device."""
+    _wait_for_device()
     started = time.perf_counter()
     for _ in range(calls):
         work()
-    wait_for_device()
+    _wait_for_device()
     return (time.perf_counter() - started) / calls
 
 
 def rate(work: Work, images: int, seconds: float) -> float:
-    """Images per second of a call that treats `images` of them, over about `seconds` after one call to warm up."""
+    """Returns images/s of a call that processes `images` of them, over about `seconds` after one call to warm up."""
     work()
     once = seconds_of(work)
     return images / seconds_of(work, max(1, round(seconds / once)))
 
 
 def compare(ours: Work, reference: Work, rounds: int, seconds: float = 1.0) -> Ratio:
-    """Runs both in turn, for about `seconds` each per round, so that what else the machine does strikes both."""
+    """Runs both alternately, each for about `seconds` per round, so that other load on the machine affects both."""
     works = (ours, reference)
     for work in works:  # to compile and to fill caches
         work()
@@ -49,6 +53,42 @@ def compare(ours: Work, reference: Work, rounds: int, seconds: float = 1.0) -> R
     return Ratio([b / a for a, b in pairs], *(statistics.median(column) for column in zip(*pairs, strict=True)))
 
 
-def wait_for_device() -> None:
+def _wait_for_device() -> None:
+    """Waits until the GPU has finished its work, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def on_one_thread(work: Work) -> Work:
+    """Returns `work` with one thread in this process: idle threads would take cores away from loader workers."""
+
+    def on_one_thread_work() -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            work()
+        finally:
+            torch.set_num_threads(threads)
+
+    return on_one_thread_work
+
+
+def with_default_malloc(work: Work) -> Work:
+    """Returns `work` with malloc's default settings, as plain PyTorch has them."""
+
+    def with_default_malloc_work() -> None:
+        keep_freed_memory(False)
+        work()
+        keep_freed_memory()
+
+    return with_default_malloc_work
+
+
+def forward_backward(module: nn.Module, maps: Tensor) -> Work:
+    """Returns a forward and backward pass of `module` over `maps`."""
+    gradient = torch.ones_like(module(maps))
+
+    def work() -> None:
+        torch.autograd.grad(module(maps), maps, gradient)
+
+    return work

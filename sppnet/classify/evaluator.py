@@ -18,7 +18,7 @@ from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import UnreadableImage
 from sppnet.data.sources import EncodedImages, images_fingerprint
 from sppnet.network import SPPNet
-from sppnet.results.records import (
+from sppnet.results.scores import (
     SCORING_RULES,
     ScorePart,
     Scores,

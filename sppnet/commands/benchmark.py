@@ -36,7 +36,7 @@ def check(config: DictConfig) -> None:
 
 
 def references(config: DictConfig) -> tuple[Any, Any]:
-    """Ours beside what a user would write."""
+    """Compares our implementations with plain PyTorch."""
     import torch
 
     from sppnet.benchmark.report import ratios_page
@@ -66,7 +66,7 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     import torch
 
     from sppnet.benchmark.report import advice, judge, stages_page
-    from sppnet.benchmark.stages import Training, device_stages, end_to_end, loading_stages, view_stages
+    from sppnet.benchmark.stages import TrainingSetup, device_stages, end_to_end, loading_stages, view_stages
     from sppnet.classify.evaluator import Hardware
     from sppnet.classify.training import device_type, is_compiled, precision
     from sppnet.classify.views import ViewProtocol, in_pixels
@@ -77,7 +77,7 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
     for name, section in config.views.items():
         pixels = OmegaConf.create(in_pixels(plain(section), plan.crop_side))
         protocols[name] = ViewProtocol(**bound(pixels, ViewProtocol, f"views.{name}."))
-    training = Training(plan, plan.open_data())
+    training = TrainingSetup(plan, plan.open_data())
     device = torch.device(device_type(plan.machine))
     workers = worker_count(plan.machine.workers)
     compiled = is_compiled(plan.machine, set(training.sizes))

@@ -65,7 +65,7 @@ def evaluate(config: DictConfig) -> None:
     from sppnet.classify.evaluator import Hardware
     from sppnet.results.comparisons import comparisons_table, errors_table, protocol_lines
     from sppnet.results.page import markdown_table
-    from sppnet.results.records import Scores
+    from sppnet.results.scores import Scores
 
     hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
     runs = [read_tested_run(config, path) for path in paths]
@@ -117,7 +117,7 @@ def score_run(
     from sppnet.classify.evaluator import evaluate_to_file
     from sppnet.data.sources import images_fingerprint, select_images
     from sppnet.network import load_network
-    from sppnet.results.records import is_of_validation_images
+    from sppnet.results.scores import is_of_validation_images
     from sppnet.runtime.run_directory import checkpoint_digest
 
     network = load_network(run.path)

@@ -205,8 +205,8 @@ def checked_arguments(arguments: list[str]) -> list[str]:
         raise ValueError("--experimental-rerun: not supported, because it runs code from the file; give the overrides")
     if known.config_path is not None and not os.path.isabs(known.config_path):
         raise ValueError(
-            f"--config-path={known.config_path}: must be an absolute folder, which replaces the configurations of sppnet; "
-            "--config-dir=FOLDER adds yours to them"
+            f"--config-path={known.config_path}: must be an absolute folder, which replaces the configurations of "
+            "sppnet; --config-dir=FOLDER adds yours to them"
         )
     options = list(arguments)
     for override in known.overrides:

@@ -71,8 +71,9 @@ def _configuration(words: list[str]) -> DictConfig:
 
 
 def page_of(name: str, runs: list[Any]) -> Any:
-    from sppnet.results.paper import table_page
-    from sppnet.results.sweeps import classes_page, comparison_page, pyramid_page, scales_page, views_page
+    from sppnet.results.comparisons import classes_page, comparison_page
+    from sppnet.results.sweeps import pyramid_page, scales_page, views_page
+    from sppnet.results.tables import table_page
 
     if name in PAPER_TABLES:
         return table_page(name, runs)

@@ -1,1 +1,1 @@
-"""What came out: errors side by side, the paper's tables, sweeps. From records and saved scores alone."""
+"""Result tables and plots, made from saved results and scores; no network is run."""

@@ -1,4 +1,4 @@
-"""Errors of tested networks side by side: with intervals, combined, compared in pairs, by class."""
+"""Networks compared on the same images: errors with intervals, combinations, paired tests, errors by class."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,28 +6,30 @@ import numpy as np
 import torch
 
 from sppnet.metrics import top_k_wrong
-from sppnet.results.records import Scores
-from sppnet.results.statistics import PairedTest, paired_test, wilson_interval
+from sppnet.results.page import Page
+from sppnet.results.plots import confusion_plot
+from sppnet.results.runs import Run
+from sppnet.results.scores import Scores
+from sppnet.results.statistics import paired_test, wilson_interval
 
 Rows = tuple[list[str], list[list[str]]]  # headers and rows of a table
-PERCENT = 100.0
 
 
 def wrong(scores: Scores, k: int = 1) -> np.ndarray:
-    """bool (n,): which images have their true class not among the k highest scores."""
+    """Returns bool (n,): for each image whether its true class is missing among the k highest scores."""
     return top_k_wrong(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels), k).numpy()
 
 
-def combine(several: Sequence[Scores]) -> Scores:
-    """The paper's combination of networks: the mean of their softmax scores.
+def combine(tested: Sequence[Scores]) -> Scores:
+    """Combines networks as the paper does, by the mean of their softmax scores.
 
     Raises ValueError unless all are of the same images in the same order.
     """
-    first = several[0]
-    for other in several[1:]:
+    first = tested[0]
+    for other in tested[1:]:
         check_same_images(first, other)
-    mean = np.stack([one.scores for one in several]).mean(axis=0)
-    return Scores(mean, first.labels, first.names, {"combined": [one.about.get("run") for one in several]})
+    mean = np.stack([scores.scores for scores in tested]).mean(axis=0)
+    return Scores(mean, first.labels, first.names, {"combined": [scores.about.get("run") for scores in tested]})
 
 
 def check_same_images(first: Scores, other: Scores) -> None:
@@ -45,28 +47,39 @@ def check_same_images(first: Scores, other: Scores) -> None:
 
 
 def confusion_matrix(scores: Scores) -> np.ndarray:
-    """int64 (classes, classes): how many images of the row's class got the column's class as their highest score."""
+    """Returns int64 (classes, classes): how many images of the row's class score highest for the column's class."""
     classes = scores.scores.shape[1]
     pairs = scores.labels * classes + scores.scores.argmax(axis=1)
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def percent(fraction: float) -> str:
-    return f"{PERCENT * fraction:.2f}"
+    """Formats a fraction in % without the sign."""
+    return f"{100 * fraction:.2f}"
 
 
 def error_text(mistakes: np.ndarray) -> str:
-    """An error in % with its 95 % interval over images, of bool (n,)."""
+    """Formats the mean of bool (n,) as an error in % with its 95 % interval over images."""
     low, high = wilson_interval(int(mistakes.sum()), len(mistakes))
     return f"{percent(mistakes.mean())} ({percent(low)} to {percent(high)})"
 
 
+def gain_text(value: float, low: float, high: float) -> str:
+    """Formats how much lower an error is, in % and with the sign, with its interval. All three are fractions."""
+    return f"{100 * value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+
+
 def p_text(p: float) -> str:
+    """Formats a p value."""
     return f"{p:.2f}" if p >= 0.1 else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def errors_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
-    """Protocol -> run -> scores; with more than one run of a protocol, their combination too."""
+    """Tabulates the errors of every run, and of their combination if there are several.
+
+    Args:
+        tested: protocol -> run -> scores.
+    """
     headers = ["views", "network", "images", "top-1 error in % (95 % interval over images)", "top-5 error in %"]
     rows = []
     for views, runs in tested.items():
@@ -74,14 +87,17 @@ def errors_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
         if len(runs) > 1:
             entries[f"combination of {len(runs)}"] = combine(list(runs.values()))
         for run, scores in entries.items():
-            rows.append(
-                [views, run, f"{len(scores.labels):,}", error_text(wrong(scores)), error_text(wrong(scores, 5))]
-            )
+            errors = [error_text(wrong(scores)), error_text(wrong(scores, 5))]
+            rows.append([views, run, f"{len(scores.labels):,}", *errors])
     return headers, rows
 
 
 def protocol_lines(tested: Mapping[str, Mapping[str, Scores]]) -> list[str]:
-    """What every protocol is in pixels; one line per run where runs differ, as their crop sides do."""
+    """Describes every protocol in pixels, in one line per run if the runs differ, as their crop sides do.
+
+    Args:
+        tested: protocol -> run -> scores.
+    """
     lines = []
     for views, runs in tested.items():
         texts = {run: str(scores.about.get("protocol_text", "")) for run, scores in runs.items()}
@@ -93,47 +109,89 @@ def protocol_lines(tested: Mapping[str, Mapping[str, Scores]]) -> list[str]:
 
 
 def comparisons_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
-    """Every run against the first, on the same images, by top-1."""
-    headers = [
-        "views",
-        "network",
-        "against",
-        "only it wrong",
-        "only other wrong",
-        "gain in % (95 % interval over images)",
-        "McNemar p",
-    ]
+    """Tabulates every run against the first, by top-1 on the same images.
+
+    Args:
+        tested: protocol -> run -> scores.
+    """
+    headers = ["views", "network", "against", "only it wrong", "only other wrong"]
+    headers += ["gain in % (95 % interval over images)", "McNemar p"]
     rows = []
     for views, runs in tested.items():
         (name, first), *others = runs.items()
         for other, scores in others:
             check_same_images(first, scores)
             test = paired_test(wrong(first), wrong(scores))
-            rows.append(
-                [views, other, name, f"{test.only_second:,}", f"{test.only_first:,}", gain_text(test), p_text(test.p)]
-            )
+            counts = [f"{test.only_second:,}", f"{test.only_first:,}"]
+            gain = gain_text(test.difference, test.low, test.high)
+            rows.append([views, other, name, *counts, gain, p_text(test.p)])
     return headers, rows
 
 
-def gain_text(test: PairedTest) -> str:
-    """How much lower the second error is, in %."""
-    return signed(test.difference, test.low, test.high)
-
-
-def signed(value: float, low: float, high: float) -> str:
-    return f"{PERCENT * value:+.2f} ({PERCENT * low:+.2f} to {PERCENT * high:+.2f})"
-
-
 def classes_table(scores: Scores, classes: Sequence[str]) -> Rows:
-    """Error per class, the worst first, with the class it is taken for most often."""
+    """Tabulates the error per class, worst first, with the class it is confused with most often."""
     matrix = confusion_matrix(scores)
     mistakes = wrong(scores)
     headers = ["class", "images", "top-1 error in %", "most often taken for"]
     rows = []
     for label in np.unique(scores.labels):
-        own = mistakes[scores.labels == label]
+        class_mistakes = mistakes[scores.labels == label]
+        error, count = class_mistakes.mean(), len(class_mistakes)
         others = matrix[label].copy()
         others[label] = 0
-        taken = f"{classes[others.argmax()]} ({others.max()})" if others.max() else ""
-        rows.append((own.mean(), [classes[label], f"{len(own):,}", percent(own.mean()), taken]))
+        confused = f"{classes[others.argmax()]} ({others.max()})" if others.max() else ""
+        rows.append((error, [classes[label], f"{count:,}", percent(error), confused]))
     return headers, [row for _, row in sorted(rows, key=lambda row: -row[0])]
+
+
+def comparison_page(runs: Sequence[Run]) -> Page:
+    """Makes a page of errors, combination and paired tests against the first run, for every protocol all runs have.
+
+    Raises ValueError if there is no such protocol.
+    """
+    page = Page("Networks compared")
+    for i, run in enumerate(runs):
+        page.text(f"{'First: ' if i == 0 else ''}`{run.path}`: {run.setting_text()}")
+
+    shared = [views for views in runs[0].scores if all(views in run.scores for run in runs)]
+    if not shared:
+        raise ValueError(
+            f"{', '.join(str(run.path) for run in runs)}: no views that all were tested on; do it with "
+            "python scripts/evaluate.py run=[RUN1,RUN2] views=[center]"
+        )
+    tested = {views: {run.path.name: run.scores[views] for run in runs} for views in shared}
+
+    page.text("Views: " + "; ".join(protocol_lines(tested)) + ".")
+    page.heading("Errors")
+    page.text("Intervals are over images only (Wilson).")
+    page.table(*errors_table(tested))
+    if len(runs) > 1:
+        page.heading("On the same images")
+        page.text(
+            "Gain: how much lower the top-1 error is than that of the first. p: McNemar's exact test, two-sided. Both "
+            "are over images only: they compare these trained networks, and other training runs may differ more."
+        )
+        page.table(*comparisons_table(tested))
+    return page
+
+
+def classes_page(run: Run) -> Page:
+    """Makes a page of errors by class and the confusion matrix, for every protocol that the run was tested by.
+
+    Raises ValueError if there is none.
+    """
+    page = Page(f"Errors by class: {run.path.name}")
+    if not run.scores:
+        raise ValueError(
+            f"{run.path}: not tested yet; do it with python scripts/evaluate.py run={run.path} views=[center]"
+        )
+    for views, scores in run.scores.items():
+        classes = scores.about["classes"]
+        page.heading(
+            f"{views}: top-1 error {error_text(wrong(scores))} % of {len(scores.labels):,} images "
+            "(95 % interval over images only)"
+        )
+        page.table(*classes_table(scores, classes))
+        figure = confusion_plot(confusion_matrix(scores), classes)
+        page.figure(figure, f"confusion matrix of {len(classes)} classes")
+    return page

@@ -1,4 +1,4 @@
-"""What networks and trainings cost: parameters, multiply-adds, hours, estimates."""
+"""The cost of networks and trainings: parameters, multiply-adds, hours, and estimates of the time of a training."""
 
 import json
 from collections.abc import Sequence
@@ -15,57 +15,76 @@ from sppnet.runtime.progress import duration
 
 
 def training_hours(runs: Sequence[Run]) -> str:
-    """Hours of training of one run, on average, all its devices added up."""
+    """Formats the mean hours of training of the finished runs, the hours of all devices added up; "" without any."""
     hours = [run.result.seconds / 3600 * _devices(run.result.hardware) for run in runs if run.result]
     return f"{sum(hours) / len(hours):.2f}" if hours else ""
 
 
 def _devices(hardware: str) -> int:
-    """How many GPUs a hardware line such as "8 x NVIDIA H100" names; 1 for a CPU."""
+    """Returns how many GPUs a hardware line such as "8 x NVIDIA H100" names; 1 for a CPU."""
     count, _, rest = hardware.partition(" x ")
     return int(count) if rest and count.isdigit() else 1
 
 
 @cache
 def multiply_adds(backbone: str, levels: tuple[int, ...] | None, hidden: int, classes: int, side: int) -> int:
-    """Of one forward pass of one image. `backbone` is the section of the configuration as JSON."""
+    """Counts the multiply-adds of one forward pass of one image.
+
+    Args:
+        backbone: the section of the configuration as JSON, which `cache` can hash.
+        side: of the image in pixels.
+    """
     with torch.device("meta"):
         body, input_side = build_backbone(**json.loads(backbone)), side if levels is None else None
         network = SPPNet(body, levels, classes, hidden=hidden, initialization="none", input_side=input_side)
         with FlopCounterMode(display=False) as counter:
             network.eval()(torch.empty(1, 3, side, side))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def parameters(run: Run) -> int | None:
-    """Of the network of a finished run."""
+    """Counts the parameters of the network of a run; None before training is finished."""
     if run.result is None:
         return None
     with naming_config(run), torch.device("meta"):
-        backbone = build_backbone(**{**run.config["backbone"], **_untrained(run)})
-        classes, hidden = run.result.num_classes, run.config["hidden"]
+        backbone = build_backbone(**_untrained(run.config["backbone"]))
         side = int(run.sizes[0]) if run.levels is None else None
-        network = SPPNet(backbone, run.levels, classes, hidden=hidden, initialization="none", input_side=side)
+        network = SPPNet(
+            backbone,
+            run.levels,
+            run.result.num_classes,
+            hidden=run.config["hidden"],
+            initialization="none",
+            input_side=side,
+        )
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _untrained(run: Run) -> dict[str, Any]:
-    """So that counting downloads no weights."""
-    return {"pretrained": False} if run.config["backbone"]["architecture"] == "timm" else {}
+def _untrained(backbone: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section so that no weights are downloaded."""
+    return {**backbone, "pretrained": False} if backbone["architecture"] == "timm" else backbone
 
 
 def training_work(config: dict[str, Any], classes: int, images: int) -> float:
-    """Multiply-adds of the forward passes of a whole training."""
+    """Counts the multiply-adds of the forward passes of a whole training.
+
+    Args:
+        images: of one epoch.
+    """
     backbone = {key: value for key, value in config["backbone"].items() if key != "pretrained"}
     sizes = config["sizes"].get("cycle") or config["sizes"]["uniform"]
-    levels = tuple(config["pooling"]["levels"] or (6,))  # without a pyramid: one grid of 6 x 6, at whatever size
+    levels = tuple(config["pooling"]["levels"] or (6,))  # without a pyramid: one grid of 6 x 6, at any size
     text = json.dumps(backbone, sort_keys=True)
-    each = [multiply_adds(text, levels, config["hidden"], classes, side) for side in sizes]
-    return sum(each) / len(each) * images * config["recipe"]["epochs"]
+    counts = [multiply_adds(text, levels, config["hidden"], classes, side) for side in sizes]
+    return sum(counts) / len(counts) * images * int(config["recipe"]["epochs"])
 
 
 def estimate(work: float, runs: Sequence[Run]) -> str:
-    """How long a training of that much work would take, by the rule of three from the longest finished run."""
+    """Estimates how long a training takes, in proportion to the longest finished run.
+
+    Args:
+        work: multiply-adds of the forward passes, from `training_work`.
+    """
     finished = [(run, run.result) for run in runs if run.result is not None]
     if not finished:
         return "no finished run to estimate from"

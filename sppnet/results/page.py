@@ -1,4 +1,4 @@
-"""A page of headings, text, tables and plots, as Markdown and as one HTML file that needs nothing else."""
+"""A page of headings, text, tables and plots, written as Markdown and as one self-contained HTML file."""
 
 import html
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 from sppnet.runtime.files import atomic_file
 
-STYLE = """
+_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2330; background: #fff }
 body { max-width: 72em; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
@@ -26,30 +26,41 @@ code { background: #f0f2f6; padding: .1em .3em; border-radius: 3px } svg { max-w
 
 @dataclass
 class Page:
-    """Built from top to bottom. All text is plain: what it comes from may hold any character."""
+    """A page, built from top to bottom. All text is plain and gets escaped: file and class names may hold markup."""
 
     title: str
     blocks: list[tuple[str, Any]] = field(default_factory=list)
 
     def heading(self, text: str) -> None:
+        """Adds a heading."""
         self.blocks.append(("heading", text))
 
     def text(self, text: str) -> None:
-        """A paragraph. Words between backticks are set as code."""
+        """Adds a paragraph. Words between backticks are set as code."""
         self.blocks.append(("text", text))
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Adds a table. Words between backticks are set as code."""
         self.blocks.append(("table", (list(headers), [list(row) for row in rows])))
 
     def figure(self, figure: Any, description: str) -> None:
-        """A `matplotlib.figure.Figure`; `description` says in words what it shows."""
+        """Adds a plot.
+
+        Args:
+            figure: a `matplotlib.figure.Figure`.
+            description: what it shows, in words, for readers who cannot see it.
+        """
         file = io.StringIO()
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
         svg = file.getvalue()
         self.blocks.append(("figure", (svg[svg.index("<svg") :], description)))
 
     def markdown(self, figures: Sequence[str] = ()) -> str:
-        """The page as Markdown; `figures` names the files of the plots, which are left out where there are none."""
+        """Returns the page as Markdown.
+
+        Args:
+            figures: file names of the plots, in order; without any, plots are left out.
+        """
         parts, names = [f"# {self.title}"], iter(figures)
         for kind, content in self.blocks:
             if kind == "heading":
@@ -63,6 +74,7 @@ class Page:
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
+        """Returns the page as one HTML file, plots included."""
         parts = [f"<h1>{html.escape(self.title)}</h1>"]
         for kind, content in self.blocks:
             if kind == "heading":
@@ -74,14 +86,15 @@ class Page:
             else:
                 svg, description = content
                 parts.append(f'<figure role="img" aria-label="{html.escape(description)}">{svg}</figure>')
-        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{STYLE}</style>'
+        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{_STYLE}</style>'
         return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Writes NAME.md, NAME.html and a NAME-i.svg per plot into `folder`, each atomically; returns their paths."""
-        plots = [content[0] for kind, content in self.blocks if kind == "figure"]
-        files = {f"{name}-{i}.svg": svg for i, svg in enumerate(plots, start=1)}
-        files = {f"{name}.md": self.markdown(list(files)), f"{name}.html": self.html(), **files}
+        svgs = [content[0] for kind, content in self.blocks if kind == "figure"]
+        plots = {f"{name}-{i}.svg": svg for i, svg in enumerate(svgs, start=1)}
+        files = {f"{name}.md": self.markdown(list(plots)), f"{name}.html": self.html(), **plots}
+
         for file, content in files.items():
             with atomic_file(folder / file) as stream:
                 stream.write(content.encode())
@@ -89,10 +102,11 @@ class Page:
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose columns line up, so that it reads well as it stands."""
+    """Returns a Markdown table with aligned columns, which is readable as plain text."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (headers, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numbers = _number_columns(headers, rows)
+
     lines = []
     for row in cells:
         padded = [
@@ -123,13 +137,13 @@ def _html_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Which columns hold nothing but numbers and blanks, and what belongs to them: ± 0.3, (1.2 to 3.4), < 0.001."""
+    """Returns which columns hold only numbers and blanks. ± 0.3, (1.2 to 3.4) and < 0.001 count as numbers."""
     columns = list(zip(*rows, strict=True)) or [()] * len(headers)
     number = re.compile(r"[-+±<0-9.,() ]|to")
     return [any(column) and not any(number.sub("", cell) for cell in column) for column in columns]
 
 
 def _inline(text: str) -> str:
-    """Escaped, with words between backticks as code."""
+    """Returns the text escaped for HTML, with words between backticks as code."""
     pieces = html.escape(text).split("`")
     return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))

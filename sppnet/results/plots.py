@@ -1,65 +1,67 @@
-"""Plots for the result pages. A figure is a `matplotlib.figure.Figure`, made without a window."""
+"""Plots for the result pages, each a `matplotlib.figure.Figure` made without a window."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-COLORS = ("#1f5fbf", "#d1603d", "#3f8f5b", "#8a5fb0", "#8c6d1f", "#4a4a4a")
+_COLORS = ("#1f5fbf", "#d1603d", "#3f8f5b", "#8a5fb0", "#8c6d1f", "#4a4a4a")
+_GRID_COLOR = "#e3e7ee"
 
 
 class Errors(NamedTuple):
-    """One line of a dot plot: errors in % of every seed, and the paper's, if any."""
+    """One line of a dot plot."""
 
     label: str
-    seeds: list[float]
-    paper: float | None
+    seeds: list[float]  # errors in %
+    paper: float | None  # error in %; None if the paper has none
 
 
-def error_dots(lines: Sequence[Errors], what: str) -> Any:
-    """A line per entry: a dot per seed, a bar at their mean, a diamond for the paper."""
+def error_dots(lines: Sequence[Errors], quantity: str) -> Any:
+    """Plots a line per entry: a dot per seed, a bar at their mean, a diamond for the paper's error."""
     figure, axes = _axes(height=0.9 + 0.4 * len(lines))
     for row, line in enumerate(lines):
-        axes.plot(line.seeds, [row] * len(line.seeds), "o", color=COLORS[0], alpha=0.6, markersize=6)
-        axes.plot([np.mean(line.seeds)] * 2, [row - 0.28, row + 0.28], color=COLORS[0], linewidth=2)
+        axes.plot(line.seeds, [row] * len(line.seeds), "o", color=_COLORS[0], alpha=0.6, markersize=6)
+        axes.plot([np.mean(line.seeds)] * 2, [row - 0.28, row + 0.28], color=_COLORS[0], linewidth=2)
         if line.paper is not None:
-            axes.plot([line.paper], [row], "D", markerfacecolor="none", markeredgecolor=COLORS[1], markersize=7)
+            axes.plot([line.paper], [row], "D", markerfacecolor="none", markeredgecolor=_COLORS[1], markersize=7)
+
     axes.set_yticks(range(len(lines)), [line.label for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.set_xlabel(f"{what} in % (dots: seeds; bar: mean" + ("; diamond: the paper)" if _any_paper(lines) else ")"))
-    axes.grid(axis="x", color="#e3e7ee")
+    paper = "; diamond: the paper" if any(line.paper is not None for line in lines) else ""
+    axes.set_xlabel(f"{quantity} in % (dots: seeds; bar: mean{paper})")
+    axes.grid(axis="x", color=_GRID_COLOR)
     return figure
 
 
-def _any_paper(lines: Sequence[Errors]) -> bool:
-    return any(line.paper is not None for line in lines)
+def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], x_label: str, quantity: str) -> Any:
+    """Plots a curve per entry through the mean of its errors at each x, with a band from the lowest to the highest.
 
-
-def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], x_label: str, what: str) -> Any:
-    """A curve per entry through the mean of its errors in % at each x, with a band from the lowest to the highest."""
+    Args:
+        curves: label -> x -> errors in %.
+    """
     figure, axes = _axes(height=4.2)
     for i, (label, points) in enumerate(curves.items()):
-        color, dashes = COLORS[i % len(COLORS)], "--" if i >= len(COLORS) else "-"
-        places = sorted(points)
-        means = [np.mean(points[x]) for x in places]
-        axes.plot(places, means, dashes, marker="o", markersize=4, color=color, label=label)
-        axes.fill_between(
-            places, [min(points[x]) for x in places], [max(points[x]) for x in places], color=color, alpha=0.15
-        )
+        color, dashes = _COLORS[i % len(_COLORS)], "--" if i >= len(_COLORS) else "-"
+        xs = sorted(points)
+        means = [np.mean(points[x]) for x in xs]
+        axes.plot(xs, means, dashes, marker="o", markersize=4, color=color, label=label)
+        axes.fill_between(xs, [min(points[x]) for x in xs], [max(points[x]) for x in xs], color=color, alpha=0.15)
+
     axes.set_xlabel(x_label)
-    axes.set_ylabel(f"{what} in %")
+    axes.set_ylabel(f"{quantity} in %")
     axes.set_xticks(sorted({x for points in curves.values() for x in points}))
-    axes.grid(color="#e3e7ee")
+    axes.grid(color=_GRID_COLOR)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
 
-def confusion_picture(matrix: np.ndarray, classes: Sequence[str]) -> Any:
-    """Shares of each class's images in %, rows: true class, columns: highest score."""
+def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> Any:
+    """Plots a confusion matrix in % of each class's images; rows: true class, columns: class with the highest score."""
     figure, axes = _axes(height=7)
     shares = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(picture, ax=axes, label="% of the class's images")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="% of the class's images")
     if len(classes) <= 40:
         axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=8)
         axes.set_yticks(range(len(classes)), classes, fontsize=8)
@@ -69,6 +71,7 @@ def confusion_picture(matrix: np.ndarray, classes: Sequence[str]) -> Any:
 
 
 def _axes(height: float) -> tuple[Any, Any]:
+    """Returns an empty figure of this height in inches, and its axes."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure  # takes a second
 

@@ -1,20 +1,13 @@
-"""What runs and evaluations leave behind: results and scores, whole or not at all, with where each number came from."""
+"""The result of a training run: result.json as typed values, read with checks and written atomically."""
 
 import json
-import math
-import os
-import shutil
-import uuid
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from sppnet.results.statistics import wilson_interval
-from sppnet.runtime.files import atomic_file, write_json
+from sppnet.runtime.files import write_json
 from sppnet.runtime.names import first_line
 from sppnet.runtime.progress import duration
 from sppnet.runtime.rules import (
@@ -30,13 +23,7 @@ from sppnet.runtime.rules import (
     read_text,
 )
 
-RESULT_FILE = "result.json"
-
-# Part of the identity of saved scores. Raise it when the scores of an unchanged protocol change: other paddings, other
-# cells of a window, another resizing. Scores saved under another number are made again.
-SCORING_RULES = 2
-# Records may come from a stranger, so their size and values are checked.
-_MAX_RESULT_BYTES = 64 << 20  # a history of thousands of epochs
+_RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +42,11 @@ class Epoch:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Epoch":
-        """Reads an entry of `history` in a checkpoint or a result.json; keys it does not know are ignored."""
+        """Converts an entry of `history` in a checkpoint or in result.json. Ignores keys it does not know."""
         return cls(**_known(cls, values))
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry of `history` for this epoch, without what is None."""
+        """Returns the entry of `history` for this epoch, without what is None."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
@@ -67,7 +54,7 @@ class Epoch:
 class Result:
     """The result of a finished run, in the order of the keys in result.json. None: an old version did not record it.
 
-    Errors are those of the last epoch, on one centre crop per validation image.
+    Errors are those after the last epoch, on one centre crop per validation image.
     """
 
     data: str | None = None  # name of the data source
@@ -103,11 +90,11 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Result":
-        """Reads the content of a checked result.json; keys it does not know are ignored."""
+        """Converts the checked content of result.json. Ignores keys it does not know."""
         return cls(**{**_known(cls, values), "history": tuple(map(Epoch.from_dict, values["history"]))})
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of result.json: fields without what is None, and both errors before their counts."""
+        """Returns the content of result.json: the fields without what is None, and both errors before their counts."""
         content: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -119,8 +106,12 @@ class Result:
 
 
 def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `values` that are fields of a dataclass."""
+    """Returns those of `values` that are fields of a dataclass."""
     return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+
+# A result.json may come from anyone, so its size and its values are checked.
+_MAX_RESULT_BYTES = 64 << 20  # a history of thousands of epochs
 
 
 def _is_history(value: Any) -> bool:
@@ -129,16 +120,14 @@ def _is_history(value: Any) -> bool:
 
 
 _SECONDS = Rule("a number from 0", lambda value: is_number(value) and value >= 0)
-# A seed may be larger than the whole numbers that INDEX admits.
-_SEED = Rule("a whole number from 0", lambda value: type(value) is int and value >= 0)
+_SEED = Rule("a whole number from 0", lambda value: type(value) is int and value >= 0)  # may be larger than an INDEX
+_FLOAT = Rule("a number", lambda value: type(value) in (int, float))  # losses of old versions may be NaN
 _COMMIT = Rule("null or text", lambda value: value is None or TEXT.holds(value))
 _VERSIONS = Rule(
     "names with text or null", lambda value: isinstance(value, dict) and all(map(_COMMIT.holds, value.values()))
 )
-# Losses of old versions may be NaN.
-_LOSS = Rule("a number", lambda value: type(value) in (int, float))
 
-# Keys that every result has, and others that some have.
+# Keys that every result has, and others that some have; the same for epochs.
 _RESULT = {
     "top1_error": FRACTION,
     **dict.fromkeys(("top1_wrong", "top5_wrong"), INDEX),
@@ -159,17 +148,17 @@ _RESULT_OPTIONS = {
 _EPOCH_OPTIONS = {
     **dict.fromkeys(("epoch", "size", "n"), COUNT),
     **dict.fromkeys(("top1_wrong", "top5_wrong"), INDEX),
-    **dict.fromkeys(("train_loss", "learning_rate"), _LOSS),
+    **dict.fromkeys(("train_loss", "learning_rate"), _FLOAT),
     "seconds": _SECONDS,
 }
 
 
 def read_result(run: Path) -> Result | None:
-    """The result of a finished run, None for one that is not finished.
+    """Reads the result of a run directory; returns None if the run is not finished.
 
-    Raises ValueError, naming the file, if it is damaged or holds other things.
+    Raises ValueError, naming the file, if it is damaged or holds anything else.
     """
-    path = run / RESULT_FILE
+    path = run / _RESULT_FILE
     if not path.is_file():
         return None
     try:
@@ -178,6 +167,7 @@ def read_result(run: Path) -> Result | None:
         check_section(content, _RESULT, _RESULT_OPTIONS)
         for i, epoch in enumerate(content["history"]):
             check_section(epoch, {}, _EPOCH_OPTIONS, f"history[{i}].")
+
         result = Result.from_dict(content)
         if max(result.top1_wrong, result.top5_wrong) > result.n:
             raise ValueError(f"more images are wrong than n={result.n}")
@@ -190,152 +180,18 @@ def read_result(run: Path) -> Result | None:
 
 def write_result(run: Path, result: Result) -> None:
     """Writes result.json into a run directory, atomically."""
-    write_json(run / RESULT_FILE, result.to_dict())
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What an evaluation leaves behind: everything that errors, combinations and comparisons need.
-
-    scores: float32 (n, classes), mean softmax scores, each row in the order of the network's classes.
-    labels: int64 (n,).
-    names: str (n,), of the images.
-    about: plain values: protocol, images (a hash of their names, labels and contents), data, network, where and when
-        the scores were made.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    names: np.ndarray
-    about: dict[str, Any]
-
-
-def write_scores(path: Path, scores: Scores) -> None:
-    """Writes one .npz file atomically."""
-    about = np.array(json.dumps(scores.about, sort_keys=True))
-    with atomic_file(path) as file:
-        np.savez(file, scores=scores.scores, labels=scores.labels, names=scores.names, about=about)
-
-
-def read_scores(path: Path) -> Scores:
-    """What `write_scores` wrote. ValueError if it is damaged, or anything else; never runs code from the file."""
-    fields = _read_arrays(path, ("scores", "labels", "names", "about"))
-    try:
-        about = json.loads(str(fields["about"]))
-        scores, labels, names = (fields[name] for name in ("scores", "labels", "names"))
-        n, classes = scores.shape
-        kinds = (scores.dtype.kind, labels.dtype.kind, names.dtype.kind)
-        if not isinstance(about, dict) or kinds != ("f", "i", "U") or not (len(labels) == len(names) == n > 0):
-            raise ValueError(f"{n} scores, {len(labels)} labels and {len(names)} names of the kinds {kinds}")
-        if not np.isfinite(scores).all() or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError("scores that are not finite, or labels out of range")
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a scores file ({error}); delete it and run evaluate.py again") from error
-    return Scores(scores, labels, names, about)
-
-
-def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        with path.open("rb") as stream:
-            _check_archive(stream, names)
-            stream.seek(0)
-            with np.load(stream, allow_pickle=False) as file:
-                return {name: file[name] for name in names}
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # zipfile and numpy fail on damaged files in a dozen ways
-        raise ValueError(
-            f"{path}: not a scores file ({first_line(error)}); delete it and run evaluate.py again"
-        ) from error
-
-
-def _check_archive(stream: BinaryIO, names: tuple[str, ...]) -> None:
-    """Raises ValueError unless the arrays are as numpy.savez writes them: not compressed, and as large as they say.
-
-    So what they take in memory is bounded by the size of the file.
-    """
-    left = stream.seek(0, os.SEEK_END)
-    with zipfile.ZipFile(stream) as archive:
-        for name in names:
-            member = archive.getinfo(f"{name}.npy")
-            left -= member.file_size
-            if member.compress_type != zipfile.ZIP_STORED or left < 0:
-                raise ValueError(f"{name} unfolds to {member.file_size:,} bytes, more than the file holds")
-            with archive.open(member) as array:
-                read_header = _NPY_HEADERS[np.lib.format.read_magic(array)]
-                shape, _, dtype = read_header(array)
-            if math.prod(shape) * dtype.itemsize > member.file_size:
-                raise ValueError(f"{name} says {shape} of {dtype}, more than the file holds")
-
-
-# Numpy writes version 3 for names of fields that are not Latin, which no array here has.
-_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-
-
-class ScorePart(NamedTuple):
-    """Scores of some images of an evaluation that is not finished."""
-
-    names: np.ndarray  # str (n,)
-    digests: np.ndarray  # uint8 (n, 16), of the contents of the images
-    scores: np.ndarray  # float32 (n, classes)
-
-
-def add_score_part(folder: Path, identity: dict[str, Any], part: ScorePart) -> None:
-    """Saves the scores of some images. `identity`: all that decides the scores of an image beside its content."""
-    about = np.array(json.dumps(identity, sort_keys=True))
-    with atomic_file(folder / f"{uuid.uuid4().hex}.npz") as file:
-        np.savez(file, **part._asdict(), about=about)
-
-
-def read_score_parts(scores: Path, identity: dict[str, Any]) -> Iterator[ScorePart]:
-    """The parts of this identity in the folder `scores`, whichever selection of images they were saved for.
-
-    Damaged parts and parts of another identity are skipped.
-    """
-    about = json.dumps(identity, sort_keys=True)
-    for path in sorted(scores.glob("*.parts/*.npz")):
-        try:
-            fields = _read_arrays(path, (*ScorePart._fields, "about"))
-        except (ValueError, FileNotFoundError):  # an evaluation that finishes meanwhile deletes its parts
-            continue
-        part = ScorePart(*(fields[name] for name in ScorePart._fields))
-        if str(fields["about"]) == about and _is_whole(part):
-            yield part
-
-
-def _is_whole(part: ScorePart) -> bool:
-    kinds = tuple(array.dtype.kind for array in part)
-    n = len(np.atleast_1d(part.names))
-    shapes_fit = part.names.shape == (n,) and part.digests.shape == (n, 16) and part.scores.shape[:-1] == (n,)
-    return kinds == ("U", "u", "f") and shapes_fit and bool(np.isfinite(part.scores).all())
-
-
-def delete_score_parts(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def is_of_validation_images(about: dict[str, Any], config: dict[str, Any], result: Result | None) -> bool:
-    """Whether scores are of exactly the images that the run validated on, wherever these are now.
-
-    Args:
-        about: of the scores.
-        config, result: of the run. Without a result, or with one that does not name the validation images, the scores
-            must be of the data section and the part that the run was trained on.
-    """
-    if result is not None and result.validation_images is not None:
-        return bool(about.get("images") == result.validation_images)
-    return about.get("data") == config["data"] and about.get("part") == "val" and not about.get("exclude")
+    write_json(run / _RESULT_FILE, result.to_dict())
 
 
 def result_text(result: Result, run: Path) -> str:
-    """A short table of a finished run, and where to look."""
+    """Returns a short table of a finished run, with the paths to look at next."""
     epochs = result.epochs or len(result.history)
     rows = [
         ("network", result.network or "unknown"),
         ("data", f"{result.data or 'unknown'} ({result.n:,} validation images, {result.num_classes} classes)"),
         ("protocol", result.protocol or "unknown"),
-        ("top-1 error", _error(result.top1_wrong, result.n)),
-        ("top-5 error", _error(result.top5_wrong, result.n)),
+        ("top-1 error", _error_text(result.top1_wrong, result.n)),
+        ("top-5 error", _error_text(result.top5_wrong, result.n)),
         ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}"),
         ("run directory", str(run)),
         ("TensorBoard", f"tensorboard --logdir {run}"),
@@ -343,6 +199,6 @@ def result_text(result: Result, run: Path) -> str:
     return "\n".join(f"  {name:<15}{value}" for name, value in rows)
 
 
-def _error(wrong: int, n: int) -> str:
+def _error_text(wrong: int, n: int) -> str:
     low, high = wilson_interval(wrong, n)
     return f"{100 * wrong / n:.2f} %  (95 % interval {100 * low:.2f} to {100 * high:.2f} %)"

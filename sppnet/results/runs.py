@@ -1,4 +1,4 @@
-"""Finished and unfinished runs as they lie on disk, grouped by what may be compared."""
+"""Run directories with their results and scores, found by path patterns and grouped by what may be compared."""
 
 import glob
 import json
@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sppnet.results.records import SCORING_RULES, Result, Scores, is_of_validation_images, read_result, read_scores
+from sppnet.results.records import Result, read_result
+from sppnet.results.scores import SCORING_RULES, Scores, is_of_validation_images, read_scores
 from sppnet.runtime.names import first_line
 from sppnet.runtime.run_directory import checkpoint_digest, read_run_config, without_folders
 
-# What the paper compares, in the order in which it is shown.
+# What the paper compares, in the order in which tables show it.
 VARIANTS = {
     "none": "no SPP",
     "single": "SPP, one size",
@@ -25,7 +26,7 @@ VARIANTS = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run directory: what was trained, its result once it is finished, and the scores of its tests."""
+    """A run directory: its configuration, its result (None while training is unfinished), the scores of its tests."""
 
     path: Path
     config: dict[str, Any]
@@ -33,28 +34,30 @@ class Run:
 
     @property
     def architecture(self) -> str:
-        """A name of BACKBONES, or of the timm model."""
+        """A name of BACKBONES, or of a timm model."""
         backbone = self.config["backbone"]
         return str(backbone.get("name") or backbone["architecture"])
 
     @property
     def on_imagenet(self) -> bool:
+        """Whether it was trained on ImageNet, so that the paper's numbers can stand beside it."""
         return bool(self.config["data"]["source"] == "imagenet")
 
     @property
     def levels(self) -> tuple[int, ...] | None:
+        """The pyramid; None without one."""
         levels = self.config["pooling"]["levels"]
         return None if levels is None else tuple(levels)
 
     @property
     def sizes(self) -> list[int | str]:
-        """What was trained at, such as [224, 180] or ["random", 180, 224]."""
+        """The sizes of training, such as [224, 180] or ["random", 180, 224]."""
         sizes = self.config["sizes"]
         return list(sizes.get("cycle") or ["random", *sizes["uniform"]])
 
     @property
     def variant(self) -> str | None:
-        """The key of VARIANTS that this run is of, or None."""
+        """The key of VARIANTS for this run, None if no key fits."""
         random, several = self.sizes[0] == "random", len(self.sizes) > 1
         if self.levels is None:
             return "none"
@@ -62,12 +65,16 @@ class Run:
             return "random" if random else "alternate" if several else "single"
         return "30bins" if self.levels == (4, 3, 2, 1) and not several else None
 
-    def setting(self, *but: str) -> str:
-        """All that two runs must share to be compared: their configuration without the seed and the sections `but`."""
-        config = {key: value for key, value in self.config.items() if key not in {"seed", *but}}
+    def setting(self, *ignored: str) -> str:
+        """Returns all that two runs must share to be compared: their configuration without seed and `ignored` sections.
+
+        As JSON text, with the root of the data reduced to its last folder.
+        """
+        config = {key: value for key, value in self.config.items() if key not in {"seed", *ignored}}
         return json.dumps({**config, "data": without_folders(self.config["data"])}, sort_keys=True)
 
     def setting_text(self) -> str:
+        """Describes network, data and recipe in one line."""
         backbone, recipe, data = (self.config[section] for section in ("backbone", "recipe", "data"))
         options = [f"{k} {v}" for k, v in backbone.items() if k not in {"architecture", "name", "pretrained"}]
         options.append(f"hidden {self.config['hidden']}")
@@ -78,49 +85,48 @@ class Run:
 
     @cached_property
     def scores(self) -> dict[str, Scores]:
-        """By the title of the protocol: tests of the finished run on exactly its validation images.
+        """Protocol title -> scores of the finished run on exactly its validation images.
 
-        Scores made by the rules of another version are not among them.
+        Leaves out scores of an earlier checkpoint, and those made by another version of the scoring code.
         """
         if self.result is None:
             return {}
-        # Scores of an earlier checkpoint are not of this run.
         checkpoint = self.result.checkpoint or checkpoint_digest(self.path)
-        found = {}
+        valid = {}
         for path in sorted((self.path / "scores").glob("*.npz")):
             scores = read_scores(path)
             about = scores.about
             same_network = about.get("checkpoint") == checkpoint and about.get("rules") == SCORING_RULES
             if same_network and is_of_validation_images(about, self.config, self.result):
-                found[str(about.get("views"))] = scores
-        return found
+                valid[str(about.get("views"))] = scores
+        return valid
 
 
 def read_runs(patterns: Sequence[str]) -> list[Run]:
-    """The run directories that the patterns match, and those that lie in the folders they match.
+    """Reads the run directories that the patterns match, and those directly in the folders that they match.
 
     Raises ValueError for a pattern without any, and for damaged files.
     """
     runs: dict[Path, Run] = {}
     for pattern in patterns:
-        places = [Path(place) for place in sorted(glob.glob(pattern)) if Path(place).is_dir()]
-        folders = [folder for place in places for folder in [place, *sorted(filter(Path.is_dir, place.iterdir()))]]
-        found = {folder: config for folder in folders if (config := read_run_config(folder)) is not None}
-        if not found:
+        matches = [Path(match) for match in sorted(glob.glob(pattern)) if Path(match).is_dir()]
+        folders = [folder for match in matches for folder in [match, *sorted(filter(Path.is_dir, match.iterdir()))]]
+        configs = {folder: config for folder in folders if (config := read_run_config(folder)) is not None}
+        if not configs:
             raise ValueError(f"runs={pattern}: no run directories there")
-        runs |= {folder: Run(folder, config, read_result(folder)) for folder, config in found.items()}
+        runs |= {folder: Run(folder, config, read_result(folder)) for folder, config in configs.items()}
     return list(runs.values())
 
 
-def grouped(runs: Sequence[Run], *but: str) -> dict[str, list[Run]]:
-    """Runs that share their `setting`.
+def grouped(runs: Sequence[Run], *ignored: str) -> dict[str, list[Run]]:
+    """Groups runs by their `setting`, each group sorted by seed.
 
-    Raises ValueError where two finished runs share all of it and the seed: one training would count twice.
+    Raises ValueError if two finished runs share the whole setting and the seed: one training would count twice.
     """
     groups: dict[str, list[Run]] = {}
     trained: dict[tuple[str, int], Run] = {}
     for run in runs:
-        groups.setdefault(run.setting(*but), []).append(run)
+        groups.setdefault(run.setting(*ignored), []).append(run)
         if run.result is not None:
             first = trained.setdefault((run.setting(), int(run.config["seed"])), run)
             if first is not run:
@@ -132,10 +138,10 @@ def grouped(runs: Sequence[Run], *but: str) -> dict[str, list[Run]]:
 
 @contextmanager
 def naming_config(run: Run) -> Iterator[None]:
-    """Where a network cannot be built from the configuration of a run, a ValueError names the file."""
+    """Around building the network of a run: turns any error into a ValueError that names its config.yaml."""
     try:
         yield
-    except Exception as error:  # the configuration of a stranger may ask for anything
+    except Exception as error:  # a configuration from anyone may ask for anything
         raise ValueError(
             f"{run.path / 'config.yaml'}: no network can be built from it ({first_line(error)})"
         ) from error

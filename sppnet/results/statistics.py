@@ -7,7 +7,7 @@ import numpy as np
 
 
 def wilson_interval(wrong: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of an error measured on n images, as fractions in 0..1 (Wilson 1927).
+    """Returns the 95 % interval of an error measured on n images, as fractions in 0..1 (Wilson 1927).
 
     It covers the choice of images only: another training run of the same network would move it.
 
@@ -22,7 +22,7 @@ def wilson_interval(wrong: int, n: int) -> tuple[float, float]:
 
 
 class PairedTest(NamedTuple):
-    """Two trained networks, or two protocols of one, on the same images: McNemar's test."""
+    """McNemar's test of two trained networks, or of two protocols of one, on the same images."""
 
     only_first: int  # images that only the first gets wrong
     only_second: int
@@ -30,11 +30,14 @@ class PairedTest(NamedTuple):
     difference: float  # first error minus second, a fraction
     low: float  # 95 % interval of the difference, over images only: see `gain_interval`
     high: float
-    p: float  # two-sided, exact: how often chance alone splits the only_* images at least as unevenly
+    p: float  # two-sided, exact: the probability that chance splits the only_* images at least as unevenly
 
 
 def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
-    """Compares two networks by which images each got wrong, bool (n,) each. ValueError unless n agrees and is >= 1."""
+    """Compares two networks by which images each got wrong, bool (n,) each.
+
+    Raises ValueError unless n agrees and is >= 1.
+    """
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(f"{first.shape} and {second.shape} images: must be the same ones, and at least one")
     from scipy.stats import binomtest
@@ -46,20 +49,20 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
 
 
 def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = False) -> tuple[float, float]:
-    """95 % interval of mean error of `baseline` minus that of `other`, as fractions in -1..1.
+    """Returns the 95 % interval of mean error of `baseline` minus that of `other`, as fractions in -1..1.
 
     With two or more runs on each side it covers the choice of images and of training runs; with one run on either side
-    it covers the images only, for the runs as they are.
+    it covers the images only, for these trained runs.
 
-    The quantile is Student's, because few runs tell little about their own spread. Its degrees of freedom are those of
-    the runs, divided by the share of the variance that comes from the runs: Student's interval where that is all of
-    it, the normal one where it is none. (Satterthwaite's rule divides by the square of the share; for two protocols of
+    The quantile is Student's, because the spread of few runs is itself uncertain. Its degrees of freedom are those of
+    the runs, divided by the share of the variance that comes from the runs: Student's interval if that is all of it,
+    the normal one if it is none. (Satterthwaite's rule divides by the square of the share; for two protocols of
     the same three runs its intervals covered 91 to 94 % in simulations.)
 
     Args:
         baseline, other: bool (runs, n), which images each run got wrong; n agrees.
-        same_runs: row i of both is the same training run, tested by two protocols. Else the sides were trained
-            independently, even where they share seeds, and the number of runs need not agree.
+        same_runs: row i of both is the same training run, tested by two protocols. Otherwise the sides were trained
+            independently, even if they share seeds, and the number of runs need not agree.
 
     Raises ValueError unless the shapes fit.
     """
@@ -70,10 +73,10 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
     from scipy.special import stdtrit
 
     gains, losses = baseline.astype(float), -other.astype(float)
-    sides = [gains + losses] if same_runs else [gains, losses]  # independent of one another, up to the images
+    sides = [gains + losses] if same_runs else [gains, losses]  # independent apart from the images
     from_images, from_runs, degrees = _variances(sides)
 
-    # At least that of two images, each wrong on another side, as Bonett and Price (2012) add them: where all images
+    # At least the variance of two images, each wrong on another side, which Bonett and Price (2012) add: if all images
     # agree, the interval must not have width 0.
     variance = max(from_images + from_runs, 2 / baseline.shape[1] ** 2)
     if from_runs:
@@ -84,31 +87,32 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
 
 
 def _variances(sides: list[np.ndarray]) -> tuple[float, float, float]:
-    """Of the sum of the means of `sides`, each float (runs, n) over the same images.
+    """Splits the variance of the sum of the means of `sides`, each float (runs, n) over the same images.
 
     Two-way analysis of variance with images and runs both random (Cornfield and Tukey 1956; as for cases and readers in
     Obuchowski and Rockette 1995).
 
-    Returns the variance that comes from the images, that which comes from the runs with the rest that belongs to one
-    run on one image, and the degrees of freedom of the latter (Welch 1947). With one run on a side: all of the variance
-    over images, 0, infinity.
+    Returns the variance from the images, the variance from the runs together with the rest (of one run on one image),
+    and the degrees of freedom of the latter (Welch 1947). With one run on a side: the whole variance over images, 0,
+    infinity.
     """
     n = sides[0].shape[1]
     from_images = float(sum(side.mean(axis=0) for side in sides).var()) / n
     if min(map(len, sides)) == 1:
         return from_images, 0.0, math.inf
 
-    # The spread of the images holds the rest, too, which must not count twice.
+    # The spread of the images includes the rest, which must not count twice.
     from_images = max(0.0, from_images - sum(_rest(side) / side.size for side in sides))
     parts = [float(side.mean(axis=1).var(ddof=1)) / len(side) for side in sides]
     from_runs = sum(parts)
     if not from_runs:
         return from_images, 0.0, math.inf
+
     squares = sum(part**2 / (len(side) + 1) for part, side in zip(parts, sides, strict=True))
     return from_images, from_runs, from_runs**2 / squares - 2
 
 
 def _rest(side: np.ndarray) -> float:
-    """The variance within float (runs, n) that comes neither from the run nor from the image."""
+    """Returns the variance within float (runs, n) that comes neither from the run nor from the image."""
     rest = side - side.mean(axis=0) - side.mean(axis=1, keepdims=True) + side.mean()
     return float((rest**2).sum() / (side.size - side.shape[1]))

@@ -1,0 +1,175 @@
+"""What a table still lacks: the command for every missing training and test, with an estimate of its time."""
+
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from sppnet.data.folders import ILSVRC_2012
+from sppnet.results.costs import estimate, training_work
+from sppnet.results.paper import (
+    PAPER,
+    PAPER_EPOCHS,
+    PAPER_LEVELS,
+    PAPER_SIZES,
+    TableSpec,
+    experiment_of,
+    suits,
+    variant_label,
+)
+from sppnet.results.runs import VARIANTS, Run, naming_config
+
+_IMAGENET_CLASSES = 1000
+
+
+def missing_tests(spec: TableSpec, seeds: Sequence[Run]) -> list[str]:
+    """Returns a line with a command per unfinished run, and one per set of protocols that finished runs lack.
+
+    Args:
+        seeds: runs of one network that differ in seed only.
+    """
+    label, wanted, lines = variant_label(seeds[0]), spec.views_of(seeds), []
+    untested: dict[tuple[str, ...], list[Run]] = {}
+    for run in seeds:
+        missing = tuple(views for views, _ in wanted if views not in run.scores)
+        if run.result is None:
+            words = [f"run={hydra_value(str(run.path))}", *_overrides(run.config), f"seed={run.config['seed']}"]
+            command = _shell_command("python", "scripts/train.py", *words)
+            lines.append(f"{label}, seed {run.config['seed']}, has not finished training: {command}")
+        elif missing:
+            untested.setdefault(missing, []).append(run)
+
+    for missing, runs in untested.items():
+        numbers = ", ".join(str(run.config["seed"]) for run in runs)
+        paths = [str(run.path) for run in runs]
+        value = hydra_value(paths[0] if len(paths) == 1 else paths)
+        command = _shell_command("python", "scripts/evaluate.py", f"run={value}", f"views={hydra_value(list(missing))}")
+        lines.append(f"{label}, seed{'s' if len(runs) > 1 else ''} {numbers}, by {', '.join(missing)}: {command}")
+    return lines
+
+
+def missing_trainings(spec: TableSpec, block: Sequence[Run], runs: Sequence[Run]) -> list[str]:
+    """Returns a line with a command for every variant that the table should have and `block` does not.
+
+    Args:
+        block: runs that differ in pyramid, sizes and seed only.
+        runs: all runs, to estimate times from.
+    """
+    present = {run.variant for run in block}
+    return [
+        _missing_training(block, variant, spec, runs)
+        for variant in VARIANTS
+        if variant not in present and variant in spec.variants and _belongs(block[0], variant)
+    ]
+
+
+def _belongs(run: Run, variant: str) -> bool:
+    """Whether a table of this run's network should have this variant."""
+    return (run.architecture, variant) in PAPER if run.on_imagenet else variant in ("none", "single", "alternate")
+
+
+def _missing_training(block: Sequence[Run], variant: str, spec: TableSpec, runs: Sequence[Run]) -> str:
+    sibling = next((run for run in block if run.result is not None), block[0])
+    config = _config_of(sibling, variant)
+    seeds = sorted({int(run.config["seed"]) for run in block})
+    words = [*(["-m"] if len(seeds) > 1 else []), *_name_override(sibling, variant), *_overrides(config)]
+    command = _shell_command("python", "scripts/train.py", *words, f"seed={','.join(map(str, seeds))}")
+
+    if sibling.on_imagenet:
+        time = paper_estimate(sibling.architecture, variant, runs)
+    elif sibling.result is None:
+        time = "no finished run to estimate from"
+    else:
+        with naming_config(sibling):
+            work = training_work(config, sibling.result.num_classes, sibling.result.training_images)
+        time = estimate(work, runs)
+
+    views = ", ".join(views for views in spec.views if suits(variant, views))
+    return f"{VARIANTS[variant]}, by {views} ({time}{', each seed' if len(seeds) > 1 else ''}): {command}"
+
+
+def _config_of(sibling: Run, variant: str) -> dict[str, Any]:
+    """Returns the configuration of `sibling` with the pyramid and the sizes of another variant.
+
+    The largest size stays that of `sibling`; the others keep the ratio that the paper's have to 224.
+    """
+    largest = max(size for size in sibling.sizes if isinstance(size, int))
+    sizes = [round(size * largest / 224) for size in PAPER_SIZES[variant]]
+    return {
+        **sibling.config,
+        "pooling": {"levels": PAPER_LEVELS[variant]},
+        "sizes": {"uniform" if variant == "random" else "cycle": sizes},
+    }
+
+
+def _name_override(sibling: Run, variant: str) -> list[str]:
+    """Returns [name=NAME] for another variant of `sibling`; [] unless its name ends in its variant."""
+    if sibling.on_imagenet:
+        return [f"name={experiment_of(sibling.architecture, variant)}"]
+    match = re.fullmatch(rf"(.+)_{sibling.variant}-seed\d+-[0-9a-f]+", sibling.path.name)
+    return [f"name={hydra_value(f'{match[1]}_{variant}')}"] if match else []
+
+
+def _overrides(config: dict[str, Any]) -> list[str]:
+    """Returns the words after scripts/train.py that give this configuration without its seed, whatever the defaults."""
+    recipe, sizes = config["recipe"], config["sizes"]
+    words = [
+        f"backbone={config['backbone']['architecture']}",
+        f"data={config['data']['source']}",
+        f"recipe={'paper' if recipe.get('warmup_epochs') is None else 'fast'}",
+        f"sizes={'random' if 'uniform' in sizes else 'single'}",
+    ]
+    for section, value in config.items():
+        if isinstance(value, dict):
+            keys = [key for key in value if key not in ("architecture", "source")]
+            words += [f"{section}.{key}={hydra_value(value[key])}" for key in keys]
+        elif section != "seed":
+            words.append(f"{section}={hydra_value(value)}")
+    return words
+
+
+def hydra_value(value: Any) -> str:
+    """Formats a plain value so that Hydra reads the same value from the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{hydra_value(key)}:{hydra_value(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(hydra_value, value)) + "]"
+
+    text = str(value)
+    is_word = re.fullmatch(r"[A-Za-z_/][\w./-]*", text, re.ASCII)
+    if not isinstance(value, str) or (is_word and text.lower() not in ("null", "true", "false", "nan", "inf")):
+        return text
+
+    # A dollar with a brace is an interpolation for OmegaConf, and a quote ends the text for Hydra. Both take
+    # backslashes literally unless they precede one of these.
+    text = re.sub(r"(\\*)\$\{", lambda match: 2 * match[1] + "\\${", text)
+    text = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + ('\\"' if match[2] else ""), text)
+    return f'"{text}"'
+
+
+def paper_command(architecture: str, variant: str, runs: Sequence[Run]) -> str:
+    """Returns the command that trains a network of PAPER, with the folder of ImageNet if one of the runs names it."""
+    roots = [run.config["data"].get("root") for run in runs if run.on_imagenet]
+    root = hydra_value(roots[0]) if roots else "PATH"
+    experiment = f"experiment={experiment_of(architecture, variant)}"
+    return _shell_command("python", "scripts/train.py", experiment, f"data.root={root}")
+
+
+def paper_estimate(architecture: str, variant: str, runs: Sequence[Run]) -> str:
+    """Estimates the time that training a network of PAPER takes, from the finished runs."""
+    normalization = "within_channel" if architecture == "zf5" else "across_channels"
+    config = {
+        "backbone": {"architecture": architecture, "width": 1.0, "normalization": normalization},
+        "pooling": {"levels": PAPER_LEVELS[variant]},
+        "sizes": {"cycle": PAPER_SIZES[variant]},
+        "hidden": 4096,
+        "recipe": {"epochs": PAPER_EPOCHS[architecture]},
+    }
+    return estimate(training_work(config, _IMAGENET_CLASSES, ILSVRC_2012[0]), runs)
+
+
+def _shell_command(*words: str) -> str:
+    """Returns a command that a shell splits into these words, between backticks."""
+    return f"`{shlex.join(words)}`"

@@ -1,0 +1,73 @@
+"""Scores files: written and read back; damaged and malicious ones are refused."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+
+from sppnet.results.scores import Scores, read_scores, write_scores
+
+SCORES = Scores(np.full((3, 2), 0.5, np.float32), np.array([0, 1, 0]), np.array(["a", "b", "c"]), {"views": "center"})
+
+
+def test_scores_come_back_as_they_were_written(tmp_path):
+    write_scores(tmp_path / "center.npz", SCORES)
+    scores = read_scores(tmp_path / "center.npz")
+    assert np.array_equal(scores.scores, SCORES.scores)
+    assert scores.labels.tolist() == [0, 1, 0]
+    assert scores.names.tolist() == ["a", "b", "c"]
+    assert scores.about == SCORES.about
+
+
+def test_scores_of_one_image_are_read_and_of_none_refused(tmp_path):
+    for n in (1, 0):
+        first = Scores(SCORES.scores[:n], SCORES.labels[:n], SCORES.names[:n], SCORES.about)
+        write_scores(tmp_path / f"{n}.npz", first)
+    assert read_scores(tmp_path / "1.npz").labels.tolist() == [0]
+    with pytest.raises(ValueError, match=r"0\.npz: not a scores file \(0 scores, 0 labels and 0 names"):
+        read_scores(tmp_path / "0.npz")
+
+
+def archive(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(f"{name}.npy", content)
+
+
+def npy(array, shape=None):
+    """Returns the bytes of an .npy file; `shape` is the one its header claims."""
+    header = f"{{'descr': '{array.dtype.str}', 'fortran_order': False, 'shape': {shape or array.shape}, }}"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + array.tobytes()
+
+
+MEMBERS = {
+    "scores": npy(SCORES.scores),
+    "labels": npy(SCORES.labels),
+    "names": npy(SCORES.names),
+    "about": npy(np.array(json.dumps({"views": "center"}))),
+}
+
+
+def test_a_compressed_archive_is_refused_before_it_fills_the_memory(tmp_path):
+    path = tmp_path / "center.npz"
+    archive(path, MEMBERS)
+    read_scores(path)
+    archive(path, MEMBERS | {"scores": npy(np.zeros((5000, 1000), np.float32))}, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"center\.npz: not a scores file \(scores unfolds to 20,000,\d+ bytes, more"):
+        read_scores(path)
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2), (2**62, 2**62), (10_000, 2)])
+def test_an_array_whose_header_claims_more_than_the_file_holds_is_refused(tmp_path, shape):
+    path = tmp_path / "center.npz"
+    archive(path, MEMBERS | {"scores": npy(SCORES.scores, shape)})
+    with pytest.raises(ValueError, match=r"center\.npz: not a scores file \(scores says \(.*more than the file holds"):
+        read_scores(path)
+
+
+def test_metadata_that_nests_too_deep_is_refused(tmp_path):
+    archive(tmp_path / "center.npz", MEMBERS | {"about": npy(np.array("[" * 100_000))})
+    with pytest.raises(ValueError, match=r"center\.npz: not a scores file"):
+        read_scores(tmp_path / "center.npz")

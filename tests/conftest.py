@@ -42,6 +42,11 @@ def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), tra
     return root
 
 
+def rows(images: Any) -> list[tuple[bytes, int, str]]:
+    """(encoded, label, name) of every image of a `LabelledImages`."""
+    return [(images.read(i), int(images.labels[i]), images.name(i)) for i in range(len(images))]
+
+
 @contextmanager
 def started_process(
     command: Sequence[str | Path], *, limit: float = 300, **options: Any

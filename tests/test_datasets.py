@@ -11,7 +11,7 @@ from hashlib import blake2b, sha256
 import numpy as np
 import pytest
 
-from conftest import jpeg
+from conftest import jpeg, rows
 from sppnet.data.folders import ImageFiles
 from sppnet.data.images import UnreadableImage
 from sppnet.data.sources import DATA_SOURCES, content_digests, images_fingerprint, open_data, select_images
@@ -26,8 +26,8 @@ def make_tree(root, counts):
     return root
 
 
-def names(data):
-    return [data[i][2] for i in range(len(data))]
+def names(images):
+    return [images.name(i) for i in range(len(images))]
 
 
 def assert_refuses(pattern, source="folder", error=ValueError, **options):
@@ -87,7 +87,7 @@ def test_an_image_that_cannot_be_read_is_named_with_what_to_do(tree):
 def test_digests_of_a_store_are_of_its_files(saved):
     images = open_data("hub", name=saved, **COLUMNS).train
     assert [digest.tobytes() for digest in content_digests(images, "reading")] == [
-        blake2b(images[i][0], digest_size=16).digest() for i in range(4)
+        blake2b(images.read(i), digest_size=16).digest() for i in range(4)
     ]
 
 
@@ -114,13 +114,10 @@ def test_folder_reads_files_labels_and_names(tree):
     assert data.train.labels.tolist() == [0, 0, 1, 1, 1]
     for split in (data.train, data.val):
         for i in range(len(split)):
-            content, label, name = split[i]
-            assert content == name.encode()
-            assert type(label) is int
-            assert label == split.labels[i]
-            assert data.classes[label] == name.split("/")[1]
+            assert split.read(i) == split.name(i).encode()
+            assert data.classes[split.labels[i]] == split.name(i).split("/")[1]
     with pytest.raises(IndexError):
-        data.train[5]
+        data.train.read(5)
 
 
 def test_order_is_by_class_and_path(tree):
@@ -164,7 +161,7 @@ def test_linked_class_folders_and_files_are_read(tree):
     (tree / "val/c/link.jpg").symlink_to(tree / "val/a/image_0.jpg")
     data = open_data("folder", root=str(tree))
     assert data.classes == ("a", "b", "c")
-    assert data.val[len(data.val) - 1] == (b"val/a/image_0.jpg", 2, "val/c/link.jpg")
+    assert rows(data.val)[-1] == (b"val/a/image_0.jpg", 2, "val/c/link.jpg")
 
 
 def test_links_among_class_folders_that_lead_nowhere_are_no_classes(tree):
@@ -181,7 +178,7 @@ def test_a_class_whose_name_is_not_text_is_named(tree):
 def test_names_that_are_not_ascii(tree):
     (tree / "train/a/grün 猫.jpg").write_text("x")
     data = open_data("folder", root=str(tree))
-    assert (b"x", 0, "train/a/grün 猫.jpg") in [data.train[i] for i in range(len(data.train))]
+    assert (b"x", 0, "train/a/grün 猫.jpg") in rows(data.train)
 
 
 def test_classes_must_be_the_same(tree):
@@ -231,7 +228,7 @@ def test_single_tree_gives_a_fifth_of_every_class_to_val(tmp_path):
     assert sorted(names(data.train) + names(data.val)) == sorted(
         str(p.relative_to(tmp_path)) for p in tmp_path.glob("*/*")
     )
-    assert data.val[0][0].decode() == data.val[0][2]
+    assert data.val.read(0).decode() == data.val.name(0)
 
 
 def test_val_fraction_splits_train(tree):
@@ -288,7 +285,7 @@ def test_paths_are_one_array_and_survive_pickling(tree):
     assert data.paths.dtype.kind == "S"
     assert not any(isinstance(value, list | dict) for value in vars(data).values())
     copy = pickle.loads(pickle.dumps(data))
-    assert [copy[i] for i in range(len(copy))] == [data[i] for i in range(len(data))]
+    assert rows(copy) == rows(data)
     assert copy.classes == data.classes
 
 
@@ -304,7 +301,7 @@ def small_imagenet(tmp_path_factory):
 def test_imagenet(small_imagenet):
     data = open_data("imagenet", root=str(small_imagenet))
     assert data.classes[7] == "n00000007"
-    assert data.val[7] == (b"val/n00000007/image_0.jpg", 7, "val/n00000007/image_0.jpg")
+    assert rows(data.val)[7] == (b"val/n00000007/image_0.jpg", 7, "val/n00000007/image_0.jpg")
     assert len(data.train) == len(data.val) == 1000
 
 
@@ -400,22 +397,20 @@ def test_hub_reads_what_save_to_disk_wrote(saved):
     assert data.classes == ("cat", "dog")
     assert data.train.labels.dtype == np.int64
     assert data.train.labels.tolist() == [0, 1, 1, 0]
-    assert data.train[2] == (jpeg(np.full((4, 5, 3), 80, np.uint8)), 1, "train/2")
+    assert rows(data.train)[2] == (jpeg(np.full((4, 5, 3), 80, np.uint8)), 1, "train/2")
     assert names(data.val) == ["validation/0", "validation/1"]
     assert len(data.val) == 2
     with pytest.raises(IndexError):
-        data.val[2]
+        data.val.read(2)
     copy = pickle.loads(pickle.dumps(data.train))
-    assert copy[2] == data.train[2]
+    assert rows(copy) == rows(data.train)
 
 
 def test_hub_reads_a_folder_of_images_by_load_dataset(hub, tmp_path, image_folder):
     data = open_data("hub", name=str(image_folder), cache=str(tmp_path / "cache"))
     expected = open_data("folder", root=str(image_folder))
     assert data.classes == expected.classes
-    assert sorted(data.train[i][:2] for i in range(len(data.train))) == sorted(
-        expected.train[i][:2] for i in range(len(expected.train))
-    )
+    assert sorted(row[:2] for row in rows(data.train)) == sorted(row[:2] for row in rows(expected.train))
     assert len(data.val) == len(expected.val)
 
 
@@ -425,7 +420,7 @@ def test_hub_reads_parquet_and_slices_of_splits(hub, saved, tmp_path):
     options = COLUMNS | {"name": str(tmp_path / "parquet"), "cache": str(tmp_path / "cache")}
     data = open_data("hub", train_split="train[:3]", val_split="train[3:]", **options)
     assert (len(data.train), len(data.val)) == (3, 1)
-    assert data.val[0][:2] == (jpeg(np.full((4, 5, 3), 120, np.uint8)), 0)
+    assert rows(data.val)[0][:2] == (jpeg(np.full((4, 5, 3), 120, np.uint8)), 0)
     assert_refuses("Unknown split", "hub", **options)
 
 
@@ -505,9 +500,9 @@ def test_a_store_reads_no_file_outside_of_its_folder(hub, tmp_path, monkeypatch,
     root = write_store(hub, tmp_path / "store", [PHOTO, named], [0, 1])
     (tmp_path / "store/link.jpg").symlink_to(secret)
     for data in (open_data("prepared", root=root), open_data("hub", name=root)):
-        assert data.train[0][:2] == (PHOTO, 0)
+        assert (data.train.read(0), data.train.labels[0]) == (PHOTO, 0)
         with pytest.raises(ValueError, match=rf"row 1 of train names {named}, outside {root}$"):
-            data.train[1]
+            data.train.read(1)
 
 
 def test_a_store_reads_files_in_its_folder(hub, tmp_path):
@@ -515,8 +510,7 @@ def test_a_store_reads_files_in_its_folder(hub, tmp_path):
     (tmp_path / "store/files").mkdir()
     (tmp_path / "store/files/0.jpg").write_bytes(PHOTO)
     data = open_data("prepared", root=root)
-    assert data.train[0] == (PHOTO, 0, "0.jpg")
-    assert data.train[1] == (PHOTO, 1, "1.jpg")
+    assert rows(data.train) == [(PHOTO, 0, "0.jpg"), (PHOTO, 1, "1.jpg")]
 
 
 def test_a_table_of_paths_reads_files_beside_it_only(hub, tmp_path):
@@ -535,9 +529,9 @@ def test_a_table_of_paths_reads_files_beside_it_only(hub, tmp_path):
         val_split="train",
         cache=str(tmp_path / "cache"),
     )
-    assert data.train[0][0] == PHOTO
+    assert data.train.read(0) == PHOTO
     with pytest.raises(ValueError, match=r"row 1 of train names .*photo\.jpg, outside"):
-        data.train[1]
+        data.train.read(1)
 
 
 @pytest.mark.parametrize("cut", [0, 100, -600])
@@ -562,7 +556,7 @@ def test_remote_stores_name_the_extra_that_reads_them(hub, monkeypatch):
 def test_shapes_are_drawn_and_read(tmp_path):
     data = open_data("shapes", root=str(tmp_path / "shapes"), train=20, val=10, seed=1)
     assert (len(data.train), len(data.val), len(data.classes)) == (20, 10, 10)
-    assert data.train[0][0][:2] == b"\xff\xd8"
+    assert data.train.read(0)[:2] == b"\xff\xd8"
 
 
 # Selecting.
@@ -575,10 +569,9 @@ def test_selected_images_are_labelled_by_the_classes_of_the_network(tree):
             images = select_images(data, part, classes=classes)
             assert images.classes == classes
             assert len(images) == len(images.labels) > 0
-            for i in range(len(images)):
-                _, label, name = images[i]
+            for encoded, label, name in rows(images):
                 assert classes[label] == name.split("/")[1]
-                assert images.labels[i] == label
+                assert encoded == name.encode()
 
 
 def test_unknown_source():

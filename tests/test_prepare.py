@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from conftest import jpeg, run_process, started_process
+from conftest import jpeg, rows, run_process, started_process
 from sppnet.data.images import decode_image, resize_shorter_side
 from sppnet.data.prepare import Settings, _row, prepare
 from sppnet.data.sources import open_data, without_images
@@ -78,13 +78,13 @@ def both(tmp_path_factory):
 
 
 def by_name(images):
-    return {images[i][2]: images[i] for i in range(len(images))}
+    return {row[2]: row for row in rows(images)}
 
 
 def test_a_store_has_the_same_images_names_and_labels(both):
     source, _, stored = both
     assert stored.classes == source.classes
-    assert [stored.val[i] for i in range(len(stored.val))] == [source.val[i] for i in range(len(source.val))]
+    assert rows(stored.val) == rows(source.val)
     kept = [name for name in by_name(source.train) if name != "train/cat/broken.jpg"]
     assert list(by_name(stored.train)) == kept
     assert [entry[1] for entry in by_name(stored.train).values()] == [
@@ -94,13 +94,13 @@ def test_a_store_has_the_same_images_names_and_labels(both):
 
 def test_training_images_are_the_same_pictures_but_small(both):
     source, _, stored = both
-    for name, (data, _, _) in by_name(stored.train).items():
+    for name, (encoded, _, _) in by_name(stored.train).items():
         original = decode_image(by_name(source.train)[name][0], name)
-        picture = decode_image(data, name)
+        picture = decode_image(encoded, name)
         expected = resize_shorter_side(original, min(48, *original.shape[1:]))
         assert picture.shape == expected.shape
         assert (picture.float() - expected.float()).abs().mean() < 2
-        assert data.startswith(b"\xff\xd8")
+        assert encoded.startswith(b"\xff\xd8")
     tiny = "train/cat/tiny.jpg"  # nothing to win
     assert by_name(stored.train)[tiny][0] == by_name(source.train)[tiny][0]
 
@@ -109,7 +109,7 @@ def test_the_report_names_what_is_unusual(both):
     _, report, stored = both
     train = report["train"]
     assert (train["images"], report["validation"]["images"]) == (len(stored.train), len(stored.val)) == (10, 5)
-    assert train["bytes"] == sum(len(stored.train[i][0]) for i in range(10))
+    assert train["bytes"] == sum(len(stored.train.read(i)) for i in range(10))
     assert train["misnamed"] == [["train/cat/png.jpg", "is PNG"]]
     assert train["cmyk"] == [["train/cat/cmyk.jpg", ""]]
     assert train["rotated"] == [["train/cat/rotated.jpg", "orientation 6"]]
@@ -129,11 +129,12 @@ def test_the_library_reads_it_as_its_own(both, tmp_path):
     splits = hub.load_from_disk(str(root))
     assert splits["train"].features["label"].names == ["cat", "horse"]
     assert splits["validation"][0]["image"].size == (131, 96)
-    assert open_data("hub", name=str(root)).train[3][:2] == both[2].train[3][:2]
+    assert rows(open_data("hub", name=str(root)).train)[3][:2] == rows(both[2].train)[3][:2]
     splits["train"].to_parquet(tmp_path / "some.parquet")
     files = {"train": str(tmp_path / "some.parquet")}
     options = {"train_split": "train", "val_split": "train", "cache": str(tmp_path / "cache")}
-    assert open_data("hub", name="parquet", data_files=files, **options).val[3][:2] == both[2].train[3][:2]
+    from_parquet = open_data("hub", name="parquet", data_files=files, **options)
+    assert rows(from_parquet.val)[3][:2] == rows(both[2].train)[3][:2]
 
 
 def test_the_fingerprint_is_of_names_labels_and_contents(both, tmp_path):
@@ -159,7 +160,7 @@ def test_unreadable_validation_images_stop_it_until_they_are_mended(tmp_path):
     prepare(data, tmp_path / "store", SMALL, workers=1)
     changed = [file.relative_to(tmp_path / "store") for file in written if file.stat().st_mtime_ns != written[file]]
     assert [str(file) for file in changed] == ["validation/data-00000.arrow"]
-    assert open_data("prepared", root=str(tmp_path / "store")).val[3] == data.val[3]
+    assert rows(open_data("prepared", root=str(tmp_path / "store")).val)[3] == rows(data.val)[3]
     # A finished store is shown, not written again, and never mixed with another.
     store = {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*")}
     assert prepare(data, tmp_path / "store", SMALL, workers=1)["train"]["images"] == 40
@@ -290,7 +291,7 @@ def test_a_killed_preparation_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     whole = prepare(open_data("folder", root=str(root)), tmp_path / "whole", Settings(256, 95), workers=1)
     stores = [open_data("prepared", root=str(tmp_path / name)) for name in ("killed", "whole")]
     assert stores[0].fingerprint() == stores[1].fingerprint()
-    assert [stores[0].train[i] for i in range(96)] == [stores[1].train[i] for i in range(96)]
+    assert rows(stores[0].train) == rows(stores[1].train)
     assert whole["train"]["images"] == 96
     assert not list(tmp_path.rglob("*.partial*"))
     shown = run_process(command(root, tmp_path / "killed")).stdout

@@ -24,7 +24,7 @@ from sppnet.classify.scorer import Scorer, ViewInputs
 from sppnet.classify.training import train_classifier
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import decode_image
-from sppnet.data.sources import EncodedImages, ImageData, SelectedImages
+from sppnet.data.sources import ImageData, LabelledImages, SelectedImages
 from sppnet.network import SPPNet
 from sppnet.runtime.machine import keep_freed_memory
 
@@ -72,7 +72,7 @@ def loading_stages(training: Training, workers: int, seconds: float) -> list[Sta
     """From the file to the batch in memory."""
     images = training.data.train
     some = np.random.default_rng(0).permutation(len(images))[:DISTINCT_IMAGES].tolist()
-    files = [images[i] for i in some]
+    files = [(images.read(i), images.name(i)) for i in some]
     crops = TrainingCrops(images, side=training.crop_side, seed=0)
     module = _module(training, workers)
 
@@ -81,8 +81,8 @@ def loading_stages(training: Training, workers: int, seconds: float) -> list[Sta
         return rate(lambda: function(next(around)), 1, seconds)
 
     stages = [
-        Stage("read files", one_by_one(images.__getitem__, some), "one core", "from the page cache after the first"),
-        Stage("decode", one_by_one(lambda file: decode_image(file[0], file[2]), files), "one core"),
+        Stage("read files", one_by_one(images.read, some), "one core", "from the page cache after the first"),
+        Stage("decode", one_by_one(lambda file: decode_image(*file), files), "one core"),
         Stage("read, decode, resize, crop", one_by_one(lambda i: crops[0, i], some), "one core"),
     ]
     loader = module.train_dataloader()
@@ -185,7 +185,7 @@ def end_to_end(training: Training, expected: float, seconds: float) -> list[Stag
     return [Stage(total_name(size), statistics.median(rates[size]), "this machine", remark) for size in sizes]
 
 
-def _some(images: EncodedImages, count: int) -> SelectedImages:
+def _some(images: LabelledImages, count: int) -> SelectedImages:
     chosen = np.random.default_rng(0).permutation(len(images))[:count]
     return SelectedImages((images,), np.stack([0 * chosen, chosen], axis=1), images.labels[chosen], images.classes)
 

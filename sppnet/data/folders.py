@@ -27,9 +27,9 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+    def read(self, index: int) -> bytes:
         name = self.name(index)
-        return read_image_file(f"{self.root}/{name}", name), int(self.labels[index]), name
+        return read_image_file(f"{self.root}/{name}", name)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])

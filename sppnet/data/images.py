@@ -98,7 +98,7 @@ def read_image_file(path: str, name: str, max_bytes: int = MAX_FILE_BYTES) -> by
         raise UnreadableImage(printable(f"{name}: {error.strerror}")) from error
 
 
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """The picture in the bytes of a file, as a person would see it: uint8 RGB (3, h, w), upright.
 
     Reads JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and PPM by content, whatever the file is called, and the first
@@ -113,17 +113,17 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor
     try:
         # Pillow warns about harmless things such as a damaged EXIF block; the picture counts here.
         with warnings.catch_warnings(action="ignore"):
-            return _decode(data, max_pixels)
+            return _decode(encoded, max_pixels)
     except Exception as error:  # damaged files raise nearly everything, from SyntaxError to zlib.error
-        raise UnreadableImage(printable(f"{name}: {_reason(data, error)}")) from error
+        raise UnreadableImage(printable(f"{name}: {_reason(encoded, error)}")) from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Tensor:
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)  # reads the header alone
+def _decode(encoded: bytes, max_pixels: int) -> Tensor:
+    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)  # reads the header alone
     _check_pixels(image, max_pixels)
     # TorchCodec gives the same pixels as Pillow, CMYK and orientation included, 1.3 to 1.5 times as fast.
     if image.format in ("JPEG", "MPO") and _torchcodec is not None:
-        return _torchcodec.decode_jpeg(data)
+        return _torchcodec.decode_jpeg(encoded)
     image.load()
     return torch.from_numpy(_upright_rgb(image)).permute(2, 0, 1)
 
@@ -183,8 +183,8 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _reason(data: bytes, error: Exception) -> str:
-    if not data:
+def _reason(encoded: bytes, error: Exception) -> str:
+    if not encoded:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image that can be read ({', '.join(_FORMATS)})"

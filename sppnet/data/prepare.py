@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from sppnet.data.images import UnreadableImage, decode_image, resize_shorter_side
-from sppnet.data.sources import EncodedImages, ImageData
+from sppnet.data.sources import ImageData, LabelledImages
 from sppnet.data.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, VALIDATION, column_values
 from sppnet.data.survey import KINDS, remarks
 from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files, write_json
@@ -157,7 +157,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _shards(split: str, images: EncodedImages, out: Path, plan: str) -> Iterator[Shard]:
+def _shards(split: str, images: LabelledImages, out: Path, plan: str) -> Iterator[Shard]:
     # Many enough that a stop costs little, few enough that opening the store does not.
     size = min(4096, max(16, len(images) // 64))
     for number, start in enumerate(range(0, len(images), size)):
@@ -268,31 +268,32 @@ def _features(classes: tuple[str, ...]) -> Any:
     )
 
 
-def _row(images: EncodedImages, index: int, training: bool, facts: dict[str, Any]) -> dict[str, Any] | None:
+def _row(images: LabelledImages, index: int, training: bool, facts: dict[str, Any]) -> dict[str, Any] | None:
     """What is stored of an image, and what is said of it added to `facts`; None where it cannot be read."""
+    name = images.name(index)
     try:
-        data, label, name = images[index]
-        picture = decode_image(data, name)
+        encoded = images.read(index)
+        image = decode_image(encoded, name)
     except UnreadableImage as error:
-        facts["unreadable"].append([images.name(index), str(error)])
+        facts["unreadable"].append([name, str(error)])
         return None
     usual = True
-    for kind, remark in remarks(data, name, picture):
+    for kind, remark in remarks(encoded, name, image):
         facts[kind].append([name, remark])
         usual = usual and kind == "tiny"
-    stored = data if not training else _small(data, picture, _settings, keep=usual)
+    stored = encoded if not training else _small(encoded, image, _settings, keep=usual)
     facts["images"] += 1
     facts["bytes"] += len(stored)
-    digest = hashlib.sha256(data).hexdigest()
-    return {IMAGE: {"bytes": stored, "path": None}, LABEL: label, NAME: name, DIGEST: digest}
+    digest = hashlib.sha256(encoded).hexdigest()
+    return {IMAGE: {"bytes": stored, "path": None}, LABEL: int(images.labels[index]), NAME: name, DIGEST: digest}
 
 
-def _small(data: bytes, picture: torch.Tensor, settings: Settings, keep: bool) -> bytes:
-    """The picture as JPEG at its shorter side; the file itself where that would win nothing."""
-    side = min(*picture.shape[1:], settings.short_side)
-    if keep and side == min(picture.shape[1:]) and data.startswith(b"\xff\xd8"):
-        return data
-    pixels = resize_shorter_side(picture, side).permute(1, 2, 0).contiguous().numpy()
+def _small(encoded: bytes, image: torch.Tensor, settings: Settings, keep: bool) -> bytes:
+    """The image as JPEG at its shorter side; the file itself where that would win nothing."""
+    side = min(*image.shape[1:], settings.short_side)
+    if keep and side == min(image.shape[1:]) and encoded.startswith(b"\xff\xd8"):
+        return encoded
+    pixels = resize_shorter_side(image, side).permute(1, 2, 0).contiguous().numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=settings.quality, subsampling=0)
     return file.getvalue()

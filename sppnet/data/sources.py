@@ -1,10 +1,11 @@
-"""Where pictures come from: what a data set is, which sources there are, and choosing images.
+"""Data sets: their interface, the available sources, and selecting images.
 
-A data set is an `EncodedImages`. It keeps no Python object per image, because their reference counts would copy the
-memory of a forked worker page by page: 1.28 million paths are one NumPy array.
+A data set for classification has `LabelledImages` to train on and others to validate on. They keep no Python object per
+image, because their reference counts would copy the memory of a forked worker page by page: 1.28 million paths are one
+NumPy array.
 
-What is wrong with a data set is said by a FileNotFoundError or ValueError of one line: where, what was found, what
-is expected.
+Whatever is wrong with a data set is a FileNotFoundError or ValueError of one line: where, what was found, what is
+expected.
 """
 
 import hashlib
@@ -23,34 +24,36 @@ from sppnet.runtime.names import listing
 from sppnet.runtime.progress import Progress
 
 
-class EncodedImages(Protocol):
-    """Image files by index, from 0. `labels` is int64 (len(d),) and counts `classes` from 0."""
+class Images(Protocol):
+    """Encoded images by index, from 0."""
 
-    @property
-    def classes(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The content of an image file. Raises `sppnet.data.images.UnreadableImage` if it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """The name of an image, unique in train and val together."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes with names and labels, and with contents if known without reading every file."""
+
+
+class LabelledImages(Images, Protocol):
+    """Images with one label each: `labels` is int64 (n,), from 0 in the order of `classes`."""
 
     @property
     def labels(self) -> np.ndarray: ...
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
-        """The bytes of the file, its label, and its name, which no other image of train and val has.
-
-        Raises `sppnet.data.images.UnreadableImage` where the file cannot be read.
-        """
-
-    def name(self, index: int) -> str: ...
-
-    def fingerprint(self) -> str:
-        """Another one where names, labels or, if that can be known without reading all, contents are others."""
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
 
 class ImageData(NamedTuple):
-    """Both parts label by `classes`."""
+    """The two splits of a data set, labelled by the same `classes`."""
 
-    train: EncodedImages
-    val: EncodedImages
+    train: LabelledImages
+    val: LabelledImages
     classes: tuple[str, ...]
 
     def fingerprint(self) -> str:
@@ -63,7 +66,7 @@ class ImageData(NamedTuple):
 class SelectedImages:
     """Some images of one or more data sets, labelled by `classes`."""
 
-    sources: tuple[EncodedImages, ...]
+    sources: tuple[Images, ...]
     places: np.ndarray  # (len(d), 2): which source, and the index in it
     labels: np.ndarray
     classes: tuple[str, ...]
@@ -71,10 +74,9 @@ class SelectedImages:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+    def read(self, index: int) -> bytes:
         source, place = self.places[index]
-        data, _, name = self.sources[source][int(place)]
-        return data, int(self.labels[index]), name
+        return self.sources[source].read(int(place))
 
     def name(self, index: int) -> str:
         source, place = self.places[index]
@@ -124,7 +126,7 @@ DIGEST_BYTES = 16
 _IMAGES_PER_ROUND = 512  # so that few files are in memory at once
 
 
-def content_digests(images: EncodedImages, title: str) -> np.ndarray:
+def content_digests(images: Images, title: str) -> np.ndarray:
     """Reads every image once: uint8 (len(images), 16), the BLAKE2b of its bytes. Shows the progress of long readings.
 
     Files are hashed by threads, at about the speed of the disk: 50,000 images of 110 kB are 5.5 GB. Names, sizes and
@@ -145,11 +147,11 @@ def content_digests(images: EncodedImages, title: str) -> np.ndarray:
     return np.frombuffer(bytes(found), np.uint8).reshape(len(images), DIGEST_BYTES)
 
 
-def read_image(images: EncodedImages, index: int) -> tuple[bytes, str]:
+def read_image(images: Images, index: int) -> tuple[bytes, str]:
     """The bytes and the name of an image to test. Raises UnreadableImage that says how to skip it."""
     name = images.name(index)
     try:
-        return images[index][0], name
+        return images.read(index), name
     except UnreadableImage as error:
         raise UnreadableImage(f"{error}; {skip_hint(name)}") from error
 
@@ -158,7 +160,7 @@ def skip_hint(name: str) -> str:
     return f"repair the file, or skip it with exclude=[{name}]"
 
 
-def images_fingerprint(images: EncodedImages, digests: np.ndarray) -> str:
+def images_fingerprint(images: LabelledImages, digests: np.ndarray) -> str:
     """A hash of the classes and of the name, label and content (`content_digests`) of every image, in their order."""
     names = [images.name(i) for i in range(len(images))]
     digest = hashlib.sha256(json.dumps([images.classes, names]).encode())
@@ -179,16 +181,16 @@ def without_images(data: ImageData, exclude: Sequence[str]) -> ImageData:
     return ImageData(train, val, data.classes)
 
 
-def _names(images: EncodedImages) -> set[str]:
+def _names(images: Images) -> set[str]:
     return {images.name(i) for i in range(len(images))}
 
 
-def _places(source: int, images: EncodedImages) -> np.ndarray:
+def _places(source: int, images: Images) -> np.ndarray:
     return np.stack([np.full(len(images), source), np.arange(len(images))], axis=1)
 
 
 # Each gives (training images, validation images).
-DATA_SOURCES: dict[str, Callable[..., tuple[EncodedImages, EncodedImages]]] = {
+DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = {
     "shapes": shapes,
     "folder": folder,
     "imagenet": imagenet,

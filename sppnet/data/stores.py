@@ -36,13 +36,12 @@ class StoredImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
-        index = range(len(self))[index]
+    def read(self, index: int) -> bytes:
         (image,) = self.images[index].values()
-        data = self._named_file(index, image["path"]) if image["bytes"] is None else image["bytes"]
-        return data, int(self.labels[index]), self.name(index)
+        encoded: bytes | None = image["bytes"]
+        return self._read_named_file(index, image["path"]) if encoded is None else encoded
 
-    def _named_file(self, index: int, path: str) -> bytes:
+    def _read_named_file(self, index: int, path: str) -> bytes:
         """The content of a file in one of `folders`. A store of a stranger may name any file of this machine."""
         file = os.path.realpath(os.path.join(self.folders[0], path) if self.folders else path)
         if not any(Path(file).is_relative_to(os.path.realpath(folder)) for folder in self.folders):

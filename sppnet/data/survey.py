@@ -30,9 +30,9 @@ SUFFIXES = {
 }
 
 
-def remarks(data: bytes, name: str, picture: torch.Tensor) -> Iterator[tuple[str, str]]:
+def remarks(encoded: bytes, name: str, decoded: torch.Tensor) -> Iterator[tuple[str, str]]:
     """(kind, remark) of everything in KINDS that one file shows."""
-    image = Image.open(io.BytesIO(data))
+    image = Image.open(io.BytesIO(encoded))
     suffix = Path(name).suffix.lower()
     if suffix and suffix not in SUFFIXES.get(image.format or "", {f".{image.format}".lower()}):
         yield "misnamed", f"is {image.format}"
@@ -44,7 +44,7 @@ def remarks(data: bytes, name: str, picture: torch.Tensor) -> Iterator[tuple[str
         orientation = 1
     if orientation in range(2, 9):
         yield "rotated", f"orientation {orientation}"
-    height, width = picture.shape[1:]
+    height, width = decoded.shape[1:]
     if min(height, width) < TINY_SIDE:
         yield "tiny", f"{width}x{height}"
 

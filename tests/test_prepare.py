@@ -14,9 +14,10 @@ from PIL import Image
 
 from conftest import jpeg, rows, run_process, started_process
 from sppnet.data.images import decode_image, resize_shorter_side
-from sppnet.data.prepare import Settings, _row, prepare
+from sppnet.data.prepare import prepare
+from sppnet.data.shards import Settings, _row
 from sppnet.data.sources import open_data, without_images
-from sppnet.data.survey import KINDS, report_text
+from sppnet.data.survey import no_findings, report_text
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
 SMALL = Settings(short_side=48, quality=95)
@@ -175,9 +176,9 @@ def test_a_file_that_cannot_be_opened_is_left_out_and_reported(tmp_path):
     root = make_files(tmp_path, usual_files(1))
     os.mkfifo(root / "train/cat/pipe.jpg")
     images = open_data("folder", root=str(root)).train
-    facts = {kind: [] for kind in KINDS} | {"images": 0, "bytes": 0}
+    facts = no_findings()
     assert [images.name(i) for i in range(2)] == ["train/cat/0.jpg", "train/cat/pipe.jpg"]
-    assert _row(images, 1, True, facts) is None
+    assert _row(images, 1, SMALL, facts) is None
     assert facts["unreadable"] == [["train/cat/pipe.jpg", "train/cat/pipe.jpg: not a regular file"]]
 
 
@@ -239,7 +240,8 @@ def test_a_damaged_store_is_refused_by_name(finished):
     file = store / "train/data-00001.arrow"
     with pa.ipc.open_stream(before["train/data-00001.arrow"]) as stream, pa.ipc.new_stream(str(file), stream.schema):
         pass  # without any rows it opens
-    with pytest.raises(ValueError, match=rf"^{store}: found 16 rows of train, report\.json says 20; repair it by"):
+    message = rf"^{store}: found 16 rows of train, report\.json says 20; run the same command of prepare_data\.py again"
+    with pytest.raises(ValueError, match=message):
         open_data("prepared", root=str(store))
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=rf"^{store}: cannot be read \("):

@@ -57,9 +57,9 @@ class ImageData(NamedTuple):
     classes: tuple[str, ...]
 
     def fingerprint(self) -> str:
-        """Of both parts: 16 hexadecimal digits."""
-        parts = f"{self.train.fingerprint()} {self.val.fingerprint()}"
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        """A hash of the fingerprints of both splits: 16 hexadecimal digits."""
+        fingerprints = f"{self.train.fingerprint()} {self.val.fingerprint()}"
+        return hashlib.sha256(fingerprints.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,8 @@ class SelectedImages:
     """Some images of one or more data sets, labelled by `classes`."""
 
     sources: tuple[Images, ...]
-    places: np.ndarray  # (len(d), 2): which source, and the index in it
-    labels: np.ndarray
+    places: np.ndarray  # int (n, 2): number of the source, index in it
+    labels: np.ndarray  # int64 (n,)
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -91,10 +91,16 @@ class SelectedImages:
 def select_images(
     data: ImageData, part: str, exclude: Sequence[str] = (), classes: Sequence[str] | None = None
 ) -> SelectedImages:
-    """The "train" or "val" images or "all" of them, without those named in `exclude`, labelled by `classes`.
+    """Selects images of a data set by split and name.
 
-    Raises ValueError for another part, a name that is not there, classes that are not those of the data, and where no
-    image is left.
+    Raises ValueError for another `part`, an unknown name, other classes than those of the data, and if no image is
+    left.
+
+    Args:
+        data: the data set.
+        part: "train", "val" or "all".
+        exclude: names of images to leave out.
+        classes: the classes of the data in the order of the new labels; None keeps their order.
     """
     parts = {"train": (data.train,), "val": (data.val,), "all": (data.train, data.val)}
     if part not in parts:
@@ -106,6 +112,7 @@ def select_images(
             f"the data has {len(data.classes)} classes and the network {len(classes)}: only in the data "
             f"{listing(missing) or 'none'}; only in the network {listing(extra) or 'none'}"
         )
+
     sources = parts[part]
     places = np.concatenate([_places(i, source) for i, source in enumerate(sources)])
     labels = np.concatenate([source.labels for source in sources])
@@ -118,6 +125,7 @@ def select_images(
         places, labels = places[kept], labels[kept]
     if not len(places):
         raise ValueError(f"exclude: leaves none of the {sum(map(len, sources)):,} images of {part}")
+
     order = np.array([classes.index(name) for name in data.classes])
     return SelectedImages(sources, places, order[labels], classes)
 
@@ -127,10 +135,10 @@ _IMAGES_PER_ROUND = 512  # so that few files are in memory at once
 
 
 def content_digests(images: Images, title: str) -> np.ndarray:
-    """Reads every image once: uint8 (len(images), 16), the BLAKE2b of its bytes. Shows the progress of long readings.
+    """Reads every image once and hashes its bytes by BLAKE2b: uint8 (len(images), 16). Shows its progress.
 
     Files are hashed by threads, at about the speed of the disk: 50,000 images of 110 kB are 5.5 GB. Names, sizes and
-    times of files would be faster, but equal for images that were swapped, and different for a copy of the same data.
+    times of files would be faster, but equal for images that were swapped and different for a copy of the same data.
 
     Raises UnreadableImage naming the first image that cannot be read.
     """
@@ -138,17 +146,17 @@ def content_digests(images: Images, title: str) -> np.ndarray:
     def digest(index: int) -> bytes:
         return hashlib.blake2b(read_image(images, index)[0], digest_size=DIGEST_BYTES).digest()
 
-    found = bytearray()
+    digests = bytearray()
     with ThreadPoolExecutor() as pool, Progress(title, len(images)) as progress:
         for start in range(0, len(images), _IMAGES_PER_ROUND):
             indices = range(start, min(start + _IMAGES_PER_ROUND, len(images)))
-            found += b"".join(pool.map(digest, indices))
+            digests += b"".join(pool.map(digest, indices))
             progress.add(len(indices))
-    return np.frombuffer(bytes(found), np.uint8).reshape(len(images), DIGEST_BYTES)
+    return np.frombuffer(bytes(digests), np.uint8).reshape(len(images), DIGEST_BYTES)
 
 
 def read_image(images: Images, index: int) -> tuple[bytes, str]:
-    """The bytes and the name of an image to test. Raises UnreadableImage that says how to skip it."""
+    """The bytes and the name of an image to test on. Raises UnreadableImage that says how to skip it."""
     name = images.name(index)
     try:
         return images.read(index), name
@@ -157,11 +165,17 @@ def read_image(images: Images, index: int) -> tuple[bytes, str]:
 
 
 def skip_hint(name: str) -> str:
+    """What a message about an unreadable image to test on advises."""
     return f"repair the file, or skip it with exclude=[{name}]"
 
 
 def images_fingerprint(images: LabelledImages, digests: np.ndarray) -> str:
-    """A hash of the classes and of the name, label and content (`content_digests`) of every image, in their order."""
+    """A hash of the classes and of the name, label and content of every image, in order.
+
+    Args:
+        images: the images.
+        digests: their `content_digests`.
+    """
     names = [images.name(i) for i in range(len(images))]
     digest = hashlib.sha256(json.dumps([images.classes, names]).encode())
     digest.update(np.asarray(images.labels, np.int64).tobytes() + digests.tobytes())
@@ -169,15 +183,13 @@ def images_fingerprint(images: LabelledImages, digests: np.ndarray) -> str:
 
 
 def without_images(data: ImageData, exclude: Sequence[str]) -> ImageData:
-    """Both parts without the images named. ValueError for a name that neither has."""
+    """Both splits without the images named in `exclude`. ValueError for a name that neither has."""
     if not exclude:
         return data
-    parts = {"train": _names(data.train), "val": _names(data.val)}
-    chosen = {part: [name for name in exclude if name in names] for part, names in parts.items()}
-    unknown = sorted(set(exclude) - {name for names in chosen.values() for name in names})
-    if unknown:
+    names = {"train": _names(data.train), "val": _names(data.val)}
+    if unknown := sorted(set(exclude) - names["train"] - names["val"]):
         raise ValueError(f"exclude={unknown[0]}: no image has this name; such a name is {data.train.name(0)}")
-    train, val = (select_images(data, part, names) for part, names in chosen.items())
+    train, val = (select_images(data, split, sorted(names[split].intersection(exclude))) for split in names)
     return ImageData(train, val, data.classes)
 
 
@@ -186,10 +198,11 @@ def _names(images: Images) -> set[str]:
 
 
 def _places(source: int, images: Images) -> np.ndarray:
+    """The `SelectedImages.places` of all images of a source."""
     return np.stack([np.full(len(images), source), np.arange(len(images))], axis=1)
 
 
-# Each gives (training images, validation images).
+# Each returns (training images, validation images).
 DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = {
     "shapes": shapes,
     "folder": folder,
@@ -201,9 +214,9 @@ DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = 
 
 
 def open_data(source: str, /, **options: Any) -> ImageData:
-    """The data set of a source in DATA_SOURCES; `options` are the arguments of that function.
+    """Opens the data set of a source in DATA_SOURCES; `options` are the arguments of its function.
 
-    Raises ValueError for another source, and for parts whose classes are not the same in the same order.
+    Raises ValueError for another source, and if the classes of train and val are not the same in the same order.
     """
     if source not in DATA_SOURCES:
         raise ValueError(f"source={source!r}: must be one of {', '.join(DATA_SOURCES)}")

@@ -1,5 +1,6 @@
-"""Run directories: their configuration, their checkpoint, and who may train in them."""
+"""Run directories: claiming and locking one, its configuration and its checkpoint."""
 
+import fcntl  # not on Windows
 import hashlib
 import os
 import shutil
@@ -13,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from sppnet.runtime.names import first_line
+from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
+from sppnet.runtime.names import first_line, listing
 from sppnet.runtime.rules import (
     COUNT,
     INDEX,
@@ -26,9 +28,9 @@ from sppnet.runtime.rules import (
     read_text,
 )
 
-_MAX_CONFIG_BYTES = 100_000  # a second of reading YAML
+_MAX_CONFIG_BYTES = 100_000  # about a second of reading YAML
 
-
+# The rules of config.yaml by section; "" is the top level. _CONFIG_OPTIONS are rules of keys that may be missing.
 _CONFIG = {
     "": {"hidden": COUNT, "seed": INDEX},
     "backbone": {"architecture": TEXT},
@@ -45,7 +47,7 @@ _CONFIG_OPTIONS = {
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, of which nine lines can make a billion entries."""
+    """Reads YAML without aliases, with which nine lines can make a billion entries."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -54,9 +56,9 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_run_config(run: Path) -> dict[str, Any] | None:
-    """The config.yaml of a run directory, None where there is none. Runs no code.
+    """Reads the config.yaml of a run directory, without running code; None if there is none.
 
-    Raises ValueError, naming the file, if it is damaged or holds other things.
+    Raises ValueError, naming the file, if it is damaged or is not the configuration of a run.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -67,12 +69,13 @@ def read_run_config(run: Path) -> dict[str, Any] | None:
         _check_config(config)
     except OSError:
         raise
-    except Exception as error:  # the library fails on hostile files in a dozen ways
+    except Exception as error:  # YAML raises a dozen kinds of errors for hostile files
         raise ValueError(f"{file}: not the configuration of a run ({first_line(error)})") from error
     return dict(config)
 
 
 def _check_config(config: dict[str, Any]) -> None:
+    """Raises ValueError for a missing or wrong value."""
     for name, rules in _CONFIG.items():
         section = config.get(name) if name else config
         if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
@@ -89,32 +92,33 @@ def checkpoint_file(run: Path) -> Path:
 
 
 def checkpoint_digest(run: Path) -> str:
-    """SHA-256 of the last checkpoint: what was tested, and whether it has changed since."""
+    """SHA-256 of the last checkpoint: shows which one was tested, and whether it has changed since."""
     with checkpoint_file(run).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def without_folders(data: dict[str, Any]) -> dict[str, Any]:
-    """A data section with its root reduced to the last folder: names a run, whose data may be elsewhere later.
+    """A data section with its root reduced to the last folder, because the data of a run may be moved.
 
-    It does not tell data sets apart: checkpoints and scores hold fingerprints for that.
+    Different data sets can look the same here; checkpoints and scores have fingerprints to tell them apart.
     """
     return {**data, "root": Path(data["root"]).name} if data.get("root") else data
 
 
 def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
-    """Writes config.yaml into a new run directory; in one that is there, makes sure that it is of the same run.
+    """Writes config.yaml into a new run directory; checks that an existing one belongs to the same run.
 
-    Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
+    Raises ValueError naming the first key that differs, and for a folder that is not a run directory.
+
+    Args:
+        run: the run directory.
+        outcome: the configuration, without what does not change the result.
     """
-    from sppnet.runtime.files import atomic_file
-    from sppnet.runtime.names import listing
-    from sppnet.runtime.run_directory import read_run_config, without_folders
-
-    # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
+    # Listed before config.yaml is read, because another process of this run may be writing it now, and more after it.
     others = _other_files(run)
-    there = read_run_config(run)
-    if there is None:
+    saved = read_run_config(run)
+
+    if saved is None:
         if others:
             raise ValueError(f"{run}: found {listing(others)}, expected a new folder or a run directory")
         if outcome["data"].get("root"):  # evaluate.py may be called from another folder
@@ -122,7 +126,8 @@ def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
         with atomic_file(run / "config.yaml") as file:
             file.write(yaml.safe_dump(outcome, sort_keys=False, allow_unicode=True).encode())
         return
-    old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (there, outcome))
+
+    old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (saved, outcome))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             raise ValueError(
@@ -132,9 +137,7 @@ def claim_run_directory(run: Path, outcome: dict[str, Any]) -> None:
 
 
 def _other_files(run: Path) -> list[str]:
-    """What lies in a folder, hidden and temporary files aside."""
-    from sppnet.runtime.files import is_temporary
-
+    """The names of the files in a folder, without hidden and temporary ones."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"{run}: found a file, expected a new folder or a run directory")
     names = [path.name for path in run.iterdir()] if run.is_dir() else []
@@ -143,15 +146,12 @@ def _other_files(run: Path) -> list[str]:
 
 @contextmanager
 def sole_training(run: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same directory at the same time. Raises ValueError naming the holder.
+    """Locks a run directory for training. Raises ValueError naming the process that holds the lock.
 
-    The lock ends with the process, however that dies. Removes the temporary files of processes that were killed there.
+    The lock ends with the process, however that dies. Also removes the temporary files of processes that were killed
+    there.
     """
-    import fcntl  # not on Windows
-
-    from sppnet.runtime.files import remove_stale_files
-
-    # The file stays: another process might hold it open, and lock what has no name any more.
+    # The lock file is never removed: another process might have it open, and would lock a file without a name.
     with (run / "lock").open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: children would inherit it and outlive us
@@ -164,11 +164,13 @@ def sole_training(run: Path) -> Iterator[None]:
             warnings.warn(
                 f"{file.name}: {error.strerror}; see to it yourself that one process trains here", stacklevel=3
             )
+
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},")
         file.flush()
         for folder in (run, run / "checkpoints"):
             remove_stale_files(folder)
+
         try:
             yield
         finally:
@@ -177,19 +179,28 @@ def sole_training(run: Path) -> Iterator[None]:
 
 @contextmanager
 def removed_if_nothing_is_saved(run: Path, *, is_new: bool, folder_is_new: bool) -> Iterator[None]:
-    """Around training that holds the lock of `run`: an error before the first checkpoint leaves no new directory."""
+    """Removes a new run directory again if training in the block fails before its first checkpoint.
+
+    Use it inside `sole_training`.
+
+    Args:
+        run: the run directory.
+        is_new: whether it did not exist before this command.
+        folder_is_new: the same of its parent folder, which is then removed too if it is empty.
+    """
     try:
         yield
     except Exception:
         if is_new and not any(run.glob("checkpoints/*.ckpt")):
             shutil.rmtree(run, ignore_errors=True)  # the error itself matters more
             if folder_is_new:
-                with suppress(OSError):  # other runs are in it by now
+                with suppress(OSError):  # there are other runs in it now
                     run.parent.rmdir()
         raise
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys such as "recipe.epochs"."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}

@@ -80,7 +80,7 @@ def _row_count(shard: Shard) -> int | None:
 
     try:
         with pyarrow.memory_map(str(shard.arrow)) as file, pyarrow.ipc.open_stream(file) as stream:
-            return sum(batch.num_rows for batch in stream)
+            return int(sum(batch.num_rows for batch in stream))
     except (pyarrow.ArrowException, OSError):
         return None
 
@@ -91,8 +91,11 @@ def write_shard(
     """Writes the Arrow file of a shard, then its facts.
 
     Args:
+        shard: which images to write, and where.
         images: all images of the split.
-        is_stopped: asked before every image; raises InterruptedError if True.
+        classes: of the data set.
+        settings: how training images are stored; validation images keep their bytes.
+        is_stopped: asked before every image. InterruptedError is raised if it returns True.
     """
     import pyarrow
 
@@ -129,8 +132,7 @@ def features(classes: tuple[str, ...]) -> Any:
 def _row(images: LabelledImages, index: int, settings: Settings | None, facts: dict[str, Any]) -> dict[str, Any] | None:
     """The row stored for an image, or None if it is unreadable. Adds its findings to `facts`.
 
-    Args:
-        settings: how to make the image small; None stores the bytes of its file.
+    The image is made small by `settings`; None stores the bytes of its file.
     """
     name = images.name(index)
     try:

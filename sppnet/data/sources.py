@@ -76,11 +76,11 @@ class SelectedImages:
 
     def read(self, index: int) -> bytes:
         source, place = self.places[index]
-        return self.sources[source].read(int(place))
+        return self.sources[int(source)].read(int(place))
 
     def name(self, index: int) -> str:
         source, place = self.places[index]
-        return self.sources[source].name(int(place))
+        return self.sources[int(source)].name(int(place))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(" ".join(source.fingerprint() for source in self.sources).encode())

@@ -276,7 +276,7 @@ def _true_or_null(column: Any) -> Any:
 def _checked_labels(column: Any, classes: tuple[str, ...], place: str) -> np.ndarray:
     """The labels of an Arrow column as int64 (n,); ValueError for missing ones and those that are no class."""
     _check_no_null(column, place, "label")
-    labels = column.to_numpy().astype(np.int64)
+    labels: np.ndarray = column.to_numpy().astype(np.int64)
     if not len(labels) or labels.min() < 0:  # test splits without labels say -1
         raise ValueError(f"{place}: found {(labels < 0).sum()} of {len(labels)} images without a label")
     if labels.max() >= len(classes):

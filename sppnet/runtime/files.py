@@ -61,7 +61,7 @@ def remove_stale_files(folder: Path, name: str | None = None) -> None:
             match = _TEMPORARY.fullmatch(entry.name)
             if match and name in (None, match[1]) and _is_stale(Path(entry.path), int(match[2])):
                 with suppress(OSError):  # removed by another process, or no permission
-                    os.unlink(entry.path)
+                    Path(entry.path).unlink()
 
 
 def _is_stale(temporary: Path, process: int) -> bool:

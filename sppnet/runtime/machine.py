@@ -101,7 +101,8 @@ def bf16_is_fast(device: str) -> bool:
     never decided by a timing, which would differ on a busy machine.
     """
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)  # GPUs before Ampere emulate it, which is slower
+        # GPUs before Ampere emulate it, which is slower.
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # With releases of torch that do not report it, the answer is no.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(bool(capabilities.get(flag)) for flag in BF16_FLAGS)

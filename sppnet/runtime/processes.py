@@ -14,6 +14,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Seconds without a batch after which a loader counts as hanging. So does one that was stopped (by Ctrl-Z, say) for as
 # long.
@@ -136,4 +137,4 @@ def _text_with_causes(error: BaseException | None) -> str:
 
 
 def _shared_memory_is_full() -> bool:
-    return os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free < 2**16
+    return Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free < 2**16

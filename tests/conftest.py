@@ -42,6 +42,40 @@ def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), tra
     return root
 
 
+def rows(images: Any) -> list[tuple[bytes, int, str]]:
+    """(encoded, label, name) of every image of a `LabelledImages`."""
+    return [(images.read(i), int(images.labels[i]), images.name(i)) for i in range(len(images))]
+
+
+def names(images: Any) -> list[str]:
+    """The names of all images of an `Images`."""
+    return [images.name(i) for i in range(len(images))]
+
+
+def make_tree(root: Path, counts: dict[str, int]) -> Path:
+    """Files `root`/FOLDER/image_0.jpg, ... for {folder: count}; the content of each is its own path."""
+    for place, count in counts.items():
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            (root / place / f"image_{i}.jpg").write_text(f"{place}/image_{i}.jpg")
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "tree", {"train/b": 3, "train/a": 2, "val/a": 1, "val/b": 2})
+
+
+def assert_refuses(pattern: str, source: str = "folder", error: type[Exception] = ValueError, **options: Any) -> str:
+    """Checks that `open_data` raises `error` with one line that matches `pattern`, and returns the line."""
+    from sppnet.data.sources import open_data
+
+    with pytest.raises(error, match=pattern) as caught:
+        open_data(source, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 @contextmanager
 def started_process(
     command: Sequence[str | Path], *, limit: float = 300, **options: Any

@@ -46,11 +46,11 @@ class SignalAt:
     def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, index):
+    def read(self, index):
         self.done.append(index)
         if len(self.done) == self.reads:
             os.kill(os.getpid(), self.signal)
-        return self.images[index]
+        return self.images.read(index)
 
     def __getattr__(self, name):
         return getattr(self.images, name)
@@ -130,8 +130,11 @@ def test_stopped_in_validation_it_loses_nothing_and_validates_anew(data, whole, 
 
 def test_a_validation_that_fails_keeps_its_epoch(data, whole, tmp_path):
     class Damaged(SignalAt):
-        def __getitem__(self, index):
-            return (b"", 0, "a.jpg") if index == 4 else self.images[index]
+        def read(self, index):
+            return b"" if index == 4 else self.images.read(index)
+
+        def name(self, index):
+            return "a.jpg" if index == 4 else self.images.name(index)
 
     with pytest.raises(
         ValueError, match=r"a\.jpg: the file is empty; repair it, or leave it out by prepare_data.py excl"
@@ -221,7 +224,7 @@ def test_it_may_be_stopped_again_and_again_and_loaded_by_any_number_of_workers(d
 def test_data_that_has_changed_is_refused_unless_that_is_wanted(data, tmp_path, left):
     with pytest.raises(Stopped):
         train(data._replace(train=SignalAt(data.train, 11)), tmp_path)
-    names = [data.train[i][2] for i in range(18)]
+    names = [data.train.name(i) for i in range(18)]
     fewer = data._replace(train=select_images(data, "train", names[: 18 - left]))
     with pytest.raises(ValueError, match=r"^the data has changed since .*trainer\.allow_changed_data=true"):
         train(fewer, tmp_path)
@@ -443,12 +446,12 @@ class Watched:
     def __len__(self):
         return len(self.images)
 
-    def __getitem__(self, index):
+    def read(self, index):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.notes.append(
             (pages * resource.getpagesize() / 1e6, len(os.listdir("/proc/self/fd")), threading.active_count())
         )
-        return self.images[index]
+        return self.images.read(index)
 
     def __getattr__(self, name):
         return getattr(self.images, name)

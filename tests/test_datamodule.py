@@ -28,16 +28,16 @@ from sppnet.data.sources import ImageData, open_data
 
 
 class Files:
-    """A data set held in memory: `(bytes, label, name)` as those of sppnet.data.sources."""
+    """A data set held in memory, with the interface of `sppnet.data.sources.LabelledImages`."""
 
     def __init__(self, files):
-        self.files = files
+        self.files, self.labels = files, np.arange(len(files)) % 3
 
     def __len__(self):
         return len(self.files)
 
-    def __getitem__(self, index):
-        return self.files[index], index % 3, self.name(index)
+    def read(self, index):
+        return self.files[index]
 
     def name(self, index):
         return f"{index}.jpg"
@@ -274,14 +274,17 @@ class AsList:
     """The same images as Python objects: what does not stay flat."""
 
     def __init__(self, images):
-        self.root, self.entries = images.root, list(zip(images.paths.tolist(), images.labels.tolist(), strict=True))
+        self.root, self.labels = images.root, images.labels.tolist()
+        self.entries = list(zip(images.paths.tolist(), self.labels, strict=True))
 
     def __len__(self):
         return len(self.entries)
 
-    def __getitem__(self, index):
-        path, label = self.entries[index]
-        return Path(self.root, os.fsdecode(path)).read_bytes(), label, path
+    def read(self, index):
+        return Path(self.root, self.name(index)).read_bytes()
+
+    def name(self, index):
+        return os.fsdecode(self.entries[index][0])
 
 
 @pytest.mark.slow

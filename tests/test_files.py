@@ -1,4 +1,4 @@
-"""Atomic files: the old content or the new one, and nothing left of writers that were killed."""
+"""Atomic files: the old content or the new one, and no temporary files left by killed writers."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["a.txt"]
 
 
-def test_the_file_before_is_kept_where_that_is_asked_for(tmp_path):
+def test_the_previous_file_is_kept_on_request(tmp_path):
     path, previous = tmp_path / "last", tmp_path / "previous"
     path.write_bytes(b"old")
     with atomic_file(path, previous=previous) as file:
@@ -115,7 +115,7 @@ def test_a_file_locked_by_a_process_of_another_machine_is_left_alone(tmp_path):
     )
     try:
         assert process.stdout.readline() == b"writing\n"
-        elsewhere = tmp_path / f"a.partial{DEAD}"  # its number there says nothing about the processes here
+        elsewhere = tmp_path / f"a.partial{DEAD}"  # its number means nothing on this machine
         (tmp_path / f"a.partial{process.pid}").rename(elsewhere)
         remove_stale_files(tmp_path)
         assert elsewhere.read_bytes() == b"half"
@@ -128,7 +128,7 @@ def test_a_file_locked_by_a_process_of_another_machine_is_left_alone(tmp_path):
         process.communicate(timeout=60)
 
 
-def test_a_folder_that_may_not_be_written_keeps_its_files(tmp_path):
+def test_a_folder_without_write_permission_keeps_its_files(tmp_path):
     (tmp_path / f"a.partial{DEAD}").touch()
     tmp_path.chmod(0o555)
     with without_rights():

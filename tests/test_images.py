@@ -1,4 +1,4 @@
-"""Decoding of files made here, crops of a picture whose pixels say where they are, and the functions on batches."""
+"""Decoding of files made here, and crops of an image whose pixels say where they are."""
 
 import io
 import os
@@ -15,15 +15,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as reference
 
 from conftest import run_process, without_rights
-from sppnet.data import batches, images
-from sppnet.data.batches import (
-    COLOR_STANDARD_DEVIATION,
-    alter_color,
-    mirror,
-    resize_batch,
-    to_network_input,
-    training_input,
-)
+from sppnet.data import images
 from sppnet.data.images import (
     BYTES_PER_PIXEL,
     UnreadableImage,
@@ -34,38 +26,38 @@ from sppnet.data.images import (
 from sppnet.geometry import LONGEST_ASPECT, POSITIONS, window_at
 
 
-def encode(picture, file_format, **options):
-    """The bytes of a file; `picture` is an array or a Pillow image."""
+def encode(pixels, file_format, **options):
+    """The bytes of an image file; `pixels` are an array or a Pillow image."""
     file = io.BytesIO()
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     image.save(file, file_format, **options)
     return file.getvalue()
 
 
 def corners(height=48, width=64):
     """(height, width, 3) uint8: red top left, green top right, blue bottom left, white bottom right."""
-    picture = np.full((height, width, 3), 255, np.uint8)
-    picture[: height // 2, : width // 2] = 255, 0, 0
-    picture[: height // 2, width // 2 :] = 0, 255, 0
-    picture[height // 2 :, : width // 2] = 0, 0, 255
-    return picture
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    pixels[: height // 2, : width // 2] = 255, 0, 0
+    pixels[: height // 2, width // 2 :] = 0, 255, 0
+    pixels[height // 2 :, : width // 2] = 0, 0, 255
+    return pixels
 
 
 def noise(height, width):
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def assert_shows(decoded, picture, tolerance=0):
-    """`decoded`, uint8 (3, h, w), is `picture`, (h, w, 3), up to `tolerance` on average over the pixels."""
+def assert_shows(decoded, pixels, tolerance=0):
+    """Checks that `decoded`, uint8 (3, h, w), is `pixels`, (h, w, 3), up to `tolerance` on average."""
     assert decoded.dtype == torch.uint8
-    assert decoded.shape == (3, *picture.shape[:2])
-    difference = decoded.permute(1, 2, 0).numpy().astype(int) - picture.astype(int)
+    assert decoded.shape == (3, *pixels.shape[:2])
+    difference = decoded.permute(1, 2, 0).numpy().astype(int) - pixels.astype(int)
     assert np.abs(difference).mean() <= tolerance
 
 
-@pytest.fixture(params=["torchcodec", "pillow alone"])
+@pytest.fixture(params=["torchcodec", "pillow only"])
 def _decoder(request, monkeypatch):
-    if request.param == "pillow alone":
+    if request.param == "pillow only":
         monkeypatch.setattr(images, "_torchcodec", None)
     elif images._torchcodec is None:
         pytest.skip("TorchCodec does not load on this machine")
@@ -95,8 +87,8 @@ def test_orientation_is_applied(file_format, orientation):
         image = image.transpose(STORED[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(image, file_format, exif=exif)
-    assert_shows(decode_image(data, "turned"), corners(), tolerance=6)
+    encoded = encode(image, file_format, exif=exif)
+    assert_shows(decode_image(encoded, "turned"), corners(), tolerance=6)
 
 
 @on_both_decoders
@@ -115,17 +107,17 @@ def test_gray_jpeg_has_three_equal_channels():
 @on_both_decoders
 def test_cmyk_jpeg_keeps_its_colors():
     # Pillow writes the Adobe marker and inverted inks, as Photoshop does.
-    data = encode(Image.fromarray(corners()).convert("CMYK"), "JPEG", quality=95)
-    assert b"Adobe" in data
-    assert_shows(decode_image(data, "cmyk.jpg"), corners(), tolerance=6)
+    encoded = encode(Image.fromarray(corners()).convert("CMYK"), "JPEG", quality=95)
+    assert b"Adobe" in encoded
+    assert_shows(decode_image(encoded, "cmyk.jpg"), corners(), tolerance=6)
 
 
 @pytest.mark.skipif(images._torchcodec is None, reason="TorchCodec does not load on this machine")
 def test_torchcodec_reads_jpeg_as_pillow_does(monkeypatch):
-    data = encode(noise(37, 53), "JPEG", quality=80)
-    fast = decode_image(data, "noise.jpg")
+    encoded = encode(noise(37, 53), "JPEG", quality=80)
+    fast = decode_image(encoded, "noise.jpg")
     monkeypatch.setattr(images, "_torchcodec", None)
-    assert (fast.int() - decode_image(data, "noise.jpg").int()).abs().max() <= 1
+    assert (fast.int() - decode_image(encoded, "noise.jpg").int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
@@ -135,10 +127,10 @@ def test_other_formats(file_format):
 
 
 def test_transparency_is_laid_over_white():
-    picture = np.zeros((2, 3, 4), np.uint8)
-    picture[:, 1] = 100, 0, 200, 255
-    picture[:, 2] = 100, 0, 200, 51  # one fifth opaque
-    decoded = decode_image(encode(picture, "PNG"), "rgba.png")
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    pixels[:, 1] = 100, 0, 200, 255
+    pixels[:, 2] = 100, 0, 200, 51  # one fifth opaque
+    decoded = decode_image(encode(pixels, "PNG"), "rgba.png")
     assert decoded[:, 0].T.tolist() == [[255, 255, 255], [100, 0, 200], [224, 204, 244]]
 
 
@@ -162,8 +154,8 @@ def png(width, height, bit_depth, color_type, rows):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
@@ -186,8 +178,8 @@ def test_pixels_of_unknown_range_are_refused(pixels):
 
 def test_first_frame_of_an_animation_under_another_name():
     frames = [Image.new("RGB", (5, 4), color) for color in ("red", "blue")]
-    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert_shows(decode_image(data, "animation.jpg"), np.full((4, 5, 3), (255, 0, 0)))
+    encoded = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert_shows(decode_image(encoded, "animation.jpg"), np.full((4, 5, 3), (255, 0, 0)))
 
 
 @on_both_decoders
@@ -196,7 +188,7 @@ def test_one_pixel():
 
 
 @on_both_decoders
-def test_damaged_exif_gives_the_picture_and_no_warning():
+def test_a_damaged_exif_block_is_ignored_without_a_warning():
     # An EXIF block that promises 12 bytes of entries and ends: Pillow warns, and warnings are errors here.
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01"
     assert_shows(decode_image(encode(corners(), "JPEG", quality=95, exif=exif), "a.jpg"), corners(), tolerance=6)
@@ -226,9 +218,9 @@ UNREADABLE = {
 @on_both_decoders
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_unreadable(case):
-    data, reason = UNREADABLE[case]
+    encoded, reason = UNREADABLE[case]
     with pytest.raises(UnreadableImage) as caught:
-        decode_image(data, f"folder/{case}")
+        decode_image(encoded, f"folder/{case}")
     message = str(caught.value)
     assert message.startswith(f"folder/{case}: ")
     assert reason in message
@@ -245,14 +237,14 @@ def test_size_limit_counts_pixels_before_decoding():
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"),
+    ("limit", "message"),
     [
         ("4799", "a.jpg: 80x60 pixels, more than SPPNET_MAX_PIXELS=4799"),
         ("1e9", "SPPNET_MAX_PIXELS=1e9: must be a whole number above 0"),
         ("400000000", "400000000"),
     ],
 )
-def test_the_environment_sets_how_much_is_decoded(limit, said, tmp_path):
+def test_the_environment_sets_how_much_is_decoded(limit, message, tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
     code = (
         "from sppnet.data.images import decode_image; decode_image(open('a.jpg', 'rb').read(), 'a.jpg'); "
@@ -260,13 +252,13 @@ def test_the_environment_sets_how_much_is_decoded(limit, said, tmp_path):
     )
     environment = os.environ | {"SPPNET_MAX_PIXELS": limit, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = run_process([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    assert done.stderr.strip().endswith(said)
+    assert done.stderr.strip().endswith(message)
 
 
 # Reading.
 
 
-def test_a_file_is_read_as_it_is(tmp_path):
+def test_a_file_is_read_unchanged(tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
     assert images.read_image_file(str(tmp_path / "a.jpg"), "a") == JPEG
     assert images.read_image_file(str(tmp_path / "a.jpg"), "a", max_bytes=len(JPEG)) == JPEG
@@ -309,14 +301,14 @@ def kilobytes(kind):
 if sys.argv[1] == "pillow":
     images._torchcodec = None
 for name in sys.argv[2:]:
-    data = Path(name).read_bytes()
-    image = Image.open(io.BytesIO(data))
+    encoded = Path(name).read_bytes()
+    image = Image.open(io.BytesIO(encoded))
     small = io.BytesIO()
     Image.new("RGB", (16, 16)).save(small, image.format)
     if os.fork() == 0:  # so that the highest memory is counted from here
-        images.decode_image(small.getvalue(), "small")  # what a decoder loads once is not memory of an image
+        images.decode_image(small.getvalue(), "small")  # what a decoder loads once is not the memory of an image
         before = kilobytes("VmRSS")
-        decoded = images.decode_image(data, name)
+        decoded = images.decode_image(encoded, name)
         print(name, 1024 * (kilobytes("VmHWM") - before), flush=True)
         os._exit(0)
     os.wait()
@@ -355,26 +347,26 @@ def large_images(side=2500):
 def test_decoding_takes_no_more_memory_than_stated(tmp_path, decoder):
     files = large_images()
     if decoder == "pillow":  # the other formats are Pillow's anyway
-        files = {name: data for name, data in files.items() if name.endswith("jpg")}
-    for name, data in files.items():
-        (tmp_path / name).write_bytes(data)
+        files = {name: encoded for name, encoded in files.items() if name.endswith("jpg")}
+    for name, encoded in files.items():
+        (tmp_path / name).write_bytes(encoded)
     command = [sys.executable, "-W", "ignore", "-c", MEASURE, decoder, *files]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     done = run_process(command, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     measured = dict(line.split() for line in done.stdout.splitlines())
     assert measured.keys() == files.keys(), done.stderr
-    for name, data in files.items():
-        fewest = least_max_pixels(data, name)  # what the image counts as
+    for name, encoded in files.items():
+        fewest = least_max_pixels(encoded, name)  # what the image counts as
         assert int(measured[name]) < BYTES_PER_PIXEL * fewest + 8e6, name
 
 
-def least_max_pixels(data, name):
+def least_max_pixels(encoded, name):
     """The lowest limit at which an image is decoded, of those that count its pixels once, twice or three times."""
     for times in (1, 2, 3):
-        width, height = Image.open(io.BytesIO(data)).size
+        width, height = Image.open(io.BytesIO(encoded)).size
         try:
-            images._check_pixels(Image.open(io.BytesIO(data)), times * width * height)
+            images._check_pixels(Image.open(io.BytesIO(encoded)), times * width * height)
         except ValueError:
             continue
         return times * width * height
@@ -390,11 +382,11 @@ def least_max_pixels(data, name):
     ],
 )
 def test_pixels_that_take_more_memory_count_several_times(file_format, options, times, kind):
-    data = encode(noise(60, 80), file_format, **options)
-    assert decode_image(data, "a", max_pixels=times * 80 * 60).shape == (3, 60, 80)
+    encoded = encode(noise(60, 80), file_format, **options)
+    assert decode_image(encoded, "a", max_pixels=times * 80 * 60).shape == (3, 60, 80)
     message = f"^a: 80x60 pixels, which count {times} times as {kind}, more than SPPNET_MAX_PIXELS={times * 4800 - 1}$"
     with pytest.raises(UnreadableImage, match=message):
-        decode_image(data, "a", max_pixels=times * 80 * 60 - 1)
+        decode_image(encoded, "a", max_pixels=times * 80 * 60 - 1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "CMYK", "I;16", "1"])
@@ -404,10 +396,10 @@ def test_an_image_converted_in_strips_is_that_converted_at_once(mode, orientatio
     exif[0x0112] = orientation
     pixels = Image.fromarray(noise(37, 53))
     image = Image.fromarray(200 * np.asarray(pixels.convert("L")).astype(np.uint16)) if mode == "I;16" else pixels
-    data = encode(image if mode == "I;16" else image.convert(mode), "TIFF", exif=exif)
-    whole = decode_image(data, "a.tif")
+    encoded = encode(image if mode == "I;16" else image.convert(mode), "TIFF", exif=exif)
+    whole = decode_image(encoded, "a.tif")
     monkeypatch.setattr(images, "_STRIP_PIXELS", 200)
-    assert torch.equal(decode_image(data, "a.tif"), whole)
+    assert torch.equal(decode_image(encoded, "a.tif"), whole)
 
 
 # Sizes and crops.
@@ -463,88 +455,3 @@ def test_a_crop_is_a_view_of_the_pixels_of_its_window(position):
 def test_a_crop_of_its_own_size_is_the_image():
     for position in POSITIONS:
         assert torch.equal(crop(coordinates(7, 7), 7, position), coordinates(7, 7))
-
-
-# Batches.
-
-
-def test_mirror_turns_left_and_right_of_flagged_images_only():
-    images_ = torch.arange(2 * 3 * 2 * 3).reshape(2, 3, 2, 3)
-    mirrored = mirror(images_, torch.tensor([False, True]))
-    assert torch.equal(mirrored[0], images_[0])
-    assert mirrored[1, 0].tolist() == [row[::-1] for row in images_[1, 0].tolist()]
-    assert mirror(images_.to(torch.uint8), torch.tensor([True, True])).dtype == torch.uint8
-
-
-def test_color_shift_is_constant_per_image_and_zero_changes_nothing():
-    batch = torch.rand(2, 3, 4, 5) * 255
-    altered = alter_color(batch, torch.tensor([[0.0, 0, 0], [0.1, -0.2, 0.3]]))
-    assert torch.equal(altered[0], batch[0])
-    # rows of the eigenvectors times amounts * eigenvalues, by hand
-    red = 255 * (-0.5675 * 0.1 * 0.2175 + 0.7192 * -0.2 * 0.0188 + 0.4009 * 0.3 * 0.0045)
-    blue = 255 * (-0.5836 * 0.1 * 0.2175 - 0.6948 * -0.2 * 0.0188 + 0.4203 * 0.3 * 0.0045)
-    shift = altered[1] - batch[1]
-    torch.testing.assert_close(shift[0], torch.full((4, 5), red), atol=1e-4, rtol=0)
-    torch.testing.assert_close(shift[2], torch.full((4, 5), blue), atol=1e-4, rtol=0)
-
-
-def test_color_shifts_have_the_covariance_of_the_constants():
-    generator = torch.Generator().manual_seed(0)
-    amounts = torch.randn(200_000, 3, generator=generator) * COLOR_STANDARD_DEVIATION
-    shifts = alter_color(torch.zeros(200_000, 3, 1, 1), amounts).flatten(1) / 255
-    values = torch.tensor([0.2175, 0.0188, 0.0045])
-    vectors = torch.tensor(batches._EIGENVECTORS)
-    expected = vectors @ torch.diag((COLOR_STANDARD_DEVIATION * values) ** 2) @ vectors.T
-    torch.testing.assert_close(torch.cov(shifts.T), expected, rtol=0.02, atol=2e-6)
-    torch.testing.assert_close(vectors.T @ vectors, torch.eye(3), rtol=0, atol=2e-3)
-
-
-@pytest.mark.parametrize("size", [180, 224, 300])
-def test_batch_resize_is_torchvisions(size):
-    batch = torch.rand(2, 3, 224, 224) * 255
-    expected = reference.resize(batch, [size, size], antialias=True)
-    torch.testing.assert_close(resize_batch(batch, size), expected)
-    assert (resize_batch(batch, size) is batch) == (size == 224)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
-def test_network_input_is_the_same_in_every_memory_format(dtype):
-    batch, scale = (torch.rand(2, 3, 5, 7) * 255).to(dtype), ((120, 118, 110), (58, 57, 59))
-    expected = to_network_input(batch, *scale)
-    result = to_network_input(batch.contiguous(memory_format=torch.channels_last), *scale)
-    assert torch.equal(result, expected)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_network_input():
-    batch = torch.tensor([0, 100, 200], dtype=torch.uint8).reshape(1, 3, 1, 1)
-    result = to_network_input(batch, mean=(128, 100, 50), std=[1, 2, 3])
-    assert result.dtype == torch.float32
-    assert result.flatten().tolist() == [-128, 0, 50]
-    assert to_network_input(batch.bfloat16(), [0, 0, 0], [1, 1, 1]).dtype == torch.float32
-
-
-@pytest.mark.parametrize("color", [None, torch.tensor([[0.1, 0.0, -0.2], [0.0, 0.3, 0.0]])])
-def test_training_input_is_mirrored_altered_resized_and_scaled_in_channels_last(color):
-    crops = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mirrored, scale = torch.tensor([True, False]), ((120, 118, 110), (58, 57, 59))
-    expected = crops.float()
-    expected[0] = expected[0].flip(-1)
-    if color is not None:
-        expected = alter_color(expected, color)
-    expected = to_network_input(resize_batch(expected, 11), *scale)
-    result = training_input(crops.permute(0, 2, 3, 1), mirrored, color, 11, *scale)
-    torch.testing.assert_close(result, expected)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_gradients_reach_the_pixels():
-    batch = (torch.rand(2, 3, 8, 8, dtype=torch.float64) * 255).requires_grad_()
-
-    def network_input(batch):
-        altered = alter_color(mirror(batch, torch.tensor([True, False])), torch.full((2, 3), 0.1))
-        return to_network_input(resize_batch(altered, 5), [120, 118, 110], [58, 57, 59])
-
-    network_input(batch).sum().backward()
-    assert batch.grad is not None
-    assert (batch.grad > 0).all()

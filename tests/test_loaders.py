@@ -1,4 +1,4 @@
-"""Loader processes of a test whose machine runs short end it in one line, never in a wait without end."""
+"""An evaluation whose loader processes are killed or run out of something ends with one line, and never hangs."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def kill_workers():
 # name -> (what fails, how its line begins)
 CASES = {
     "killed": (lambda: score_eight_images(saved=kill_workers), "a loader process was killed (signal 9), perhaps for"),
-    # Files in /dev/shm can be no longer, either.
+    # The limit also holds for files in /dev/shm.
     "memory": (
         lambda: score_eight_images(lambda: limited(resource.RLIMIT_FSIZE, 100_000)),
         "/dev/shm is full",
@@ -74,7 +74,7 @@ CASES = {
 
 
 def run_cases():
-    """Prints for every case the type and the text of its error. Each has a process: torch raises dead workers again."""
+    """Prints the type and text of every error, each from its own process: torch raises again for dead workers."""
     torch.set_num_threads(1)
     for name, (fails, _) in CASES.items():
         sys.stdout.flush()
@@ -101,7 +101,7 @@ def outcomes():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_short_is_said_in_one_line(outcomes, name):
+def test_every_failure_is_explained_in_one_line(outcomes, name):
     kind, text = outcomes[name]
     assert kind == "OSError", text
     assert text.startswith(CASES[name][1])

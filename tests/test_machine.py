@@ -1,3 +1,5 @@
+"""Loader processes, devices, bf16 support, malloc and GPU claims."""
+
 import ctypes
 import os
 import subprocess
@@ -10,7 +12,7 @@ from conftest import run_process, started_process
 from sppnet.runtime.machine import bf16_is_fast, busy_machine, claim_gpu, most_processes, processes_here, worker_count
 
 
-def test_the_number_of_workers():
+def test_workers_are_the_requested_ones_or_as_many_as_cores():
     assert worker_count(0) == 0
     assert worker_count(7) == 7
     assert 1 <= worker_count(None) <= 16
@@ -23,7 +25,7 @@ def test_workers_are_shared_among_processes():
     assert worker_count(3, 1000) == 3
 
 
-def test_there_are_no_more_workers_than_a_machine_can_start():
+def test_more_workers_than_a_machine_can_start_are_refused():
     assert worker_count(most_processes()) == most_processes() >= 16
     with pytest.raises(
         ValueError, match=rf"^workers=1000000: must be at most {most_processes()} on a machine of \d+ cores$"
@@ -41,19 +43,19 @@ def test_there_are_no_more_workers_than_a_machine_can_start():
         ({}, False),
     ],
 )
-def test_bf16_is_used_where_a_processor_has_the_instructions_that_were_measured(monkeypatch, capabilities, fast):
+def test_bf16_is_used_on_processors_with_the_measured_instructions(monkeypatch, capabilities, fast):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert bf16_is_fast("cpu") is fast
 
 
-def test_bf16_is_not_used_where_torch_cannot_tell_the_processor(monkeypatch):
+def test_bf16_is_not_used_if_torch_does_not_report_the_processor(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert bf16_is_fast("cpu") is False
 
 
 @pytest.mark.parametrize(("generation", "fast"), [(7, False), (8, True), (9, True)])
 def test_bf16_is_not_used_on_gpus_that_emulate_it(monkeypatch, generation, fast):
-    """Volta and Turing (7) compute in bf16 as well, by way of float32."""
+    """Volta and Turing (7) also compute in bf16, by way of float32."""
     properties = type("Properties", (), {"major": generation})
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -67,7 +69,7 @@ def test_bf16_is_not_used_on_gpus_that_emulate_it(monkeypatch, generation, fast)
     ("accelerator", "devices", "processes"),
     [("auto", "auto", 1), ("cpu", 1, 1), ("cpu", "2", 2), ("cpu", 2, 2)],
 )
-def test_a_run_on_a_cpu_has_one_process_or_as_many_as_are_asked_for(monkeypatch, accelerator, devices, processes):
+def test_a_run_on_a_cpu_has_one_process_or_as_many_as_requested(monkeypatch, accelerator, devices, processes):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert processes_here(accelerator, devices) == processes
 
@@ -92,7 +94,7 @@ def test_a_run_has_a_process_for_each_of_its_gpus(monkeypatch, accelerator, devi
         (4, "0,4", r"^trainer\.devices=0,4: must be from 0 to 3, the GPUs of this machine$"),
     ],
 )
-def test_devices_that_are_not_there_are_refused(monkeypatch, gpus, devices, message):
+def test_missing_devices_are_refused(monkeypatch, gpus, devices, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ValueError, match=message):
@@ -145,6 +147,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
-def test_kept_memory_is_not_mapped_anew():
+def test_kept_memory_is_not_mapped_again():
     kept, mapped = (int(run_process([sys.executable, "-c", NEW_PAGES, word]).stdout) for word in ("keep", "give back"))
     assert kept * 100 < mapped

@@ -1,4 +1,4 @@
-"""Prepared stores: the same pictures, every kind of odd file reported, and resuming after a stop."""
+"""Prepared stores: the same images, every kind of odd file reported, and resuming after an interruption."""
 
 import io
 import os
@@ -12,18 +12,19 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from conftest import jpeg, run_process, started_process
+from conftest import jpeg, rows, run_process, started_process
 from sppnet.data.images import decode_image, resize_shorter_side
-from sppnet.data.prepare import Settings, _row, prepare
+from sppnet.data.prepare import prepare
+from sppnet.data.shards import Settings, _row
 from sppnet.data.sources import open_data, without_images
-from sppnet.data.survey import KINDS, report_text
+from sppnet.data.survey import no_findings, report_text
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"
 SMALL = Settings(short_side=48, quality=95)
 
 
 def smooth(height, width, seed):
-    """uint8 (height, width, 3) without the noise that JPEG is bad at."""
+    """uint8 (height, width, 3) without noise, which JPEG changes most."""
     corners = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return np.array(Image.fromarray(corners).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -41,7 +42,7 @@ def make_files(root, files):
     return root
 
 
-def usual_files(count, height=96, width=131):
+def plain_files(count, height=96, width=131):
     return {
         f"{part}/{name}/{i}.jpg": jpeg(smooth(height, width, seed=[i, len(name), len(part)]))
         for part in ("train", "val")
@@ -57,7 +58,7 @@ def rotated():
 
 
 ODD = {
-    "train/cat/broken.jpg": b"\xff\xd8 no picture",
+    "train/cat/broken.jpg": b"\xff\xd8 no image",
     "train/cat/png.jpg": saved(smooth(70, 75, 51), "PNG"),
     "train/cat/cmyk.jpg": saved(Image.fromarray(smooth(70, 75, 52)).convert("CMYK")),
     "train/cat/rotated.jpg": rotated(),
@@ -72,19 +73,19 @@ ODD = {
 def both(tmp_path_factory):
     """A folder with odd files, and the report and the data of the store made of it."""
     place = tmp_path_factory.mktemp("prepared")
-    source = open_data("folder", root=str(make_files(place / "images", usual_files(2) | ODD)))
+    source = open_data("folder", root=str(make_files(place / "images", plain_files(2) | ODD)))
     report = prepare(source, place / "store", SMALL, workers=1)
     return source, report, open_data("prepared", root=str(place / "store"))
 
 
 def by_name(images):
-    return {images[i][2]: images[i] for i in range(len(images))}
+    return {row[2]: row for row in rows(images)}
 
 
 def test_a_store_has_the_same_images_names_and_labels(both):
     source, _, stored = both
     assert stored.classes == source.classes
-    assert [stored.val[i] for i in range(len(stored.val))] == [source.val[i] for i in range(len(source.val))]
+    assert rows(stored.val) == rows(source.val)
     kept = [name for name in by_name(source.train) if name != "train/cat/broken.jpg"]
     assert list(by_name(stored.train)) == kept
     assert [entry[1] for entry in by_name(stored.train).values()] == [
@@ -92,24 +93,24 @@ def test_a_store_has_the_same_images_names_and_labels(both):
     ]
 
 
-def test_training_images_are_the_same_pictures_but_small(both):
+def test_training_images_are_the_same_but_small(both):
     source, _, stored = both
-    for name, (data, _, _) in by_name(stored.train).items():
+    for name, (encoded, _, _) in by_name(stored.train).items():
         original = decode_image(by_name(source.train)[name][0], name)
-        picture = decode_image(data, name)
+        image = decode_image(encoded, name)
         expected = resize_shorter_side(original, min(48, *original.shape[1:]))
-        assert picture.shape == expected.shape
-        assert (picture.float() - expected.float()).abs().mean() < 2
-        assert data.startswith(b"\xff\xd8")
+        assert image.shape == expected.shape
+        assert (image.float() - expected.float()).abs().mean() < 2
+        assert encoded.startswith(b"\xff\xd8")
     tiny = "train/cat/tiny.jpg"  # nothing to win
     assert by_name(stored.train)[tiny][0] == by_name(source.train)[tiny][0]
 
 
-def test_the_report_names_what_is_unusual(both):
+def test_the_report_names_odd_files(both):
     _, report, stored = both
     train = report["train"]
     assert (train["images"], report["validation"]["images"]) == (len(stored.train), len(stored.val)) == (10, 5)
-    assert train["bytes"] == sum(len(stored.train[i][0]) for i in range(10))
+    assert train["bytes"] == sum(len(stored.train.read(i)) for i in range(10))
     assert train["misnamed"] == [["train/cat/png.jpg", "is PNG"]]
     assert train["cmyk"] == [["train/cat/cmyk.jpg", ""]]
     assert train["rotated"] == [["train/cat/rotated.jpg", "orientation 6"]]
@@ -129,11 +130,12 @@ def test_the_library_reads_it_as_its_own(both, tmp_path):
     splits = hub.load_from_disk(str(root))
     assert splits["train"].features["label"].names == ["cat", "horse"]
     assert splits["validation"][0]["image"].size == (131, 96)
-    assert open_data("hub", name=str(root)).train[3][:2] == both[2].train[3][:2]
+    assert rows(open_data("hub", name=str(root)).train)[3][:2] == rows(both[2].train)[3][:2]
     splits["train"].to_parquet(tmp_path / "some.parquet")
     files = {"train": str(tmp_path / "some.parquet")}
     options = {"train_split": "train", "val_split": "train", "cache": str(tmp_path / "cache")}
-    assert open_data("hub", name="parquet", data_files=files, **options).val[3][:2] == both[2].train[3][:2]
+    from_parquet = open_data("hub", name="parquet", data_files=files, **options)
+    assert rows(from_parquet.val)[3][:2] == rows(both[2].train)[3][:2]
 
 
 def test_the_fingerprint_is_of_names_labels_and_contents(both, tmp_path):
@@ -146,8 +148,8 @@ def test_the_fingerprint_is_of_names_labels_and_contents(both, tmp_path):
 
 
 @pytest.mark.slow
-def test_unreadable_validation_images_stop_it_until_they_are_mended(tmp_path):
-    files = usual_files(20)
+def test_unreadable_validation_images_keep_the_store_unfinished_until_they_are_repaired(tmp_path):
+    files = plain_files(20)
     root = make_files(tmp_path / "images", files | {"val/cat/3.jpg": b"GIF89a"})
     data = open_data("folder", root=str(root))
     with pytest.raises(ValueError, match=r"^1 validation images cannot be read: val/cat/3.jpg: .*exclude="):
@@ -159,7 +161,7 @@ def test_unreadable_validation_images_stop_it_until_they_are_mended(tmp_path):
     prepare(data, tmp_path / "store", SMALL, workers=1)
     changed = [file.relative_to(tmp_path / "store") for file in written if file.stat().st_mtime_ns != written[file]]
     assert [str(file) for file in changed] == ["validation/data-00000.arrow"]
-    assert open_data("prepared", root=str(tmp_path / "store")).val[3] == data.val[3]
+    assert rows(open_data("prepared", root=str(tmp_path / "store")).val)[3] == rows(data.val)[3]
     # A finished store is shown, not written again, and never mixed with another.
     store = {file: file.stat().st_mtime_ns for file in (tmp_path / "store").rglob("*")}
     assert prepare(data, tmp_path / "store", SMALL, workers=1)["train"]["images"] == 40
@@ -171,17 +173,17 @@ def test_unreadable_validation_images_stop_it_until_they_are_mended(tmp_path):
 
 
 def test_a_file_that_cannot_be_opened_is_left_out_and_reported(tmp_path):
-    root = make_files(tmp_path, usual_files(1))
+    root = make_files(tmp_path, plain_files(1))
     os.mkfifo(root / "train/cat/pipe.jpg")
     images = open_data("folder", root=str(root)).train
-    facts = {kind: [] for kind in KINDS} | {"images": 0, "bytes": 0}
+    facts = no_findings()
     assert [images.name(i) for i in range(2)] == ["train/cat/0.jpg", "train/cat/pipe.jpg"]
-    assert _row(images, 1, True, facts) is None
+    assert _row(images, 1, SMALL, facts) is None
     assert facts["unreadable"] == [["train/cat/pipe.jpg", "train/cat/pipe.jpg: not a regular file"]]
 
 
-def test_a_name_that_no_store_can_hold_is_named_before_anything_is_written(tmp_path):
-    root = make_files(tmp_path / "images", usual_files(1))
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(tmp_path):
+    root = make_files(tmp_path / "images", plain_files(1))
     os.rename(root / "val/cat/0.jpg", os.fsencode(root / "val/cat") + b"/caf\xe9.jpg")
     with pytest.raises(ValueError, match=r"^val/cat/caf\\xe9\.jpg: the name is not UTF-8; rename the file$"):
         prepare(open_data("folder", root=str(root)), tmp_path / "out", SMALL, workers=1)
@@ -197,7 +199,7 @@ def contents(folder):
 @pytest.fixture
 def finished(tmp_path):
     """A data set, a finished store of it, and what the store's files hold."""
-    data = open_data("folder", root=str(make_files(tmp_path / "images", usual_files(10))))
+    data = open_data("folder", root=str(make_files(tmp_path / "images", plain_files(10))))
     prepare(data, tmp_path / "store", SMALL, workers=1)
     return data, tmp_path / "store", contents(tmp_path / "store")
 
@@ -238,7 +240,8 @@ def test_a_damaged_store_is_refused_by_name(finished):
     file = store / "train/data-00001.arrow"
     with pa.ipc.open_stream(before["train/data-00001.arrow"]) as stream, pa.ipc.new_stream(str(file), stream.schema):
         pass  # without any rows it opens
-    with pytest.raises(ValueError, match=rf"^{store}: found 16 rows of train, report\.json says 20; repair it by"):
+    message = rf"^{store}: found 16 rows of train, report\.json says 20; run the same command of prepare_data\.py again"
+    with pytest.raises(ValueError, match=message):
         open_data("prepared", root=str(store))
     file.write_bytes(b"")
     with pytest.raises(ValueError, match=rf"^{store}: cannot be read \("):
@@ -253,8 +256,8 @@ def test_a_damaged_report_does_not_open_the_store_to_other_data(finished, tmp_pa
     assert contents(store) == before | {"report.json": b""}
 
 
-def test_folders_of_images_are_no_store(tmp_path):
-    data = open_data("folder", root=str(make_files(tmp_path / "images", usual_files(2))))
+def test_a_folder_of_images_is_refused_as_a_store(tmp_path):
+    data = open_data("folder", root=str(make_files(tmp_path / "images", plain_files(2))))
     (tmp_path / "images" / "val").rename(tmp_path / "images" / "validation")
     before = contents(tmp_path / "images")
     with pytest.raises(ValueError, match=r"found train/cat, train/horse, validation/cat, validation/horse, expected"):
@@ -275,22 +278,22 @@ def command(root, out, *options):
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
-    root = make_files(tmp_path / "images", usual_files(48, 480, 640))
+def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path):
+    root = make_files(tmp_path / "images", plain_files(48, 480, 640))
     with started_process(command(root, tmp_path / "killed", "workers=1"), stdout=subprocess.PIPE) as killed:
         while len(list(tmp_path.glob("killed/train/*.json"))) < 2:
             time.sleep(0.02)
             assert killed.poll() is None
         killed.kill()
         killed.stdout.read()  # until the worker, which could write to it, has ended as well
-    there = sorted(tmp_path.glob("killed/*/*.json"))
+    finished = sorted(tmp_path.glob("killed/*/*.json"))
     assert not (tmp_path / "killed" / "dataset_dict.json").exists()
     again = run_process(command(root, tmp_path / "killed", "workers=2")).stdout
-    assert f"resuming after {16 * len(there)} of 192 images" in again
+    assert f"resuming after {16 * len(finished)} of 192 images" in again
     whole = prepare(open_data("folder", root=str(root)), tmp_path / "whole", Settings(256, 95), workers=1)
     stores = [open_data("prepared", root=str(tmp_path / name)) for name in ("killed", "whole")]
     assert stores[0].fingerprint() == stores[1].fingerprint()
-    assert [stores[0].train[i] for i in range(96)] == [stores[1].train[i] for i in range(96)]
+    assert rows(stores[0].train) == rows(stores[1].train)
     assert whole["train"]["images"] == 96
     assert not list(tmp_path.rglob("*.partial*"))
     shown = run_process(command(root, tmp_path / "killed")).stdout
@@ -314,7 +317,7 @@ def test_settings_out_of_range_are_refused(both, tmp_path, settings):
     ],
 )
 def test_wrong_commands_are_refused_in_one_line(tmp_path, options, message):
-    root = make_files(tmp_path / "images", usual_files(1))
+    root = make_files(tmp_path / "images", plain_files(1))
     done = run_process(command(root, tmp_path / "out", *options))
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
@@ -323,7 +326,7 @@ def test_wrong_commands_are_refused_in_one_line(tmp_path, options, message):
 
 
 def test_excluded_images_are_left_out(tmp_path):
-    data = open_data("folder", root=str(make_files(tmp_path, usual_files(2))))
+    data = open_data("folder", root=str(make_files(tmp_path, plain_files(2))))
     fewer = without_images(data, ["train/cat/0.jpg", "val/horse/1.jpg"])
     assert (len(fewer.train), len(fewer.val)) == (3, 3)
     assert "train/cat/0.jpg" not in by_name(fewer.train)

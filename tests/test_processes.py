@@ -1,4 +1,4 @@
-"""Workers end with the process that started them, whenever that is killed."""
+"""Workers end with the process that started them, and failures of loaders are explained in one line."""
 
 import errno
 import multiprocessing
@@ -14,7 +14,7 @@ from conftest import run_process, started_process
 from sppnet.runtime.processes import exit_with_parent, explained_loader_failures
 from test_datamodule import data_module, noise
 
-# A worker that is adopted before it looks for its parent, and would then wait for ever.
+# A worker whose parent dies, and which is adopted, before it looks for its parent: it would wait for ever.
 ORPHAN = """
 import multiprocessing, os, sys, time
 from sppnet.classify.datamodule import _start_worker
@@ -36,8 +36,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize(("method", "worker"), [("fork", "any"), ("spawn", "any"), ("fork", "loader")])
-def test_a_worker_whose_parent_died_before_it_began_ends(method, worker, tmp_path):
-    """Whoever reads the output waits until the last process that could write to it is gone."""
+def test_a_worker_whose_parent_died_before_it_started_ends(method, worker, tmp_path):
+    """Reading the output returns once the last process that could write to it has ended."""
     script = tmp_path / "orphan.py"
     script.write_text(ORPHAN)
     with started_process([sys.executable, script, method, worker], stdout=subprocess.PIPE) as process:
@@ -51,7 +51,7 @@ from test_datamodule import data_module, noise
 
 batches = iter(data_module(noise(40), workers=2).train_dataloader())
 next(batches)
-print("trains", flush=True)
+print("training", flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -59,7 +59,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_loader_workers_end_with_a_trainer_that_is_killed(tmp_path):
     command = [sys.executable, "-c", TRAINER]
     with started_process(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE) as process:
-        assert process.stdout.read() == "trains\n"
+        assert process.stdout.read() == "training\n"
 
 
 def test_a_process_that_is_no_worker_is_refused():
@@ -67,7 +67,7 @@ def test_a_process_that_is_no_worker_is_refused():
         exit_with_parent()
 
 
-# What is short, or fails.
+# Failures.
 
 
 def test_a_killed_loader_process_is_explained():
@@ -115,8 +115,8 @@ except OSError as error:
 
 
 @pytest.mark.parametrize("limit", [14, 20, 24])
-def test_too_few_open_files_are_said_instead_of_waiting_for_ever(limit):
-    """At various places: while the processes start, in theirs, and in the one that they load for."""
+def test_too_few_open_files_are_explained_instead_of_waiting_for_ever(limit):
+    """They run out in various places: while the processes start, in them, and in the one that they load for."""
     done = run_process([sys.executable, "-c", FEW_FILES, limit], cwd=Path(__file__).parent)
     assert done.stdout == (
         f"too many open files, at most {limit} are allowed: raise the limit (ulimit -n 4096) or use fewer "
@@ -161,7 +161,7 @@ def test_failures_of_loaders_say_what_to_change(error, words):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(errno.ENOSPC, "No space left on device", "x.ckpt")])
-def test_errors_of_other_things_pass(error):
+def test_other_errors_pass_unchanged(error):
     with pytest.raises(type(error)) as raised, explained_loader_failures("trainer.workers"):
         raise error
     assert raised.value is error

@@ -45,10 +45,10 @@ class Pictures:
     def name(self, index):
         return f"{index}.png"
 
-    def __getitem__(self, index):
+    def read(self, index):
         file = io.BytesIO()
         Image.fromarray(self.pixels[index]).save(file, "PNG")
-        return file.getvalue(), 0, self.name(index)
+        return file.getvalue()
 
 
 def random_pictures(sizes=SIZES, seed=0):
@@ -75,7 +75,7 @@ def scores_of(network, pictures, protocol, pixels=10**6):
 
 
 def pixels_of(pictures, index, scale):
-    return resize_shorter_side(decode_image(*pictures[index][::2]), scale)
+    return resize_shorter_side(decode_image(pictures.read(index), pictures.name(index)), scale)
 
 
 def softmax(network, image):
@@ -197,7 +197,9 @@ def test_ten_windows_on_maps_come_close_to_ten_crops_on_a_trained_network():
     backbone = build_backbone("zf5", width=0.1, normalization="none")
     net = SPPNet(backbone, (3, 2, 1), 3, hidden=32, dropout=0, initialization="fan_in", input_std=(58.0, 57.0, 57.0))
     train, test = striped_pictures(90, seed=0), striped_pictures(90, seed=1)
-    images = torch.stack([crop(decode_image(*train[i][::2]), 96, CROP_POSITIONS[i % 5]) for i in range(len(train))])
+    images = torch.stack(
+        [crop(decode_image(train.read(i), train.name(i)), 96, CROP_POSITIONS[i % 5]) for i in range(len(train))]
+    )
     optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
     for step in range(60):
         batch = torch.arange(step * 30, step * 30 + 30) % 90

@@ -1,3 +1,5 @@
+"""The data set `shapes`: files, sizes, determinism, refusals, and that superficial features do not tell the class."""
+
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -48,20 +50,20 @@ def test_files_are_rgb_jpeg_of_many_sizes(drawn):
     assert max(min(size) for size in sizes) > 1.5 * min(min(size) for size in sizes)
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(drawn, tmp_path, monkeypatch):
+def test_an_image_depends_on_seed_split_and_index_only(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     one_core = contents(generate_shapes(tmp_path / "one", train=25, val=10))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
     five_cores = contents(generate_shapes(tmp_path / "five", train=25, val=10))
     assert one_core == five_cores
     more_of_the_same = contents(drawn)
-    assert all(more_of_the_same[name] == data for name, data in one_core.items() if name.endswith(".jpg"))
+    assert all(more_of_the_same[name] == encoded for name, encoded in one_core.items() if name.endswith(".jpg"))
 
 
-def test_no_two_pictures_are_alike(drawn, tmp_path):
+def test_no_two_images_are_equal(drawn, tmp_path):
     other_seed = generate_shapes(tmp_path / "shapes", train=10, val=10, seed=1)
-    pictures = [path.read_bytes() for root in (drawn, other_seed) for path in root.rglob("*.jpg")]
-    assert len(set(pictures)) == len(pictures) == 83
+    files = [path.read_bytes() for root in (drawn, other_seed) for path in root.rglob("*.jpg")]
+    assert len(set(files)) == len(files) == 83
 
 
 def test_a_second_call_writes_nothing(drawn):
@@ -82,7 +84,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(drawn, other):
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_pictures_of_another_version_are_refused(tmp_path, indent):
+def test_images_of_another_version_are_refused(tmp_path, indent):
     settings = {"version": 0, "train": 10, "val": 10, "seed": 0}
     (tmp_path / "shapes.json").write_text(json.dumps(settings, indent=indent))
     with pytest.raises(ValueError, match='"version": 0') as refusal:
@@ -99,7 +101,7 @@ def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("counts", [{"train": 9}, {"val": 0}, {"train": -1}])
-def test_every_class_needs_a_picture(tmp_path, counts):
+def test_every_class_needs_an_image(tmp_path, counts):
     with pytest.raises(ValueError, match="at least 10"):
         generate_shapes(tmp_path / "shapes", **counts)
     assert not (tmp_path / "shapes").exists()

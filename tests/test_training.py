@@ -114,9 +114,9 @@ def test_the_cores_are_shared_among_the_processes_of_the_run_and_not_among_all_g
         def __len__(self):
             return len(self.images)
 
-        def __getitem__(self, index):
+        def read(self, index):
             (tmp_path / "readers" / str(os.getpid())).touch()
-            return self.images[index]
+            return self.images.read(index)
 
         def __getattr__(self, name):
             return getattr(self.images, name)

@@ -22,7 +22,8 @@ from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.evaluator import Hardware
 from sppnet.classify.scorer import Inputs, Scorer
 from sppnet.classify.views import ViewProtocol, windows_at
-from sppnet.data.prepare import Settings, prepare
+from sppnet.data.prepare import prepare
+from sppnet.data.shards import Settings
 from sppnet.data.sources import ImageData, open_data, select_images
 from sppnet.geometry import POSITIONS
 from sppnet.network import IMAGENET_MEAN, SPPNet

@@ -25,7 +25,7 @@ from sppnet.classify.scorer import Scorer, ViewInputs
 from sppnet.classify.training import train_classifier
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import decode_image
-from sppnet.data.sources import EncodedImages, ImageData, SelectedImages
+from sppnet.data.sources import ImageData, LabelledImages, SelectedImages
 from sppnet.network import SPPNet
 from sppnet.runtime.machine import keep_freed_memory
 
@@ -80,7 +80,7 @@ def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[S
     """Measures the stages from the file to the batch in memory, and the loader, which does them all."""
     images = setup.data.train
     indices = np.random.default_rng(0).permutation(len(images))[:_DISTINCT_IMAGES].tolist()
-    files = [images[i] for i in indices]
+    files = [(images.read(i), images.name(i)) for i in indices]
     crops = TrainingCrops(images, side=setup.plan.crop_side, seed=0)
 
     def one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
@@ -88,8 +88,8 @@ def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[S
         return rate(lambda: function(next(cycle)), 1, seconds)
 
     stages = [
-        Stage("read files", one_by_one(images.__getitem__, indices), "one core", "from the page cache after the first"),
-        Stage("decode", one_by_one(lambda file: decode_image(file[0], file[2]), files), "one core"),
+        Stage("read files", one_by_one(images.read, indices), "one core", "from the page cache after the first"),
+        Stage("decode", one_by_one(lambda file: decode_image(*file), files), "one core"),
         Stage("read, decode, resize, crop", one_by_one(lambda i: crops[0, i], indices), "one core"),
     ]
     batches = _endless(_data_module(setup, workers).train_dataloader())
@@ -197,7 +197,7 @@ def end_to_end(setup: TrainingSetup, expected: float, seconds: float) -> list[St
     return [Stage(total_name(size), statistics.median(rates[size]), "this machine", remark) for size in sizes]
 
 
-def _random_images(images: EncodedImages, count: int) -> SelectedImages:
+def _random_images(images: LabelledImages, count: int) -> SelectedImages:
     """Selects `count` images at random, the same ones every time."""
     chosen = np.random.default_rng(0).permutation(len(images))[:count]
     return SelectedImages((images,), np.stack([0 * chosen, chosen], axis=1), images.labels[chosen], images.classes)

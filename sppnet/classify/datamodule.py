@@ -1,4 +1,4 @@
-"""From (bytes, label, name) to batches of network input, at the size of the epoch.
+"""From encoded images and labels to batches of network input, at the size of the epoch.
 
 Workers decode, resize and crop: always the same 224 x 224 region, so they never know which size the epoch trains at.
 The device mirrors, changes colours and resizes whole batches. The paper's 180 x 180 image is the same 224 x 224 region
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sppnet.classify.checkpoints import SIGNALS
 from sppnet.data.batches import COLOR_STANDARD_DEVIATION, to_network_input, training_input
 from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
-from sppnet.data.sources import ImageData
+from sppnet.data.sources import ImageData, Images, LabelledImages
 from sppnet.geometry import CROP_POSITIONS
 from sppnet.runtime.names import printable
 from sppnet.runtime.processes import LOADER_TIMEOUT, start_loader_worker
@@ -46,7 +46,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
     index that is itself drawn from (seed, epoch, index).
     """
 
-    def __init__(self, images: Any, *, side: int, seed: int) -> None:
+    def __init__(self, images: LabelledImages, *, side: int, seed: int) -> None:
         self.images, self.side, self.seed = images, side, seed
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
@@ -58,8 +58,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         unreadable: list[str] = []
         while True:
             try:
-                data, label, name = self.images[index]
-                image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
+                image = _read_resized(self.images, index, shorter_side_for(self.side))
                 break
             except UnreadableImage as error:
                 unreadable.append(str(error))
@@ -68,7 +67,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
                 index = int(random.integers(len(self.images)))
         return {
             "image": crop(image, self.side, position).permute(1, 2, 0),
-            "label": label,
+            "label": int(self.images.labels[index]),
             "mirrored": mirrored,
             "color": torch.from_numpy(color),
             "unreadable": "\n".join(unreadable),
@@ -78,7 +77,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
 class CenterCrops(Dataset[dict[str, Any]]):
     """The centre crop of every image: `image` uint8 (side, side, 3) and `label`. An unreadable file raises."""
 
-    def __init__(self, images: Any, *, side: int) -> None:
+    def __init__(self, images: LabelledImages, *, side: int) -> None:
         self.images, self.side = images, side
 
     def __len__(self) -> int:
@@ -86,12 +85,17 @@ class CenterCrops(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            data, label, name = self.images[index]
-            image = resize_shorter_side(decode_image(data, name), shorter_side_for(self.side))
+            image = _read_resized(self.images, index, shorter_side_for(self.side))
         except UnreadableImage as error:
             name = printable(self.images.name(index))
             raise UnreadableImage(f"{error}; repair it, or leave it out by prepare_data.py exclude=[{name}]") from error
+        label = int(self.images.labels[index])
         return {"image": crop(image, self.side, "center").permute(1, 2, 0), "label": label}
+
+
+def _read_resized(images: Images, index: int, shorter_side: int) -> Tensor:
+    """uint8 (3, h, w) with min(h, w) = `shorter_side`. Raises UnreadableImage."""
+    return resize_shorter_side(decode_image(images.read(index), images.name(index)), shorter_side)
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
@@ -182,7 +186,7 @@ class ClassificationData(LightningDataModule):
     of the epoch in training and `crop_side` in validation; int64 (N,).
 
     Args:
-        data: what `sppnet.datasets.open_data` gives.
+        data: what `sppnet.data.sources.open_data` gives.
         batch_size: images per device and step.
         crop_side: pixels of the crops, 224 in the paper, taken from images with a shorter side 8/7 of that.
         size_of_epoch: from the epoch, counted from 0, to its size.

@@ -16,7 +16,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from sppnet.classify.scorer import Scorer, score_images
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import UnreadableImage
-from sppnet.data.sources import EncodedImages, images_fingerprint
+from sppnet.data.sources import Images, LabelledImages, images_fingerprint
 from sppnet.network import SPPNet
 from sppnet.results.scores import (
     SCORING_RULES,
@@ -86,7 +86,7 @@ class EvaluationJob(NamedTuple):
     """What every process of an evaluation is given."""
 
     network: SPPNet
-    images: EncodedImages
+    images: Images
     digests: np.ndarray  # uint8 (n, 16): `content_digests` of the images
     protocol: ViewProtocol
     hardware: Hardware
@@ -192,7 +192,7 @@ def _save_part(job: EvaluationJob, indices: list[int], scores: list[Tensor]) -> 
 def evaluate_to_file(
     path: Path,
     network: SPPNet,
-    images: EncodedImages,
+    images: LabelledImages,
     digests: np.ndarray,
     protocol: ViewProtocol,
     hardware: Hardware,

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from sppnet.classify.views import ViewProtocol, windows_at
 from sppnet.data.batches import to_network_input
 from sppnet.data.images import UnreadableImage, decode_image, resize_shorter_side
-from sppnet.data.sources import EncodedImages, read_image, skip_hint
+from sppnet.data.sources import Images, read_image, skip_hint
 from sppnet.network import SPPNet
 from sppnet.runtime.processes import LOADER_TIMEOUT, start_loader_worker
 from sppnet.windows import mirrored_windows, pool_image_windows
@@ -40,16 +40,16 @@ def whole_scales(protocol: ViewProtocol) -> list[int]:
 class ViewInputs(Dataset[Inputs]):
     """Decodes, resizes and crops. An unreadable file raises: testing never skips an image."""
 
-    def __init__(self, images: EncodedImages, protocol: ViewProtocol) -> None:
+    def __init__(self, images: Images, protocol: ViewProtocol) -> None:
         self.images, self.protocol = images, protocol
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Inputs:
-        data, name = read_image(self.images, index)
+        encoded, name = read_image(self.images, index)
         try:
-            image = decode_image(data, name)
+            image = decode_image(encoded, name)
         except UnreadableImage as error:
             raise UnreadableImage(f"{error}; {skip_hint(name)}") from error
         crops = []
@@ -197,7 +197,7 @@ def unpack(message: Message) -> list[Inputs]:
 
 
 def score_images(
-    scorer: Scorer, images: EncodedImages, indices: Sequence[int], *, workers: int
+    scorer: Scorer, images: Images, indices: Sequence[int], *, workers: int
 ) -> Generator[tuple[list[int], Tensor], None, None]:
     """Scores every index once: (indices, scores (n, classes)), in an order that brings equal sizes together.
 

@@ -35,7 +35,8 @@ def prepare_data(
 ) -> None:
     # Imported here because torch takes seconds, and --help should not.
     from sppnet.data.folders import ILSVRC_2012
-    from sppnet.data.prepare import Settings, prepare
+    from sppnet.data.prepare import prepare
+    from sppnet.data.shards import Settings
     from sppnet.data.sources import DATA_SOURCES, open_data, without_images
     from sppnet.data.survey import report_text
     from sppnet.runtime.machine import core_count

@@ -1,4 +1,4 @@
-"""Data sets in trees of files: class folders, ImageNet, Caltech101, and the drawn shapes."""
+"""Data sets in folders of image files: class folders, ImageNet, Caltech101, and the drawn shapes."""
 
 import hashlib
 import os
@@ -17,47 +17,52 @@ from sppnet.runtime.names import is_utf8, listing, printable
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Images in files; a name is the path from `root`, with slashes."""
+    """Labelled images in files under `root`; a name is the path from there, with slashes."""
 
     root: str
-    paths: np.ndarray  # bytes (len(d),), each the path from `root`
-    labels: np.ndarray
+    paths: np.ndarray  # (n,) of bytes: one array, not a Python object per image
+    labels: np.ndarray  # int64 (n,)
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+    def read(self, index: int) -> bytes:
         name = self.name(index)
-        return read_image_file(f"{self.root}/{name}", name), int(self.labels[index]), name
+        return read_image_file(f"{self.root}/{name}", name)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])
 
     def fingerprint(self) -> str:
-        """A hash of names and labels. What is in the files is left out, as reading them takes long."""
+        """A hash of names and labels, not of the contents of the files, because reading them takes long."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
         digest.update(b"\0".join(self.paths.tolist()))
         digest.update(self.labels.tobytes())
         return digest.hexdigest()
 
 
-# The sources: (training images, validation images).
+# The sources. Each returns (training images, validation images).
 
 _VAL_FOLDERS = ("val", "validation", "test")
 
 
 def shapes(*, root: str, train: int = 2000, val: int = 500, seed: int = 0) -> tuple[ImageFiles, ImageFiles]:
-    """The pictures of `sppnet.data.shapes`, drawn into `root` on first use; `train` and `val` count them."""
+    """`train` and `val` images of `sppnet.data.shapes`, drawn into `root` on first use."""
     return _train_and_val(generate_shapes(Path(root), train=train, val=val, seed=seed), "val")
 
 
 def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0) -> tuple[ImageFiles, ImageFiles]:
-    """One folder per class in `root`/train and `root`/val (or validation, or test), or all in `root` itself.
+    """One folder per class in `root`/train and `root`/val (or validation, or test), or in `root` itself.
 
-    Without a val folder, `val_fraction` of every class becomes val, chosen by `split_seed` and the names of the
-    files only: where there is no train/ either, 0.2 of it unless told. Class folders may hold folders; hidden
-    files and folders are left out. Warns if `root` has several of val, validation and test: the first one is used.
+    Class folders may hold folders; hidden files and folders are left out. Warns if `root` has several of val,
+    validation and test: the first one is used.
+
+    Args:
+        root: the folder.
+        val_fraction: without a val folder, the share of every class that becomes val; None: 0.2 if there is no train
+            folder either, else an error.
+        split_seed: decides, together with the names of the files, which images become val.
     """
     top = _existing_folder(Path(root))
     has_train = (top / "train").is_dir()
@@ -66,6 +71,7 @@ def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0)
         raise ValueError(f"{top}: found {val_folder}/, expected train/ beside it")
     if val_folder and val_fraction is not None:
         raise ValueError(f"{top}: found {val_folder}/, val_fraction={val_fraction} is for folders without it")
+
     if val_folder:
         if unused:
             warnings.warn(
@@ -74,6 +80,7 @@ def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0)
                 stacklevel=2,
             )
         return _train_and_val(top, val_folder)
+
     if has_train and val_fraction is None:
         raise ValueError(f"{top}: found train/, expected val/ beside it, or val_fraction=0.2 to split train/")
     images = _read_classes(top, "train" if has_train else "")
@@ -81,21 +88,21 @@ def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0)
 
 
 def unsplit_folder(*, root: str) -> tuple[ImageFiles, ImageFiles]:
-    """All images of `root`, which has one folder per class, and none: to test on what is no validation data."""
+    """All images of `root`, which has one folder per class, and no validation images: to test on all of them."""
     images = _read_classes(_existing_folder(Path(root)), "")
     return images, ImageFiles(images.root, images.paths[:0], images.labels[:0], images.classes)
 
 
 def val_folders(top: Path) -> list[str]:
-    """Which of val, validation and test are folders in `top`, in this order: `folder` validates on the first."""
+    """Those of val, validation and test that are folders in `top`, in this order; `folder` validates on the first."""
     return [name for name in _VAL_FOLDERS if (top / name).is_dir()]
 
 
-ILSVRC_2012 = (1_281_167, 50_000)  # images to train on, validation images
+ILSVRC_2012 = (1_281_167, 50_000)  # numbers of training and validation images
 
 
 def imagenet(*, root: str) -> tuple[ImageFiles, ImageFiles]:
-    """ILSVRC 2012: `root`/train and `root`/val, each with 1000 folders named by WordNet id, such as n01440764."""
+    """ILSVRC 2012 in `root`/train and `root`/val, each with 1000 folders named by WordNet id, such as n01440764."""
     top = _existing_folder(Path(root))
     for split in ("train", "val"):
         _check_wordnet_folders(_existing_folder(top / split))
@@ -105,16 +112,22 @@ def imagenet(*, root: str) -> tuple[ImageFiles, ImageFiles]:
 def caltech101(
     *, root: str, split_seed: int = 0, train_per_class: int = 30, test_per_class: int = 50
 ) -> tuple[ImageFiles, ImageFiles]:
-    """102 categories with the background: 30 random images of each to train, up to 50 others to test.
+    """Caltech101, 102 categories with the background: 30 random images of each to train, up to 50 others to test.
 
-    The protocol of arXiv:1406.4729v4, 3.3, which averages 10 splits. `root` is 101_ObjectCategories or the folder
-    that holds it; names are paths from 101_ObjectCategories.
+    The protocol of arXiv:1406.4729v4, 3.3, which averages 10 splits. Names are paths from 101_ObjectCategories.
+
+    Args:
+        root: 101_ObjectCategories or the folder that holds it.
+        split_seed: decides, together with the names of the files, which images are chosen.
+        train_per_class: images of each category to train on.
+        test_per_class: the most images of each category to test on.
     """
     top = _existing_folder(Path(root))
     nested = top / "101_ObjectCategories"
     images = _read_classes(nested if nested.is_dir() else top, "")
     if len(images.classes) != 102:
         raise ValueError(f"{images.root}: found {len(images.classes)} class folders, expected Caltech101's 102")
+
     train, test = [], []
     for name, members in _shuffled_classes(images, split_seed):
         if not 0 < train_per_class < len(members) or test_per_class < 1:
@@ -127,7 +140,7 @@ def caltech101(
     return _select(images, train), _select(images, test)
 
 
-# Reading trees of files.
+# Reading folders.
 
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
@@ -140,32 +153,34 @@ def _train_and_val(top: Path, val_folder: str) -> tuple[ImageFiles, ImageFiles]:
 
 
 def _read_classes(top: Path, split: str) -> ImageFiles:
-    """The images in the class folders of `top`/`split`, sorted by class, then by path."""
+    """The images in the class folders of `top`/`split`, or of `top` for "", sorted by class, then by path."""
     base = top / split
     classes = _class_folders(base)
-    # A single folder in `top` itself is rather another level of folders than a class.
+    # A single folder in `top` itself is more likely another level of folders than a class.
     if len(classes) < (1 if split else 2):
         expected = "a folder for each class" if split else "a folder for each of two or more classes"
         raise ValueError(f"{base}: found {_contents(base)}, expected {expected}")
+
     paths, counts = [], []
     for name in classes:
         if not is_utf8(name):
             raise ValueError(printable(f"{base / name}: the name of a class must be UTF-8; rename the folder"))
-        found = sorted(_image_paths(base / name, f"{split}/{name}" if split else name))
-        if not found:
+        paths_of_class = sorted(_image_paths(base / name, f"{split}/{name}" if split else name))
+        if not paths_of_class:
             raise ValueError(f"{base / name}: found no images, expected files such as *.jpg")
-        paths += [os.fsencode(path) for path in found]
-        counts.append(len(found))
+        paths += [os.fsencode(path) for path in paths_of_class]
+        counts.append(len(paths_of_class))
     return ImageFiles(str(top), np.array(paths), np.repeat(np.arange(len(classes)), counts), tuple(classes))
 
 
 def _class_folders(base: Path) -> list[str]:
+    """The names of the folders in `base`, sorted, without hidden ones."""
     with os.scandir(base) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; links that lead nowhere, or in a circle, are not."""
+    """Whether it is a folder or a link to one. Broken and circular links are not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -173,7 +188,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _image_paths(place: Path | str, prefix: str) -> Iterator[str]:
-    """`prefix`/path of each image in `place` and the folders in it, but not in links to folders: they may be rings."""
+    """Yields `prefix`/path of each image under `place`. Does not follow links to folders, which may be circular."""
     with os.scandir(place) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -186,13 +201,14 @@ def _image_paths(place: Path | str, prefix: str) -> Iterator[str]:
 
 
 def _contents(base: Path) -> str:
-    """What lies in a folder that should hold class folders, in words."""
+    """Describes a folder that should hold class folders, for an error message."""
     with os.scandir(base) as entries:
         images = sum(entry.name.lower().endswith(_SUFFIXES) and not _is_folder(entry) for entry in entries)
     return f"{images} images lying flat and the folders: {listing(_class_folders(base)) or 'none'}"
 
 
 def _existing_folder(path: Path) -> Path:
+    """The path itself if it is a folder. Raises FileNotFoundError or ValueError otherwise."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such folder")
     if not path.is_dir():
@@ -201,6 +217,7 @@ def _existing_folder(path: Path) -> Path:
 
 
 def _check_wordnet_folders(base: Path) -> None:
+    """Raises ValueError unless `base` has 1000 folders named by WordNet id."""
     names = _class_folders(base)
     if not names and any(base.glob("ILSVRC2012_*")):
         raise ValueError(
@@ -218,7 +235,7 @@ def _check_wordnet_folders(base: Path) -> None:
 
 
 def _split_by_fraction(images: ImageFiles, fraction: float, seed: int) -> tuple[ImageFiles, ImageFiles]:
-    """Every class gives the nearest number of images to val, at least one, and keeps at least one."""
+    """Splits off `fraction` of every class, rounded, for val; both parts get at least one image of each class."""
     if not 0 < fraction < 1:
         raise ValueError(f"val_fraction={fraction}: must be between 0 and 1")
     train, val = [], []
@@ -232,9 +249,10 @@ def _split_by_fraction(images: ImageFiles, fraction: float, seed: int) -> tuple[
 
 
 def _shuffled_classes(images: ImageFiles, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Every class with the indices of its images, in an order that hangs on the seed and each image's name alone.
+    """Yields each class with the indices of its images, in an order that depends only on the seed and the image names.
 
-    Hashes, not a random generator: an added file moves no other, and no library can change the split.
+    It sorts by hashes instead of using a random generator, so that an added file does not move the others and no
+    release of a library can change the split.
     """
     ends = np.cumsum(np.bincount(images.labels))
     for name, members in zip(images.classes, np.split(np.arange(len(images)), ends[:-1]), strict=True):
@@ -243,5 +261,6 @@ def _shuffled_classes(images: ImageFiles, seed: int) -> Iterator[tuple[str, np.n
 
 
 def _select(images: ImageFiles, indices: Sequence[np.ndarray]) -> ImageFiles:
+    """The images with these indices, in their old order."""
     chosen = np.sort(np.concatenate(indices))
     return ImageFiles(images.root, images.paths[chosen], images.labels[chosen], images.classes)

@@ -42,19 +42,19 @@ def _max_pixels() -> int:
 
 
 MAX_PIXELS = _max_pixels()
-MAX_FILE_BYTES = 3 * MAX_PIXELS + 2**24  # the largest image stored without compression, and what else is in its file
+_MAX_FILE_BYTES = 3 * MAX_PIXELS + 2**24  # the largest image without compression, and 16 MB for metadata
 
-# Memory that decoding takes at most, the result of 3 bytes included. Measured by a test for every kind of image.
+# The most memory that decoding takes, with the 3 bytes of the result. A test measures it for every kind of image.
 BYTES_PER_PIXEL = 7
-# Decoders that need more make each pixel count as several against the limit: these keep whole frames beside the result.
+# A pixel counts several times against the limit if its decoder needs more. These keep whole frames beside the result.
 _BYTES_PER_PIXEL_OF = {"WEBP": 21, "AVIF": 21}
 _BYTES_PER_PIXEL_PROGRESSIVE = 14  # of JPEG, whose coefficients are all kept until the last pass
 _STRIP_PIXELS = 1 << 18  # converted at once
 
-# What sets of pictures hold. Pillow knows forty more formats; for one (EPS) it starts another program.
+# Formats that image data sets contain. Pillow reads forty more; decoding one of them (EPS) would start another program.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
 
-# EXIF tag 0x0112, "Orientation": views of an upright image (h, w, 3) as it is stored. 1 is stored upright.
+# EXIF tag 0x0112, "Orientation" -> a view of an upright image (h, w, 3) in the order in which its file stores it.
 _ORIENTATION_TAG = 0x0112
 _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda upright: upright,
@@ -68,29 +68,29 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class UnreadableImage(ValueError):  # noqa: N818 (said of the file, and all that the reader needs)
-    """A file that gives no image. The message is one printable line: the name of the file and the reason."""
+class UnreadableImage(ValueError):  # noqa: N818 (names what is wrong with the file, as errors of data sets do)
+    """An image file that cannot be read or decoded. The message is one printable line: its name and the reason."""
 
 
-# What says nothing about the file that was to be opened: this process or the machine has run out of something.
+# Errors of opening a file that are not the fault of the file: the process or the machine has run out of something.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def read_image_file(path: str, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """The bytes of an image file.
+def read_image_file(path: str, name: str, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
+    """Reads an image file.
 
-    Raises UnreadableImage, naming `name` and the reason, for a file that cannot be opened or read, holds more than
-    `max_bytes`, or is no regular file. Pipes and devices are not waited for, nor read.
+    Raises UnreadableImage, with `name` and the reason, for a file that cannot be opened or read, has more than
+    `max_bytes`, or is not a regular file: pipes and devices are neither read nor waited for.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:  # without a file object: a third of the time of Path.read_bytes
+        try:  # without a file object, this takes a third of the time of Path.read_bytes
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise UnreadableImage(printable(f"{name}: not a regular file"))
             if status.st_size > max_bytes:
                 raise UnreadableImage(printable(f"{name}: {status.st_size} bytes, more than {max_bytes}"))
-            return os.read(descriptor, status.st_size)  # no more: a file of 0 bytes in /proc may have no end
+            return os.read(descriptor, status.st_size)  # not up to the end: files in /proc may have none
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -99,56 +99,60 @@ def read_image_file(path: str, name: str, max_bytes: int = MAX_FILE_BYTES) -> by
         raise UnreadableImage(printable(f"{name}: {error.strerror}")) from error
 
 
-def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The picture in the bytes of a file, as a person would see it: uint8 RGB (3, h, w), upright.
+def decode_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decodes an image file as an image viewer shows it: uint8 RGB (3, h, w), upright.
 
     Reads JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and PPM by content, whatever the file is called, and the first
     frame of animations. Grey and CMYK become RGB, transparency is laid over white, EXIF orientation is applied,
     16 bits are scaled to 8. In memory the tensor is channels-last: a view of (h, w, 3).
 
-    Raises UnreadableImage, naming `name` and the reason, for all else: other files, damaged or truncated ones, and
-    those whose header states more than `max_pixels` pixels, which are not decoded; the environment variable
-    SPPNET_MAX_PIXELS sets that. The memory in use stays below BYTES_PER_PIXEL * `max_pixels`: as WebP, AVIF and
-    progressive JPEG need more per pixel, their pixels count two or three times.
+    Raises UnreadableImage, with `name` and the reason, for other files, for damaged or truncated ones, and without
+    decoding for those whose header states more than `max_pixels` pixels; the environment variable SPPNET_MAX_PIXELS
+    sets the default. Memory use stays below BYTES_PER_PIXEL * `max_pixels`: pixels of WebP, AVIF and progressive JPEG,
+    which need more, count two or three times.
     """
     try:
-        # Pillow warns about harmless things such as a damaged EXIF block; the picture counts here.
+        # Pillow warns about harmless things such as a damaged EXIF block.
         with warnings.catch_warnings(action="ignore"):
-            return _decode(data, max_pixels)
-    except Exception as error:  # damaged files raise nearly everything, from SyntaxError to zlib.error
-        raise UnreadableImage(printable(f"{name}: {_reason(data, error)}")) from error
+            return _decode(encoded, max_pixels)
+    except Exception as error:  # damaged files raise almost any error, from SyntaxError to zlib.error
+        raise UnreadableImage(printable(f"{name}: {_reason(encoded, error)}")) from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Tensor:
-    image = Image.open(io.BytesIO(data), formats=_FORMATS)  # reads the header alone
+def _decode(encoded: bytes, max_pixels: int) -> Tensor:
+    image = Image.open(io.BytesIO(encoded), formats=_FORMATS)  # reads the header only
     _check_pixels(image, max_pixels)
-    # TorchCodec gives the same pixels as Pillow, CMYK and orientation included, 1.3 to 1.5 times as fast.
+    # TorchCodec decodes to the same pixels as Pillow, with CMYK and orientation, 1.3 to 1.5 times as fast.
     if image.format in ("JPEG", "MPO") and _torchcodec is not None:
-        return _torchcodec.decode_jpeg(data)
+        decoded: Tensor = _torchcodec.decode_jpeg(encoded)
+        return decoded
     image.load()
     return torch.from_numpy(_upright_rgb(image)).permute(2, 0, 1)
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises ValueError for an image with more pixels than `max_pixels`, counted as often as their memory asks for."""
     width, height = image.size
-    kind, needed = image.format, _BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
+    kind, bytes_per_pixel = image.format, _BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
     if image.info.get("progressive"):
-        kind, needed = "progressive JPEG", _BYTES_PER_PIXEL_PROGRESSIVE
-    times = needed // BYTES_PER_PIXEL
+        kind, bytes_per_pixel = "progressive JPEG", _BYTES_PER_PIXEL_PROGRESSIVE
+
+    times = bytes_per_pixel // BYTES_PER_PIXEL
     if width * height * times > max_pixels:
         counted = f", which count {times} times as {kind}" if times > 1 else ""
         raise ValueError(f"{width}x{height} pixels{counted}, more than SPPNET_MAX_PIXELS={max_pixels}")
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:
-    """uint8 (h, w, 3) of a loaded image: RGB, turned as its EXIF block says.
+    """Converts a loaded image to upright RGB: uint8 (h, w, 3).
 
-    Made strip by strip: Pillow keeps 4 bytes per pixel, and whole copies in other modes would add 4 each.
+    Works in strips: Pillow keeps 4 bytes per pixel, and every copy of the whole image in another mode would add 4.
     """
     width, height = image.size
     orientation = _orientation(image)
     pixels = np.empty((width, height, 3) if orientation >= 5 else (height, width, 3), np.uint8)
-    stored = _AS_STORED[orientation](pixels)
+    stored = _AS_STORED[orientation](pixels)  # a view: filling it in the order of the file turns the image
+
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
@@ -157,15 +161,16 @@ def _upright_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8 as in EXIF; 1, upright, where the block cannot be read."""
+    """The EXIF orientation, 1 to 8; 1, upright, if there is none or it cannot be read."""
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # not `ImageOps.exif_transpose`: it gives up the image for a damaged block
+    except Exception:  # a damaged block, for which `ImageOps.exif_transpose` would refuse the image
         return 1
     return orientation if orientation in _AS_STORED else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image of any mode to RGB, transparency over white. ValueError for floating-point pixels."""
     if image.mode == "F":
         raise ValueError("floating-point pixels, whose range is not known")
     if image.mode.startswith("I"):
@@ -177,15 +182,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    """8-bit grey. Pillow's own conversion clips at 255, so that most 16-bit pictures turn white."""
+    """Converts 16-bit to 8-bit grey. Pillow's own conversion clips at 255, which turns most images white."""
     values = np.asarray(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(f"integer pixels from {values.min()} to {values.max()}, outside of 16 bits")
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def _reason(data: bytes, error: Exception) -> str:
-    if not data:
+def _reason(encoded: bytes, error: Exception) -> str:
+    """Why a file cannot be decoded, in one line."""
+    if not encoded:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
         return f"not an image that can be read ({', '.join(_FORMATS)})"

@@ -1,9 +1,9 @@
-"""The data set `shapes`: pictures of simple objects whose class is their layout, drawn as JPEG files on first use.
+"""The data set `shapes`: images of simple objects whose class is their layout, drawn as JPEG files on first use.
 
-Ten classes in three families. The classes of a family are made of the same parts and differ only in where the parts
-are: three dots, two bars, a ring with a dot. Colour, texture, scale, place and deformation are drawn from the same
-distributions for every class, so that small patches tell the family at best. Rotation is small enough to keep "above"
-above, and every class is closed under mirroring left to right, because training mirrors.
+There are ten classes in three families: three dots, two bars, a ring with a dot. The classes of a family have the same
+parts and differ only in where the parts are. Colour, texture, scale, place and deformation have the same distributions
+for every class, so that a small patch shows the family at best. Rotation is small enough to keep "above" above, and
+every class is closed under mirroring left to right, because training mirrors.
 
 Points and centres are (x, y), y downwards. Objects are laid out around (0, 0), reaching to about 1 in each direction.
 """
@@ -21,6 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from sppnet.runtime.machine import core_count
+
 
 class _Part(NamedTuple):
     """A rounded box around (x, y); a hole is cut out of the parts before it."""
@@ -37,7 +39,7 @@ def _dots(*centers: tuple[float, float]) -> list[_Part]:
 
 
 def _bars(crossing: float) -> list[_Part]:
-    """An upright bar, and one that lies across it at the height `crossing`."""
+    """An upright bar, and one across it at the height `crossing`."""
     return [_Part(0, 0, 0.17, 0.9), _Part(0, crossing, 0.85, 0.17)]
 
 
@@ -60,30 +62,37 @@ _LAYOUTS = {
 }
 CLASSES = tuple(sorted(_LAYOUTS))
 
-_VERSION = 1  # raise it with every change to the pictures: a tree of another version is refused
+_VERSION = 1  # increase it with every change to the images: a folder of another version is refused
 _SHORTER_SIDE = (100, 220, 400)  # pixels: least, most frequent, greatest
 _LONGEST_ASPECT = 2.0
-_EXTENT = (0.3, 0.9)  # the longer side of the object's bounding box, in shorter sides of the picture
-_ROTATION = math.radians(15)  # at most, either way
+_EXTENT = (0.3, 0.9)  # longer side of the object's bounding box, as a fraction of the shorter side of the image
+_ROTATION = math.radians(15)  # at most, in either direction
 _LEAST_CONTRAST = 70  # of 255, between the mean brightness of object and background
 _OVERSIZE = 2  # masks are drawn larger by this factor, then averaged down: smooth edges
 _QUALITY = 88  # of the JPEG files
 
 
 def generate_shapes(root: Path, *, train: int = 2000, val: int = 500, seed: int = 0) -> Path:
-    """Draws the data set as `root`/train/CLASS/*.jpg and `root`/val/CLASS/*.jpg, unless it is there; returns `root`.
+    """Draws the data set as `root`/train/CLASS/*.jpg and `root`/val/CLASS/*.jpg, unless it exists; returns `root`.
 
-    `train` and `val` count the pictures of a split; its classes share them evenly. A picture is a function of (seed,
-    split, index) alone. The folder gets its name when it is complete, so that several processes may ask for it at once.
+    An image depends only on (seed, split, index). The folder gets its name when it is complete, so that several
+    processes may ask for it at once.
 
-    Raises ValueError where `root` holds anything else, or where a split has fewer pictures than there are classes.
+    Args:
+        root: the folder.
+        train: images to train on, shared evenly among the classes.
+        val: images to validate on, likewise.
+        seed: of everything that is random.
+
+    Raises ValueError if `root` holds anything else, or if a split has fewer images than there are classes.
     """
     if min(train, val) < len(CLASSES):
-        raise ValueError(f"train={train}, val={val}: each must be at least {len(CLASSES)}, one picture per class")
-    root = Path(root)
+        raise ValueError(f"train={train}, val={val}: each must be at least {len(CLASSES)}, one image per class")
+
     settings = {"version": _VERSION, "train": train, "val": val, "seed": seed}
     if _is_drawn(root, settings):
         return root
+
     root.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as folder:
         tree = Path(folder, root.name)
@@ -91,80 +100,77 @@ def generate_shapes(root: Path, *, train: int = 2000, val: int = 500, seed: int 
         (tree / "shapes.json").write_text(json.dumps(settings) + "\n")
         try:
             tree.rename(root)
-        except OSError:  # another process was faster: its folder will do if it holds the same
+        except OSError:  # another process was faster: its folder is used if it holds the same
             if not _is_drawn(root, settings):
                 raise
     return root
 
 
 def draw_example(label: int, generator: np.random.Generator) -> np.ndarray:
-    """One picture of class `CLASSES[label]`: (H, W, 3) uint8 RGB, its shorter side 100 to 400 pixels."""
-    size = _picture_size(generator)
+    """Draws one image of the class `CLASSES[label]`: uint8 RGB (H, W, 3), its shorter side 100 to 400 pixels."""
+    size = _image_size(generator)
     back_color, front_color = _contrasting_colors(generator)
     outlines = _place(_deform(_LAYOUTS[CLASSES[label]], generator), size, generator)
 
-    picture = _blend(_textured(back_color, 50, size, generator), _random_color(generator), _clutter(size, generator))
+    image = _blend(_textured(back_color, 50, size, generator), _random_color(generator), _clutter(size, generator))
     if generator.random() < 0.5:
         thickness = generator.uniform(0.01, 0.03) * min(size)
-        picture = _blend(picture, _random_color(generator), _borders(outlines, thickness, size))
-    picture = _blend(picture, _textured(front_color, 40, size, generator), _fillings(outlines, size))
-    picture += np.float32(generator.uniform(0, 4)) * generator.standard_normal(size, dtype=np.float32)
-    return np.ascontiguousarray(np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+        image = _blend(image, _random_color(generator), _borders(outlines, thickness, size))
+    image = _blend(image, _textured(front_color, 40, size, generator), _fillings(outlines, size))
+    image += np.float32(generator.uniform(0, 4)) * generator.standard_normal(size, dtype=np.float32)
+    return np.ascontiguousarray(np.clip(image, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
 
 # The folder of files.
 
 
 def _is_drawn(root: Path, settings: dict[str, int]) -> bool:
-    """Whether `root` holds the data set of these settings; False where nothing is there; ValueError for all else."""
+    """Whether `root` holds the data set of these settings. ValueError if it holds anything else."""
     if not os.path.lexists(root):
         return False
-    wanted = json.dumps(settings)
+    expected = json.dumps(settings)
     try:
-        found = " ".join((root / "shapes.json").read_text(errors="replace").split())[:200]
+        drawn = " ".join((root / "shapes.json").read_text(errors="replace").split())[:200]
     except OSError:
-        found = "no readable shapes.json"
-    if found == wanted:
+        drawn = "no readable shapes.json"
+    if drawn == expected:
         return True
-    raise ValueError(f"{root} holds {found}, not shapes of {wanted}: choose another folder or delete this one")
+    raise ValueError(f"{root} holds {drawn}, not shapes of {expected}: choose another folder or delete this one")
 
 
 def _draw_tree(tree: Path, counts: dict[str, int], seed: int) -> None:
-    """`counts` gives the number of pictures of every split, in the order that numbers the splits."""
+    """Draws the files. `counts` has the number of images of each split, in the order that numbers the splits."""
     for split in counts:
         for name in CLASSES:
             (tree / split / name).mkdir(parents=True)
 
     def draw(split: str, split_number: int, index: int) -> None:
         label = index % len(CLASSES)
-        picture = draw_example(label, np.random.default_rng([seed, split_number, index]))
+        image = draw_example(label, np.random.default_rng([seed, split_number, index]))
         path = tree / split / CLASSES[label] / f"{index:05d}.jpg"
-        Image.fromarray(picture).save(path, quality=_QUALITY)
+        Image.fromarray(image).save(path, quality=_QUALITY)
 
     jobs = [(split, n, index) for n, split in enumerate(counts) for index in range(counts[split])]
-    # Threads: NumPy and Pillow compute side by side in them. Worker processes would have to be forked under PyTorch's
-    # threads, or to import the calling script once more.
-    with ThreadPoolExecutor(_core_count()) as pool:
+    # Threads are enough: NumPy and Pillow release the interpreter's lock. Processes would have to be forked beside
+    # PyTorch's threads, or to import the calling script again.
+    with ThreadPoolExecutor(core_count()) as pool:
         drawn = pool.map(draw, *zip(*jobs, strict=True))
-        for _ in tqdm(drawn, "drawing shapes", total=len(jobs), unit="picture", disable=None):
+        for _ in tqdm(drawn, "drawing shapes", total=len(jobs), unit="image", disable=None):
             pass
-
-
-def _core_count() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # The object: outlines of its parts, first in the units of the layout, then in pixels.
 
 
 class _Outline(NamedTuple):
+    """The outline of a part or of a hole, as a polygon."""
+
     points: np.ndarray  # (64, 2)
     hole: bool
 
 
 def _deform(parts: Sequence[_Part], generator: np.random.Generator) -> list[_Outline]:
-    """The parts moved a little each, then bent, stretched, sheared and rotated as one."""
+    """The outlines of the parts, each moved a little, then all bent, stretched, sheared and rotated together."""
     exponent = generator.uniform(2.2, 6)
     waves = generator.uniform(-1, 1, (3, 5)) * [2.5, 2.5, math.pi, 0.06, 0.06]
     linear = _linear_map(generator)
@@ -176,7 +182,7 @@ def _deform(parts: Sequence[_Part], generator: np.random.Generator) -> list[_Out
 
 
 def _superellipse(part: _Part, exponent: float) -> np.ndarray:
-    """(64, 2) points around the part: an ellipse at exponent 2, nearer to a box above."""
+    """(64, 2) points around the part: an ellipse at exponent 2, closer to a box for larger exponents."""
     angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     rounded = np.sign(circle) * np.abs(circle) ** (2 / exponent)
@@ -199,23 +205,24 @@ def _linear_map(generator: np.random.Generator) -> np.ndarray:
 
 
 def _place(outlines: Sequence[_Outline], size: tuple[int, int], generator: np.random.Generator) -> list[_Outline]:
-    """The outlines in pixels: scaled to a random extent, near the middle of the picture, wholly inside it."""
+    """The outlines in pixels: scaled to a random extent, near the middle of the image and inside it."""
     points = np.concatenate([outline.points for outline in outlines])
     low, high = points.min(axis=0), points.max(axis=0)
     scale = generator.uniform(*_EXTENT) * min(size) / (high - low).max()
+
     middle = np.array(size[::-1]) / 2
-    # In a long picture, only the middle: views cut out a square, which would often miss an object at the far end.
+    # In a long image, only near the middle: views cut out a square, which would often miss an object at the far end.
     room = np.minimum(2 * middle, 1.1 * min(size)) - scale * (high - low)
     offset = middle - scale * (low + high) / 2 + generator.uniform(-0.4, 0.4, 2) * room
     return [_Outline(scale * outline.points + offset, outline.hole) for outline in outlines]
 
 
-# The picture: `size` is (H, W) in pixels, a mask (H, W) float32 in 0..1, a colour (3, 1, 1) float32 in 0..255. Pictures
-# are (3, H, W) float32 until they are done: NumPy is several times faster with the long side last.
+# The image: `size` is (H, W) in pixels, a mask (H, W) float32 in 0..1, a colour (3, 1, 1) float32 in 0..255. Images
+# are (3, H, W) float32 until they are finished: NumPy is several times faster with the long side last.
 
 
-def _picture_size(generator: np.random.Generator) -> tuple[int, int]:
-    """Lying or standing, more often nearly square than long."""
+def _image_size(generator: np.random.Generator) -> tuple[int, int]:
+    """A random (H, W), landscape or portrait, more often nearly square than long."""
     shorter = math.exp(generator.triangular(*np.log(_SHORTER_SIDE)))
     longer = shorter * _LONGEST_ASPECT ** generator.triangular(0, 0, 1)
     height, width = (shorter, longer) if generator.random() < 0.5 else (longer, shorter)
@@ -223,13 +230,15 @@ def _picture_size(generator: np.random.Generator) -> tuple[int, int]:
 
 
 def _random_color(generator: np.random.Generator) -> np.ndarray:
+    """(3, 1, 1), each channel from 20 to 235."""
     return generator.uniform(20, 235, (3, 1, 1)).astype(np.float32)
 
 
 def _contrasting_colors(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Background and object. The object is the lighter one four times out of five.
+    """Random colours of background and object. The object is the lighter one four times out of five.
 
-    At half the time, a small network has twice the error after 20 epochs: 16 instead of 8 % (one seed each).
+    If it were so half the time, a small network would have twice the error after 20 epochs: 16 instead of 8 % (one
+    seed each).
     """
     lighter = generator.random() < 0.8
     while True:
@@ -240,7 +249,7 @@ def _contrasting_colors(generator: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def _textured(color: np.ndarray, strength: float, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """(3, H, W): the colour, varied along one random direction of colour by about `strength` at most."""
+    """(3, H, W): the colour, varied along one random direction in RGB by about `strength` at most."""
     change = generator.uniform(-strength, strength, (3, 1, 1)) * generator.uniform(0.2, 1)
     return color + change.astype(np.float32) * _pattern(size, generator)
 
@@ -264,18 +273,21 @@ def _clouds(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray
 
 
 def _stripes(angle: float, size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Waves across `angle` in radians, soft to hard, with 3 to 20 of them on the shorter side."""
+    """Waves across `angle` in radians, from soft to hard, 3 to 20 of them along the shorter side."""
     frequency = 2 * math.pi * math.exp(generator.uniform(math.log(3), math.log(20))) / min(size)
     rows = np.arange(size[0], dtype=np.float32)[:, None] * np.float32(frequency * math.sin(angle))
     columns = np.arange(size[1], dtype=np.float32) * np.float32(frequency * math.cos(angle))
     return np.tanh(np.float32(generator.uniform(1, 5)) * np.sin(rows + columns))
 
 
-def _blend(picture: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return picture + mask * (paint - picture)
+def _blend(image: np.ndarray, paint: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image with `paint` over it where `mask` is 1, mixed where it is between 0 and 1."""
+    return image + mask * (paint - image)
 
 
 def _fillings(outlines: Sequence[_Outline], size: tuple[int, int]) -> np.ndarray:
+    """The mask of the parts without their holes."""
+
     def draw(canvas: ImageDraw.ImageDraw) -> None:
         for outline in outlines:
             canvas.polygon((outline.points * _OVERSIZE).ravel().tolist(), fill=0 if outline.hole else 255)
@@ -284,7 +296,7 @@ def _fillings(outlines: Sequence[_Outline], size: tuple[int, int]) -> np.ndarray
 
 
 def _borders(outlines: Sequence[_Outline], thickness: float, size: tuple[int, int]) -> np.ndarray:
-    """Lines along the outlines, `thickness` pixels to either side."""
+    """The mask of lines along the outlines, `thickness` pixels to either side."""
 
     def draw(canvas: ImageDraw.ImageDraw) -> None:
         for outline in outlines:
@@ -295,7 +307,7 @@ def _borders(outlines: Sequence[_Outline], thickness: float, size: tuple[int, in
 
 
 def _clutter(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """Up to 12 specks and strokes, smaller and fainter than the parts of an object."""
+    """The mask of up to 12 specks and strokes, smaller and fainter than the parts of an object."""
     unit = min(size) * _OVERSIZE
 
     def draw(canvas: ImageDraw.ImageDraw) -> None:
@@ -312,6 +324,7 @@ def _clutter(size: tuple[int, int], generator: np.random.Generator) -> np.ndarra
 
 
 def _mask(draw: Callable[[ImageDraw.ImageDraw], None], size: tuple[int, int]) -> np.ndarray:
+    """The mask that `draw` draws in white, antialiased."""
     image = Image.new("L", (size[1] * _OVERSIZE, size[0] * _OVERSIZE))
     draw(ImageDraw.Draw(image))
     return np.asarray(image.reduce(_OVERSIZE), dtype=np.float32) / 255

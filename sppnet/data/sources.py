@@ -1,10 +1,11 @@
-"""Where pictures come from: what a data set is, which sources there are, and choosing images.
+"""Data sets: their interface, the available sources, and selecting images.
 
-A data set is an `EncodedImages`. It keeps no Python object per image, because their reference counts would copy the
-memory of a forked worker page by page: 1.28 million paths are one NumPy array.
+A data set for classification has `LabelledImages` to train on and others to validate on. They keep no Python object per
+image, because their reference counts would copy the memory of a forked worker page by page: 1.28 million paths are one
+NumPy array.
 
-What is wrong with a data set is said by a FileNotFoundError or ValueError of one line: where, what was found, what
-is expected.
+Whatever is wrong with a data set is a FileNotFoundError or ValueError of one line: where, what was found, what is
+expected.
 """
 
 import hashlib
@@ -23,62 +24,63 @@ from sppnet.runtime.names import listing
 from sppnet.runtime.progress import Progress
 
 
-class EncodedImages(Protocol):
-    """Image files by index, from 0. `labels` is int64 (len(d),) and counts `classes` from 0."""
+class Images(Protocol):
+    """Encoded images by index, from 0."""
 
-    @property
-    def classes(self) -> tuple[str, ...]: ...
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The content of an image file. Raises `sppnet.data.images.UnreadableImage` if it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """The name of an image, unique in train and val together."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes with names and labels, and with contents if known without reading every file."""
+
+
+class LabelledImages(Images, Protocol):
+    """Images with one label each: `labels` is int64 (n,), from 0 in the order of `classes`."""
 
     @property
     def labels(self) -> np.ndarray: ...
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
-        """The bytes of the file, its label, and its name, which no other image of train and val has.
-
-        Raises `sppnet.data.images.UnreadableImage` where the file cannot be read.
-        """
-
-    def name(self, index: int) -> str: ...
-
-    def fingerprint(self) -> str:
-        """Another one where names, labels or, if that can be known without reading all, contents are others."""
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
 
 class ImageData(NamedTuple):
-    """Both parts label by `classes`."""
+    """The two splits of a data set, labelled by the same `classes`."""
 
-    train: EncodedImages
-    val: EncodedImages
+    train: LabelledImages
+    val: LabelledImages
     classes: tuple[str, ...]
 
     def fingerprint(self) -> str:
-        """Of both parts: 16 hexadecimal digits."""
-        parts = f"{self.train.fingerprint()} {self.val.fingerprint()}"
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        """A hash of the fingerprints of both splits: 16 hexadecimal digits."""
+        fingerprints = f"{self.train.fingerprint()} {self.val.fingerprint()}"
+        return hashlib.sha256(fingerprints.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
 class SelectedImages:
     """Some images of one or more data sets, labelled by `classes`."""
 
-    sources: tuple[EncodedImages, ...]
-    places: np.ndarray  # (len(d), 2): which source, and the index in it
-    labels: np.ndarray
+    sources: tuple[Images, ...]
+    places: np.ndarray  # int (n, 2): number of the source, index in it
+    labels: np.ndarray  # int64 (n,)
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
+    def read(self, index: int) -> bytes:
         source, place = self.places[index]
-        data, _, name = self.sources[source][int(place)]
-        return data, int(self.labels[index]), name
+        return self.sources[int(source)].read(int(place))
 
     def name(self, index: int) -> str:
         source, place = self.places[index]
-        return self.sources[source].name(int(place))
+        return self.sources[int(source)].name(int(place))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(" ".join(source.fingerprint() for source in self.sources).encode())
@@ -89,10 +91,16 @@ class SelectedImages:
 def select_images(
     data: ImageData, part: str, exclude: Sequence[str] = (), classes: Sequence[str] | None = None
 ) -> SelectedImages:
-    """The "train" or "val" images or "all" of them, without those named in `exclude`, labelled by `classes`.
+    """Selects images of a data set by split and name.
 
-    Raises ValueError for another part, a name that is not there, classes that are not those of the data, and where no
-    image is left.
+    Raises ValueError for another `part`, an unknown name, other classes than those of the data, and if no image is
+    left.
+
+    Args:
+        data: the data set.
+        part: "train", "val" or "all".
+        exclude: names of images to leave out.
+        classes: the classes of the data in the order of the new labels; None keeps their order.
     """
     parts = {"train": (data.train,), "val": (data.val,), "all": (data.train, data.val)}
     if part not in parts:
@@ -104,6 +112,7 @@ def select_images(
             f"the data has {len(data.classes)} classes and the network {len(classes)}: only in the data "
             f"{listing(missing) or 'none'}; only in the network {listing(extra) or 'none'}"
         )
+
     sources = parts[part]
     places = np.concatenate([_places(i, source) for i, source in enumerate(sources)])
     labels = np.concatenate([source.labels for source in sources])
@@ -116,6 +125,7 @@ def select_images(
         places, labels = places[kept], labels[kept]
     if not len(places):
         raise ValueError(f"exclude: leaves none of the {sum(map(len, sources)):,} images of {part}")
+
     order = np.array([classes.index(name) for name in data.classes])
     return SelectedImages(sources, places, order[labels], classes)
 
@@ -124,11 +134,11 @@ DIGEST_BYTES = 16
 _IMAGES_PER_ROUND = 512  # so that few files are in memory at once
 
 
-def content_digests(images: EncodedImages, title: str) -> np.ndarray:
-    """Reads every image once: uint8 (len(images), 16), the BLAKE2b of its bytes. Shows the progress of long readings.
+def content_digests(images: Images, title: str) -> np.ndarray:
+    """Reads every image once and hashes its bytes by BLAKE2b: uint8 (len(images), 16). Shows its progress.
 
     Files are hashed by threads, at about the speed of the disk: 50,000 images of 110 kB are 5.5 GB. Names, sizes and
-    times of files would be faster, but equal for images that were swapped, and different for a copy of the same data.
+    times of files would be faster, but equal for images that were swapped and different for a copy of the same data.
 
     Raises UnreadableImage naming the first image that cannot be read.
     """
@@ -136,30 +146,36 @@ def content_digests(images: EncodedImages, title: str) -> np.ndarray:
     def digest(index: int) -> bytes:
         return hashlib.blake2b(read_image(images, index)[0], digest_size=DIGEST_BYTES).digest()
 
-    found = bytearray()
+    digests = bytearray()
     with ThreadPoolExecutor() as pool, Progress(title, len(images)) as progress:
         for start in range(0, len(images), _IMAGES_PER_ROUND):
             indices = range(start, min(start + _IMAGES_PER_ROUND, len(images)))
-            found += b"".join(pool.map(digest, indices))
+            digests += b"".join(pool.map(digest, indices))
             progress.add(len(indices))
-    return np.frombuffer(bytes(found), np.uint8).reshape(len(images), DIGEST_BYTES)
+    return np.frombuffer(bytes(digests), np.uint8).reshape(len(images), DIGEST_BYTES)
 
 
-def read_image(images: EncodedImages, index: int) -> tuple[bytes, str]:
-    """The bytes and the name of an image to test. Raises UnreadableImage that says how to skip it."""
+def read_image(images: Images, index: int) -> tuple[bytes, str]:
+    """The bytes and the name of an image to test on. Raises UnreadableImage that says how to skip it."""
     name = images.name(index)
     try:
-        return images[index][0], name
+        return images.read(index), name
     except UnreadableImage as error:
         raise UnreadableImage(f"{error}; {skip_hint(name)}") from error
 
 
 def skip_hint(name: str) -> str:
+    """What a message about an unreadable image to test on advises."""
     return f"repair the file, or skip it with exclude=[{name}]"
 
 
-def images_fingerprint(images: EncodedImages, digests: np.ndarray) -> str:
-    """A hash of the classes and of the name, label and content (`content_digests`) of every image, in their order."""
+def images_fingerprint(images: LabelledImages, digests: np.ndarray) -> str:
+    """A hash of the classes and of the name, label and content of every image, in order.
+
+    Args:
+        images: the images.
+        digests: their `content_digests`.
+    """
     names = [images.name(i) for i in range(len(images))]
     digest = hashlib.sha256(json.dumps([images.classes, names]).encode())
     digest.update(np.asarray(images.labels, np.int64).tobytes() + digests.tobytes())
@@ -167,28 +183,27 @@ def images_fingerprint(images: EncodedImages, digests: np.ndarray) -> str:
 
 
 def without_images(data: ImageData, exclude: Sequence[str]) -> ImageData:
-    """Both parts without the images named. ValueError for a name that neither has."""
+    """Both splits without the images named in `exclude`. ValueError for a name that neither has."""
     if not exclude:
         return data
-    parts = {"train": _names(data.train), "val": _names(data.val)}
-    chosen = {part: [name for name in exclude if name in names] for part, names in parts.items()}
-    unknown = sorted(set(exclude) - {name for names in chosen.values() for name in names})
-    if unknown:
+    names = {"train": _names(data.train), "val": _names(data.val)}
+    if unknown := sorted(set(exclude) - names["train"] - names["val"]):
         raise ValueError(f"exclude={unknown[0]}: no image has this name; such a name is {data.train.name(0)}")
-    train, val = (select_images(data, part, names) for part, names in chosen.items())
+    train, val = (select_images(data, split, sorted(names[split].intersection(exclude))) for split in names)
     return ImageData(train, val, data.classes)
 
 
-def _names(images: EncodedImages) -> set[str]:
+def _names(images: Images) -> set[str]:
     return {images.name(i) for i in range(len(images))}
 
 
-def _places(source: int, images: EncodedImages) -> np.ndarray:
+def _places(source: int, images: Images) -> np.ndarray:
+    """The `SelectedImages.places` of all images of a source."""
     return np.stack([np.full(len(images), source), np.arange(len(images))], axis=1)
 
 
-# Each gives (training images, validation images).
-DATA_SOURCES: dict[str, Callable[..., tuple[EncodedImages, EncodedImages]]] = {
+# Each returns (training images, validation images).
+DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = {
     "shapes": shapes,
     "folder": folder,
     "imagenet": imagenet,
@@ -199,9 +214,9 @@ DATA_SOURCES: dict[str, Callable[..., tuple[EncodedImages, EncodedImages]]] = {
 
 
 def open_data(source: str, /, **options: Any) -> ImageData:
-    """The data set of a source in DATA_SOURCES; `options` are the arguments of that function.
+    """Opens the data set of a source in DATA_SOURCES; `options` are the arguments of its function.
 
-    Raises ValueError for another source, and for parts whose classes are not the same in the same order.
+    Raises ValueError for another source, and if the classes of train and val are not the same in the same order.
     """
     if source not in DATA_SOURCES:
         raise ValueError(f"source={source!r}: must be one of {', '.join(DATA_SOURCES)}")

@@ -1,4 +1,4 @@
-"""Data sets in memory-mapped Arrow files, as the library `datasets` writes them: of the Hub, or prepared here."""
+"""Data sets in memory-mapped Arrow files, as the library `datasets` writes them: from the Hub, or prepared here."""
 
 import hashlib
 import json
@@ -20,30 +20,32 @@ from sppnet.runtime.names import first_line, listing
 IMAGE, LABEL, NAME, DIGEST = "image", "label", "name", "source_sha256"
 TRAIN, VALIDATION = "train", "validation"
 
+# Files of a prepared store: `datasets` looks for the first one, which is written last.
+SPLITS_FILE, REPORT_FILE = "dataset_dict.json", "report.json"
+
 
 @dataclass(frozen=True, eq=False)
 class StoredImages:
     """Images in the memory-mapped files of a `datasets.Dataset`."""
 
     images: Any  # a `datasets.Dataset` of one column, undecoded: the bytes of a file, or its path
-    names: Any  # of one column; None: a name is the split and the position in it
+    names: Any  # a `datasets.Dataset` of one column; None: a name is SPLIT/INDEX
     split: str
     labels: np.ndarray
     classes: tuple[str, ...]
     stored_fingerprint: str  # by which `datasets` tells one content from another
-    folders: tuple[str, ...]  # where the files may lie that rows name instead of holding bytes
+    folders: tuple[str, ...]  # the only places from which files are read that rows name instead of holding bytes
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[bytes, int, str]:
-        index = range(len(self))[index]
+    def read(self, index: int) -> bytes:
         (image,) = self.images[index].values()
-        data = self._named_file(index, image["path"]) if image["bytes"] is None else image["bytes"]
-        return data, int(self.labels[index]), self.name(index)
+        encoded: bytes | None = image["bytes"]
+        return self._read_named_file(index, image["path"]) if encoded is None else encoded
 
-    def _named_file(self, index: int, path: str) -> bytes:
-        """The content of a file in one of `folders`. A store of a stranger may name any file of this machine."""
+    def _read_named_file(self, index: int, path: str) -> bytes:
+        """Reads a file in one of `folders`. UnreadableImage elsewhere: a downloaded store may name any file."""
         file = os.path.realpath(os.path.join(self.folders[0], path) if self.folders else path)
         if not any(Path(file).is_relative_to(os.path.realpath(folder)) for folder in self.folders):
             where = " and ".join(self.folders) or "a remote store"
@@ -54,7 +56,7 @@ class StoredImages:
         return f"{self.split}/{index}" if self.names is None else self.names[index][NAME]
 
     def fingerprint(self) -> str:
-        """A hash of what `datasets` knows of the files, and of the labels."""
+        """A hash of the fingerprint that `datasets` keeps of the files, and of the labels."""
         return hashlib.sha256(self.stored_fingerprint.encode() + self.labels.tobytes()).hexdigest()
 
 
@@ -69,10 +71,20 @@ def hub(
     label_column: str = "label",
     cache: str | None = None,
 ) -> tuple[StoredImages, StoredImages]:
-    """A data set of the Hugging Face Hub, or a local folder that `load_dataset` reads or `save_to_disk` wrote.
+    """Reads a data set of the Hugging Face Hub, or a local folder for `load_dataset` or written by `save_to_disk`.
 
-    Splits of what `load_dataset` reads may be slices, such as train[:90%] and train[90%:]. With `data_files`, split ->
-    path, pattern or URL, `name` is a format: parquet, webdataset, imagefolder.
+    The splits of what `load_dataset` reads may be slices, such as train[:90%] and train[90%:].
+
+    Args:
+        name: of the data set on the Hub, a local folder or, with `data_files`, a format: parquet, webdataset,
+            imagefolder.
+        config: the configuration, for data sets that have several.
+        data_files: split -> path, pattern or URL.
+        train_split: the split to train on.
+        val_split: the split to validate on.
+        image_column: a column of type `datasets.Image`.
+        label_column: a column of type `datasets.ClassLabel`.
+        cache: the folder for downloads; None: that of `datasets`.
     """
     return (
         _hub_images(name, config, data_files, train_split, image_column, label_column, cache),
@@ -81,35 +93,36 @@ def hub(
 
 
 def prepared(*, root: str) -> tuple[StoredImages, StoredImages]:
-    """What scripts/prepare_data.py wrote, in a folder or wherever `datasets.load_from_disk` can read: s3://, gs://."""
-    datasets = _library("prepared")
-    if not _is_remote(root) and not Path(root, "dataset_dict.json").is_file():
+    """Reads a store of prepare_data.py, in a folder or wherever `datasets.load_from_disk` can read: s3://, gs://."""
+    datasets = _import_datasets("prepared")
+    if not _is_remote(root) and not Path(root, SPLITS_FILE).is_file():
         raise ValueError(
             f"{root}: not a prepared store, or not a finished one; make it with prepare_data.py out={root}"
         )
-    with _naming(root):
+    with _named_errors(root):
         splits = datasets.load_from_disk(root)
     if missing := [split for split in (TRAIN, VALIDATION) if split not in splits]:
         raise ValueError(f"{root}: found the splits {listing(list(splits))}, expected {missing[0]}")
-    _check_counts(splits, Path(root, "report.json"))
+    _check_counts(splits, Path(root, REPORT_FILE))
     return _prepared_images(splits, TRAIN, root), _prepared_images(splits, VALIDATION, root)
 
 
 def _check_counts(splits: Any, report: Path) -> None:
-    """An Arrow file that was cut between two batches opens without an error."""
+    """Raises ValueError for a split with missing rows: an Arrow file cut between two batches opens without an error."""
     if not report.is_file():  # remote, or made by another program
         return
-    with _naming(str(report)):
+    with _named_errors(str(report)):
         counts = {split: json.loads(report.read_text())[split]["images"] for split in (TRAIN, VALIDATION)}
     for split, count in counts.items():
         if len(splits[split]) != count:
             raise ValueError(
                 f"{report.parent}: found {len(splits[split])} rows of {split}, {report.name} says {count}; "
-                "repair it by the same command of prepare_data.py"
+                "run the same command of prepare_data.py again to repair it"
             )
 
 
 def _prepared_images(splits: Any, split: str, root: str) -> StoredImages:
+    """One split of a prepared store, its columns checked."""
     dataset, place = splits[split], f"{root} {split}"
     if missing := [column for column in (IMAGE, LABEL, NAME) if column not in dataset.features]:
         raise ValueError(f"{place}: found the columns {listing(list(dataset.features))}, expected {missing[0]}")
@@ -125,8 +138,8 @@ def _is_remote(root: str) -> bool:
 
 
 @contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Errors of reading a store become a ValueError of one line that names it."""
+def _named_errors(place: str) -> Iterator[None]:
+    """Turns errors of reading a store into a ValueError of one line that names it."""
     try:
         yield
     except ImportError as error:  # fsspec's, for the package that reads this kind of address
@@ -136,12 +149,14 @@ def _naming(place: str) -> Iterator[None]:
         raise ValueError(f"{place}: cannot be read ({first_line(error)})") from error
 
 
-def _library(source: str) -> Any:
+def _import_datasets(source: str) -> Any:
+    """The package `datasets`, silenced. Raises ValueError naming the extra that installs it."""
     try:
         import datasets
     except ImportError as error:
         raise ValueError(f"the source {source} needs the package datasets: pip install sppnet[hub]") from error
-    # What it reports of errors is in its exceptions too, and its bars are of files that we do not name.
+
+    # What it logs about errors is in its exceptions too, and its progress bars are of files that the user did not name.
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(logging.CRITICAL)
     return datasets
@@ -162,7 +177,7 @@ def _hub_images(
 
 
 def _local_folders(name: str, data_files: dict[str, str] | None, cache: str | None) -> tuple[str, ...]:
-    """Where `load_dataset` takes files from: the folder given, those of `data_files`, and its caches."""
+    """The folders that `load_dataset` takes files from: `name`, those of `data_files`, and its caches."""
     import datasets
     import huggingface_hub
 
@@ -173,49 +188,52 @@ def _local_folders(name: str, data_files: dict[str, str] | None, cache: str | No
 
 
 def _load_split(name: str, config: str | None, data_files: dict[str, str] | None, split: str, cache: str | None) -> Any:
-    """A `datasets.Dataset`, as it is stored."""
-    datasets = _library("hub")
+    """A split as a `datasets.Dataset`, from `save_to_disk` or by `load_dataset`."""
+    datasets = _import_datasets("hub")
     if Path(name, "state.json").is_file():
         raise ValueError(f"{name}: found one data set without splits, expected a saved DatasetDict")
-    if not Path(name, "dataset_dict.json").is_file():
-        # With `data_files` a name without a slash is a format, for which nobody is asked.
-        is_local = Path(name).exists() or (data_files is not None and "/" not in name)
-        with nullcontext() if is_local else _cached_if_unreachable(name):
-            try:
-                return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
-            except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
-                raise ValueError(f"{name}: {first_line(error)} (s3: pip install sppnet[remote])") from error
-            except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-                cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-                raise ValueError(f"{name}: {first_line(cause)}") from error
-    with _naming(name):
-        splits = datasets.load_from_disk(name)
-    if split not in splits:
-        raise ValueError(f"{name}: found the splits {listing(list(splits))}, expected {split}")
-    return splits[split]
+
+    if Path(name, SPLITS_FILE).is_file():
+        with _named_errors(name):
+            splits = datasets.load_from_disk(name)
+        if split not in splits:
+            raise ValueError(f"{name}: found the splits {listing(list(splits))}, expected {split}")
+        return splits[split]
+
+    # With `data_files` a name without a slash is a format, for which the Hub is not asked.
+    is_local = Path(name).exists() or (data_files is not None and "/" not in name)
+    with nullcontext() if is_local else _cached_if_unreachable(name):
+        try:
+            return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
+        except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
+            raise ValueError(f"{name}: {first_line(error)} (s3: pip install sppnet[remote])") from error
+        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+            raise ValueError(f"{name}: {first_line(cause)}") from error
 
 
 @contextmanager
 def _cached_if_unreachable(name: str) -> Iterator[None]:
-    """Where the Hub does not answer, keeps `datasets` from asking it for `name`: then only its cache is read.
+    """Sets `datasets` offline if the Hub does not answer, so that it reads `name` from its cache only.
 
-    By itself it asks six times, which takes 25 seconds.
+    By itself `datasets` asks six times, which takes 25 seconds.
     """
     import datasets
     import huggingface_hub
 
-    before = datasets.config.HF_HUB_OFFLINE
+    was_offline = datasets.config.HF_HUB_OFFLINE
     try:
-        if not before:
+        if not was_offline:
             huggingface_hub.HfApi().dataset_info(name, timeout=10)
     except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.HFValidationError):
-        pass  # The Hub answers, or the name is none: `datasets` says more about it.
-    except Exception:  # of the HTTP library, which is not the same in all releases
+        pass  # The Hub answers, or the name is not valid: the errors of `datasets` say more.
+    except Exception:  # of the HTTP library, which differs between releases
         datasets.config.HF_HUB_OFFLINE = True
+
     try:
         yield
     finally:
-        datasets.config.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE = was_offline
 
 
 def _stored_images(
@@ -227,6 +245,7 @@ def _stored_images(
     names: Any,
     folders: tuple[str, ...],
 ) -> StoredImages:
+    """The images of a `datasets.Dataset`; ValueError for wrong columns, missing labels and missing images."""
     import datasets
     import pyarrow.compute
 
@@ -236,25 +255,28 @@ def _stored_images(
             raise ValueError(f"{place}: found the columns {listing(list(columns))}, expected {column}")
         if not isinstance(columns[column], kind):
             raise ValueError(f"{place}: {column} is {columns[column]}, expected {kind.__name__}")
+
     classes = tuple(columns[label_column].names)
     labels = _checked_labels(_arrow_column(dataset, label_column, place), classes, place)
+
     images = dataset.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     stored = _arrow_column(images, image_column, place)
     fields = [pyarrow.compute.struct_field(stored, field) for field in ("bytes", "path")]
-    _check_no_null(pyarrow.compute.coalesce(*map(_is_there, fields)), place, "image")
+    _check_no_null(pyarrow.compute.coalesce(*map(_true_or_null, fields)), place, "image")
     return StoredImages(images, names, split, labels, classes, dataset._fingerprint, folders)
 
 
-def _is_there(column: Any) -> Any:
-    """True where a value is, null elsewhere."""
+def _true_or_null(column: Any) -> Any:
+    """A column that is True where `column` has a value, and null where it has none."""
     import pyarrow.compute
 
     return pyarrow.compute.if_else(pyarrow.compute.is_valid(column), True, pyarrow.scalar(None, pyarrow.bool_()))
 
 
 def _checked_labels(column: Any, classes: tuple[str, ...], place: str) -> np.ndarray:
+    """The labels of an Arrow column as int64 (n,); ValueError for missing ones and those that are no class."""
     _check_no_null(column, place, "label")
-    labels = column.to_numpy().astype(np.int64)
+    labels: np.ndarray = column.to_numpy().astype(np.int64)
     if not len(labels) or labels.min() < 0:  # test splits without labels say -1
         raise ValueError(f"{place}: found {(labels < 0).sum()} of {len(labels)} images without a label")
     if labels.max() >= len(classes):
@@ -264,14 +286,15 @@ def _checked_labels(column: Any, classes: tuple[str, ...], place: str) -> np.nda
 
 
 def _check_no_null(column: Any, place: str, kind: str) -> None:
+    """Raises ValueError naming the first row without a value; `kind` says what is missing."""
     if column.null_count:
         row = int(column.is_null().to_numpy().argmax())
         raise ValueError(f"{place}: row {row} has no {kind}")
 
 
 def _arrow_column(dataset: Any, column: str, place: str) -> Any:
-    """A whole column as a `pyarrow.ChunkedArray`, not copied where rows are in the order of the files."""
-    with _naming(place):
+    """A whole column as a `pyarrow.ChunkedArray`, not copied if the rows are in the order of the files."""
+    with _named_errors(place):
         return dataset.select_columns([column]).with_format("arrow")[:].column(column)
 
 

@@ -1,7 +1,7 @@
-"""What the preparation of a data set found out about its images: kinds of findings, one image, the report."""
+"""What preparing a data set finds out about its images: the kinds of findings, those of one file, the report."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from sppnet.data.stores import TRAIN, VALIDATION
 from sppnet.runtime.names import listing
 
-# What is said of images that are not as they seem. A name may be under several.
+# Findings reported per image; one image can have several.
 KINDS = {
     "unreadable": "cannot be read",
     "misnamed": "are of another format than their names say",
@@ -20,37 +20,86 @@ KINDS = {
     "tiny": "have a side under 64 pixels",
     "duplicate": "have the same bytes as an image before them",
 }
-TINY_SIDE = 64
+_TINY_SIDE = 64
 
-SUFFIXES = {
+_SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},  # a camera's JPEG with more pictures behind the first
+    "MPO": {".jpg", ".jpeg", ".mpo"},  # a camera's JPEG with more images behind the first
     "TIFF": {".tif", ".tiff"},
     "PPM": {".ppm", ".pgm", ".pbm"},
 }
 
 
-def remarks(data: bytes, name: str, picture: torch.Tensor) -> Iterator[tuple[str, str]]:
-    """(kind, remark) of everything in KINDS that one file shows."""
-    image = Image.open(io.BytesIO(data))
+def no_findings() -> dict[str, Any]:
+    """The facts of no images: numbers of images and stored bytes, and an empty list of findings for every kind."""
+    return {"images": 0, "bytes": 0} | {kind: [] for kind in KINDS}
+
+
+def findings(encoded: bytes, name: str, decoded: torch.Tensor) -> Iterator[tuple[str, str]]:
+    """Yields the findings of one file as (kind, remark). `decoded` is its image, (3, h, w)."""
+    image = Image.open(io.BytesIO(encoded))
     suffix = Path(name).suffix.lower()
-    if suffix and suffix not in SUFFIXES.get(image.format or "", {f".{image.format}".lower()}):
+    if suffix and suffix not in _SUFFIXES.get(image.format or "", {f".{image.format}".lower()}):
         yield "misnamed", f"is {image.format}"
+
     if image.mode == "CMYK":
         yield "cmyk", ""
+
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged block, of which decoding makes nothing either
+    except Exception:  # a damaged block, which decoding ignores too
         orientation = 1
     if orientation in range(2, 9):
         yield "rotated", f"orientation {orientation}"
-    height, width = picture.shape[1:]
-    if min(height, width) < TINY_SIDE:
+
+    height, width = decoded.shape[1:]
+    if min(height, width) < _TINY_SIDE:
         yield "tiny", f"{width}x{height}"
 
 
+def survey(
+    facts: Mapping[str, Iterable[Mapping[str, Any]]], digests: Mapping[str, Iterable[tuple[str, str]]]
+) -> dict[str, Any]:
+    """The report on a data set.
+
+    It holds, per split, the number of images, the number of stored bytes and, for every key of KINDS, [name, remark] of
+    each image with that finding. The remark on a duplicate is the name of the first image with the same bytes. `both`
+    lists [validation name, training name] of equal files.
+
+    Args:
+        facts: per split, facts as of `no_findings`, for example one per shard; they are added up.
+        digests: per split, (digest of the file, name) of every stored image.
+    """
+    report = {split: _total(facts[split]) for split in (TRAIN, VALIDATION)}
+
+    train_names, report[TRAIN]["duplicate"] = _distinct(digests[TRAIN])
+    validation_names, report[VALIDATION]["duplicate"] = _distinct(digests[VALIDATION])
+    both = [[name, train_names[digest]] for digest, name in validation_names.items() if digest in train_names]
+    return report | {"both": both}
+
+
+def _total(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    total = no_findings()
+    for part in facts:
+        for key in total:
+            total[key] += part[key]
+    return total
+
+
+def _distinct(digests: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[list[str]]]:
+    """The first name of every digest, and [name, first name] of every later image with the same digest."""
+    first_names: dict[str, str] = {}
+    duplicates = []
+    for digest, name in digests:
+        if digest in first_names:
+            duplicates.append([name, first_names[digest]])
+        else:
+            first_names[digest] = name
+    return first_names, duplicates
+
+
 def report_text(report: dict[str, Any]) -> str:
-    """A table of what was found, and the first names of everything unusual."""
+    """The report as text: a line per split and per kind of finding, with the first names of each."""
     lines = []
     for split in (TRAIN, VALIDATION):
         summary = report[split]

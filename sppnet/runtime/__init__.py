@@ -1,1 +1,1 @@
-"""The machine, processes, files, run directories: what every command needs beside the network."""
+"""The machine, processes, files and run directories: what every command needs besides the network."""

@@ -1,6 +1,5 @@
-"""The versions, commit and hardware that a number was made with."""
+"""The versions, commit and hardware behind a number."""
 
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -9,9 +8,11 @@ from typing import Any
 
 import torch
 
+from sppnet.runtime.machine import core_count
+
 
 def environment() -> dict[str, Any]:
-    """Versions, commit and hardware that a number was made with."""
+    """The versions of packages, the commit and the hardware that a number is made with, as plain values."""
     packages = ("sppnet", "torch", "torchvision", "pytorch-lightning", "timm")
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
@@ -28,9 +29,9 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with a + where it has been changed since; None outside a checkout."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+    """The commit of the source tree, with a + if files have changed since; None outside a checkout."""
+    package = Path(__file__).parent
+    command = ["git", "-C", str(package), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
@@ -38,10 +39,10 @@ def _commit() -> str | None:
 
 
 def _hardware() -> str:
+    """The GPUs of this machine, or the cores that this process may use."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {_processor()}"
+    return f"{core_count()} cores of {_processor()}"
 
 
 def _processor() -> str:

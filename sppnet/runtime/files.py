@@ -1,4 +1,4 @@
-"""Writing files atomically, and removing the temporary files of writes that were interrupted."""
+"""Writes files atomically, and removes the temporary files of interrupted writes."""
 
 import fcntl
 import json
@@ -9,20 +9,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# The one rule for temporary names: NAME.partialPID, in the folder of NAME, for process PID.
+# The one rule for temporary names: process PID writes NAME.partialPID, in the folder of NAME.
 _TEMPORARY = re.compile(r"(.+)\.partial([1-9][0-9]*)")
 
 
 @contextmanager
 def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write, which replaces `path` when the block ends; after an error `path` is as it was.
+    """Opens a file that replaces `path` when the block ends; after an error `path` is unchanged.
 
     The content is flushed to the disk before it gets its name, so that after a power failure `path` is the old file or
-    the new one, never half of either. Folders that are missing are made. Temporary files that killed processes left of
-    the same `path` are removed.
+    the new one, never half of either. Missing folders are made. Temporary files that killed processes left of the same
+    `path` are removed.
 
     Args:
-        previous: the name under which the file that was at `path`, if any, is kept.
+        path: the file to write.
+        previous: where to keep the old file at `path`, if there is one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_files(path.parent, path.name)
@@ -33,6 +34,7 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
             yield file
             file.flush()
             os.fsync(file.fileno())
+
         if previous is not None:
             with suppress(FileNotFoundError):
                 path.replace(previous)
@@ -44,26 +46,27 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `atomic_file` gives this name to an unfinished file."""
+    """Whether this is a name that `atomic_file` gives to unfinished files."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def remove_stale_files(folder: Path, name: str | None = None) -> None:
-    """Removes the temporary files in `folder`, or those of the file `name` only, whose processes no longer run.
+    """Removes the temporary files in `folder`, or only those of the file `name`, whose processes no longer run.
 
-    Files of running processes, here or on another machine that locks them, are left alone. Call it before this process
-    writes.
+    Keeps the files of running processes, and those that a process on another machine has locked. Call it before this
+    process writes.
     """
-    with suppress(OSError), os.scandir(folder) as entries:  # not there, or not ours to read
+    with suppress(OSError), os.scandir(folder) as entries:  # no such folder, or no permission to read it
         for entry in entries:
             match = _TEMPORARY.fullmatch(entry.name)
             if match and name in (None, match[1]) and _is_stale(Path(entry.path), int(match[2])):
-                with suppress(OSError):  # removed by another process, or not ours to remove
-                    os.unlink(entry.path)
+                with suppress(OSError):  # removed by another process, or no permission
+                    Path(entry.path).unlink()
 
 
 def _is_stale(temporary: Path, process: int) -> bool:
-    # In containers a restarted process often has the number of the one before it.
+    """Whether nobody writes a temporary file any more. `process` is the number in its name."""
+    # A file with the number of this process is stale: in containers restarted processes often get the same number.
     if process != os.getpid() and _is_running(process):
         return False
     try:
@@ -78,6 +81,7 @@ def _is_stale(temporary: Path, process: int) -> bool:
 
 
 def _is_running(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -88,13 +92,13 @@ def _is_running(process: int) -> bool:
 
 
 def _lock(file: BinaryIO) -> None:
-    """Marks the file as being written. The lock ends with the process, however that dies."""
+    """Locks the file to mark that it is being written. The lock ends with the process, however that dies."""
     with suppress(OSError):  # no locks on this file system
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _flush_names(folder: Path) -> None:
-    """Without it, a power failure could undo the renaming. Some network file systems cannot."""
+    """Flushes a folder, else a power failure could undo renamings in it. Some network file systems cannot."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

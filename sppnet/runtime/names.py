@@ -1,19 +1,19 @@
-"""Names and messages as they may be shown on a terminal."""
+"""Makes names and messages safe to print on a terminal."""
 
 from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
-    r"""The text with every character escaped that a terminal would not show as itself. Applying it again is no change.
+    r"""Escapes every character that a terminal would not show as itself. Escaping twice changes nothing more.
 
-    Names of files may hold newlines, escape sequences and bytes that are not UTF-8: a newline becomes "\n" in two
-    characters, the byte 0xff, which `os.fsdecode` gives as "\udcff", becomes "\xff" in four.
+    Names of files may contain newlines, escape sequences and bytes that are not UTF-8: a newline becomes the two
+    characters "\n", and the byte 0xff, which `os.fsdecode` decodes as "\udcff", the four characters "\xff".
     """
     return "".join(character if character.isprintable() else _escaped(character) for character in text)
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name is text, and not bytes of another encoding as `os.fsdecode` gives them."""
+    """Whether a name is valid text, without undecodable bytes as `os.fsdecode` passes them on."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -28,11 +28,11 @@ def _escaped(character: str) -> str:
 
 
 def listing(names: Sequence[str]) -> str:
-    """The first names, as they may be shown, and how many more there are."""
+    """The first five names, printable, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(map(printable, names[:5])) + more
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the message of an error, or its type where it has none."""
+    """The first line of an error's message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

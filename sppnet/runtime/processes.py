@@ -1,4 +1,4 @@
-"""Worker processes: each ends with the process that started it, and failures of loaders become one line."""
+"""Worker processes: ends each with the process that started it, and explains failures of loaders in one line."""
 
 import errno
 import multiprocessing
@@ -14,22 +14,23 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from torch.utils.data._utils import signal_handling
 
-# Seconds without a batch after which a loader is given up. Only for hangs: a process that is stopped for so long (by
-# Ctrl-Z, say) is taken for one.
+# Seconds without a batch after which a loader counts as hanging. So does one that was stopped (by Ctrl-Z, say) for as
+# long.
 LOADER_TIMEOUT = 1800
 
 
 def exit_with_parent() -> None:
-    """Ends this worker as soon as its parent is gone, at once where that happened before the call.
+    """Makes this worker exit when its parent ends, or at once if the parent has already ended.
 
-    Call it first in every process that `multiprocessing`, torch's `DataLoader` or `torch.multiprocessing` starts. It
-    waits, in a thread, for the end of a pipe that the parent holds open, so it needs no process ids: a worker that was
-    forked just before its parent was killed would take the adopting process for its parent, and wait for work for ever.
+    Call it first in every process that `multiprocessing`, torch's `DataLoader` or `torch.multiprocessing` starts. A
+    thread waits for the end of a pipe that the parent holds open. Process ids would not do: a worker that was forked
+    just before its parent was killed would take the adopting process for its parent, and wait for work for ever.
 
-    Raises RuntimeError in a process that has no such parent.
+    Raises RuntimeError in a process that `multiprocessing` did not start.
     """
     parent = multiprocessing.parent_process()
     if parent is None:
@@ -43,22 +44,24 @@ def _exit_after(sentinel: int) -> None:
 
 
 def start_loader_worker(worker: int) -> None:
-    """For `worker_init_fn` of a DataLoader: its process ends with its parent, and when it cannot hand over a batch.
+    """The `worker_init_fn` of a DataLoader: the worker exits with its parent, and if it cannot hand over a batch.
 
-    Batches are handed over by threads of `multiprocessing`, which print their errors and leave the parent waiting.
+    Batches are handed over by threads of `multiprocessing`, which would print their errors and leave the parent
+    waiting.
     """
     exit_with_parent()
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(  # type: ignore[attr-defined]
         lambda error, _: _exit_for(error)
     )
-    sys.excepthook = lambda kind, error, trace: _exit_for(error)  # called where shared memory is handed over
+    sys.excepthook = lambda kind, error, trace: _exit_for(error)  # called in the thread that hands over shared memory
 
 
-# What may run out, by the number that the operating system gives it: also the exit code of a loader process.
+# Error numbers of resources that have run out, which loader processes use as exit codes.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOSPC)
 
 
 def _exit_for(error: BaseException) -> None:
+    """Ends this process with the number of the error if it is one of _EXHAUSTED, else prints the error and exits 1."""
     match = re.search(r"\((\d+)\)\s*$", str(error))  # torch's errors end with the number
     number = getattr(error, "errno", None) or (int(match[1]) if match else None)
     if number not in _EXHAUSTED:
@@ -68,7 +71,7 @@ def _exit_for(error: BaseException) -> None:
 
 @contextmanager
 def explained_loader_failures(setting: str) -> Iterator[None]:
-    """Around the use of DataLoaders: what goes wrong with their processes becomes an OSError of one line.
+    """Turns failures of the processes of DataLoaders used in the block into an OSError of one line.
 
     Other errors pass unchanged.
 
@@ -105,7 +108,7 @@ def _stop_watching_workers() -> Callable[[], None]:
 
 
 def _loader_failure(error: Exception, setting: str) -> str | None:
-    """What to say of an error, None where it is not one of loader processes."""
+    """Explains an error of loader processes in one line; None for other errors."""
     text = _text_with_causes(error)
     if re.search(r"too many open files|items of ancdata|exit code (23|24)\b", text, re.IGNORECASE):
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -113,17 +116,20 @@ def _loader_failure(error: Exception, setting: str) -> str | None:
             f"too many open files, at most {allowed} are allowed: raise the limit (ulimit -n {max(4096, 4 * allowed)}) "
             f"or use fewer {setting}"
         )
-    # A semaphore needs hardly any memory; other files that do not fit on a disk are not meant here.
+
+    # Creating a semaphore fails with ENOSPC, which for other files means a full disk.
     no_semaphore = isinstance(error, OSError) and error.errno == errno.ENOSPC and _shared_memory_is_full()
     if no_semaphore or re.search(
         r"shared memory.*No space|resize file </torch_|Bus error|exit code 28\b", text, re.DOTALL
     ):
         return f"/dev/shm is full: make it larger (docker run --shm-size=1g), or set {setting}=0"
+
     if "DataLoader timed out" in text:
         return (
             f"the loader processes gave no batch for {LOADER_TIMEOUT} seconds; does a disk or server not answer? "
             f"{setting}=0 shows where it hangs"
         )
+
     if re.search(r"DataLoader worker.* killed by signal: Killed", text) or isinstance(
         error, (ConnectionError, EOFError)
     ):
@@ -134,9 +140,9 @@ def _loader_failure(error: Exception, setting: str) -> str | None:
 
 
 def _text_with_causes(error: BaseException | None) -> str:
-    """torch raises "exited unexpectedly" from the error that has the exit code."""
+    """The text of an error and its causes: torch raises "exited unexpectedly" from the error with the exit code."""
     return "" if error is None else f"{error}\n{_text_with_causes(error.__cause__)}"
 
 
 def _shared_memory_is_full() -> bool:
-    return os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free < 2**16
+    return Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free < 2**16

@@ -1,4 +1,4 @@
-"""How far a long piece of work is, on a terminal and in a log."""
+"""Shows the progress of long work, on a terminal and in a log."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Images/s and the time left: a bar on a terminal, a line every `SECONDS` elsewhere."""
+    """Shows images/s and the time left: a bar on a terminal, otherwise a line every `SECONDS`."""
 
     SECONDS = 30.0
 
@@ -15,7 +15,7 @@ class Progress:
         terminal = sys.stderr.isatty()
         self.bar = tqdm(total=total, desc=title, unit=" images", leave=False, disable=not terminal)
         self.title, self.total, self.done = title, total, 0
-        self.started = self.said = time.perf_counter()
+        self.started = self.last_line = time.perf_counter()
         self.lines = not terminal
 
     def __enter__(self) -> "Progress":
@@ -25,12 +25,13 @@ class Progress:
         self.bar.close()
 
     def add(self, count: int) -> None:
-        """Counts images that are done."""
+        """Adds `count` finished images."""
         self.done += count
         self.bar.update(count)
+
         now = time.perf_counter()
-        if self.lines and now - self.said > self.SECONDS:
-            self.said, rate = now, self.done / (now - self.started)
+        if self.lines and now - self.last_line > self.SECONDS:
+            self.last_line, rate = now, self.done / (now - self.started)
             left = clock((self.total - self.done) / rate)
             print(
                 f"{self.title}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left} left", flush=True
@@ -38,7 +39,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, to two units."""
+    """Formats seconds in words, in two units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 48:
@@ -47,7 +48,7 @@ def duration(seconds: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    """Formats seconds as m:ss, or h:mm:ss from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

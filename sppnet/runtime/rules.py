@@ -1,4 +1,4 @@
-"""Rules for values read from files of strangers: what each must be, in words and as a test."""
+"""Rules for values read from untrusted files: what each must be, in words and as a test."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,6 +14,7 @@ class Rule(NamedTuple):
 
 
 def is_number(value: Any) -> bool:
+    """Whether this is an int or float below 1e15 in size."""
     return type(value) in (int, float) and abs(value) < 1e15  # also no NaN
 
 
@@ -34,13 +35,14 @@ SIDES = Rule("null or a list of whole numbers from 1", lambda value: value is No
 
 
 def read_text(path: Path, limit: int) -> str:
+    """Reads a UTF-8 file. Raises ValueError if it has more than `limit` bytes."""
     if (size := path.stat().st_size) > limit:
         raise ValueError(f"{size:,} bytes, at most {limit:,}")
     return path.read_text(encoding="utf-8")
 
 
 def check_plain(content: Any) -> None:
-    """Raises ValueError unless `content` is a mapping of what JSON can hold."""
+    """Raises ValueError unless `content` is a mapping of values that JSON can hold."""
     if not isinstance(content, dict):
         raise ValueError("must be keys with values")
     try:
@@ -52,7 +54,14 @@ def check_plain(content: Any) -> None:
 def check_section(
     section: dict[str, Any], rules: Mapping[str, Rule], options: Mapping[str, Rule], prefix: str = ""
 ) -> None:
-    """Raises ValueError for a value that breaks its rule, and a key of `rules` that is missing."""
+    """Raises ValueError for a value that breaks its rule, and for a missing key of `rules`.
+
+    Args:
+        section: the keys and values to check; other keys are allowed.
+        rules: of required keys.
+        options: rules of keys that may be missing.
+        prefix: put before a key in messages.
+    """
     for key in rules:
         if key not in section:
             raise ValueError(f"{prefix}{key} is missing")

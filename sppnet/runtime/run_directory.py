@@ -1,6 +1,6 @@
-"""Run directories: their configuration, their checkpoint, and who may train in them."""
+"""Run directories: claiming and locking one, its configuration and its checkpoint."""
 
-import fcntl
+import fcntl  # not on Windows
 import hashlib
 import os
 import shutil
@@ -28,9 +28,9 @@ from sppnet.runtime.rules import (
     read_text,
 )
 
-_MAX_CONFIG_BYTES = 100_000  # a second of reading YAML
+_MAX_CONFIG_BYTES = 100_000  # about a second of reading YAML
 
-
+# The rules of config.yaml by section; "" is the top level. _CONFIG_OPTIONS are rules of keys that may be missing.
 _CONFIG = {
     "": {"hidden": COUNT, "seed": INDEX},
     "backbone": {"architecture": TEXT},
@@ -47,7 +47,7 @@ _CONFIG_OPTIONS = {
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases, of which nine lines can make a billion entries."""
+    """Reads YAML without aliases, with which nine lines can make a billion entries."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -56,9 +56,9 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_run_config(run: Path) -> dict[str, Any] | None:
-    """The config.yaml of a run directory, None where there is none. Runs no code.
+    """Reads the config.yaml of a run directory, without running code; None if there is none.
 
-    Raises ValueError, naming the file, if it is damaged or holds other things.
+    Raises ValueError, naming the file, if it is damaged or is not the configuration of a run.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -69,12 +69,13 @@ def read_run_config(run: Path) -> dict[str, Any] | None:
         _check_config(config)
     except OSError:
         raise
-    except Exception as error:  # the library fails on hostile files in a dozen ways
+    except Exception as error:  # YAML raises a dozen kinds of errors for hostile files
         raise ValueError(f"{file}: not the configuration of a run ({first_line(error)})") from error
     return dict(config)
 
 
 def _check_config(config: dict[str, Any]) -> None:
+    """Raises ValueError for a missing or wrong value."""
     for name, rules in _CONFIG.items():
         section = config.get(name) if name else config
         if not isinstance(section, dict) or not all(isinstance(key, str) for key in section):
@@ -91,15 +92,15 @@ def checkpoint_file(run: Path) -> Path:
 
 
 def checkpoint_digest(run: Path) -> str:
-    """SHA-256 of the last checkpoint: what was tested, and whether it has changed since."""
+    """SHA-256 of the last checkpoint: shows which one was tested, and whether it has changed since."""
     with checkpoint_file(run).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def without_folders(data: dict[str, Any]) -> dict[str, Any]:
-    """A data section with its root reduced to the last folder: names a run, whose data may be elsewhere later.
+    """A data section with its root reduced to the last folder, because the data of a run may be moved.
 
-    It does not tell data sets apart: checkpoints and scores hold fingerprints for that.
+    Different data sets can look the same here; checkpoints and scores have fingerprints to tell them apart.
     """
     return {**data, "root": Path(data["root"]).name} if data.get("root") else data
 
@@ -207,6 +208,7 @@ def _other_files(run: Path) -> list[str]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys such as "recipe.epochs"."""
     if not isinstance(value, dict):
         return {prefix: value}
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}

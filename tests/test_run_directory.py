@@ -21,6 +21,12 @@ def test_a_configuration_comes_back_as_it_was_written(tmp_path):
     assert read_run_config(tmp_path) == CONFIG
 
 
+@pytest.mark.parametrize("seed", [0, 10**15, 2**63 - 1])
+def test_every_seed_that_can_be_trained_is_read(tmp_path, seed):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"seed": seed}))
+    assert read_run_config(tmp_path)["seed"] == seed
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "words"),
     [

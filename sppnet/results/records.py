@@ -15,6 +15,7 @@ from sppnet.runtime.rules import (
     FRACTION,
     INDEX,
     POSITIVE,
+    SEED,
     TEXT,
     Rule,
     check_plain,
@@ -120,7 +121,6 @@ def _is_history(value: Any) -> bool:
 
 
 _SECONDS = Rule("a number from 0", lambda value: is_number(value) and value >= 0)
-_SEED = Rule("a whole number from 0", lambda value: type(value) is int and value >= 0)  # may be larger than an INDEX
 _FLOAT = Rule("a number", lambda value: type(value) in (int, float))  # losses of old versions may be NaN
 _COMMIT = Rule("null or text", lambda value: value is None or TEXT.holds(value))
 _VERSIONS = Rule(
@@ -141,7 +141,7 @@ _RESULT_OPTIONS = {
     **dict.fromkeys(("checkpoint", "validation_images"), TEXT),
     "unreadable_training_images": INDEX,
     "epochs": COUNT,
-    "seed": _SEED,
+    "seed": SEED,
     "versions": _VERSIONS,
     "commit": _COMMIT,
 }

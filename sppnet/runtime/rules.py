@@ -29,6 +29,7 @@ def _are_counts(value: Any) -> bool:
 TEXT = Rule("text", lambda value: isinstance(value, str) and value != "")
 COUNT = Rule("a whole number from 1", _is_count)
 INDEX = Rule("a whole number from 0", lambda value: _is_count(value) or (type(value) is int and value == 0))
+SEED = Rule("a whole number from 0 to 2**63 - 1", lambda value: type(value) is int and 0 <= value < 2**63)
 POSITIVE = Rule("a number above 0", lambda value: is_number(value) and value > 0)
 FRACTION = Rule("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 SIDES = Rule("null or a list of whole numbers from 1", lambda value: value is None or _are_counts(value))

@@ -18,8 +18,8 @@ from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
 from sppnet.runtime.names import first_line, listing
 from sppnet.runtime.rules import (
     COUNT,
-    INDEX,
     POSITIVE,
+    SEED,
     SIDES,
     TEXT,
     Rule,
@@ -32,7 +32,7 @@ _MAX_CONFIG_BYTES = 100_000  # about a second of reading YAML
 
 # The rules of config.yaml by section; "" is the top level. _CONFIG_OPTIONS are rules of keys that may be missing.
 _CONFIG = {
-    "": {"hidden": COUNT, "seed": INDEX},
+    "": {"hidden": COUNT, "seed": SEED},
     "backbone": {"architecture": TEXT},
     "pooling": {"levels": SIDES},
     "sizes": {},

@@ -131,11 +131,11 @@ class Backbone(nn.Sequential):
     @property
     def footprints(self) -> list[Footprint]:
         """Kernel, stride and padding of every convolution and pooling, in order."""
-        footprints = []
-        for layer in self:
-            if isinstance(layer, (Convolution, nn.MaxPool2d)):
-                footprints.append(Footprint(_side(layer.kernel_size), _side(layer.stride), _side(layer.padding)))
-        return footprints
+        return [
+            Footprint(_side(layer.kernel_size), _side(layer.stride), _side(layer.padding))
+            for layer in self
+            if isinstance(layer, (Convolution, nn.MaxPool2d))
+        ]
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -147,13 +147,13 @@ def _by_blocks(function: Callable[..., Tensor], margin: int, maps: Tensor, *more
 
 
 def _response(x: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
-    """y of the formula, in float32 or float64."""
+    """Computes y of the formula, in float32 or float64."""
     x = _at_least_float32(x)
     return x * _inverse_power(_divisor(x, reach, scale, k), beta)
 
 
 def _response_gradient(x: Tensor, dy: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
-    """dx of the formula, in float32 or float64."""
+    """Computes dx of the formula, in float32 or float64."""
     x, dy = _at_least_float32(x), _at_least_float32(dy)
     left, right, top, bottom, before, after = reach
     s = _divisor(x, reach, scale, k)
@@ -167,12 +167,12 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _divisor(x: Tensor, reach: Reach, scale: float, k: float) -> Tensor:
-    """s of the formula."""
+    """Computes s of the formula."""
     return _window_sum(x * x, reach).mul_(scale).add_(k)
 
 
 def _inverse_power(s: Tensor, beta: float) -> Tensor:
-    """s ** -beta for positive s. Two square roots are less than half the work of a power."""
+    """Computes s ** -beta for positive s; for beta 0.75 by two square roots, less than half the work of a power."""
     if beta == 0.75:
         root = s.rsqrt()
         return root * root.sqrt()

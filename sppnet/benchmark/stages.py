@@ -123,8 +123,7 @@ def device_stages(
         return module.training_input(batch["image"], batch["mirrored"], color, size, mean, std)
 
     sizes = list(dict.fromkeys(setup.sizes))
-    for size in sizes:
-        stages.append(Stage(input_name(size), rate(partial(training_input, size), count, seconds), name))
+    stages += [Stage(input_name(size), rate(partial(training_input, size), count, seconds), name) for size in sizes]
     step = _training_step(network, batch["label"], setup.plan.recipe.learning_rate, autocast)
     for size in sizes:
         work = partial(step, training_input(size))

@@ -93,7 +93,7 @@ def training_input(
     Args:
         pixels: uint8 (N, h, w, 3).
         mirrored: bool (N,), the images to mirror.
-        color: float (N, 3), the amounts of `alter_color`; None leaves the colours alone.
+        color: float (N, 3), the amounts of `alter_color`; None leaves the colours unchanged.
         size: side of the result in pixels.
         mean: per channel, in 0..255.
         std: per channel, in 0..255.

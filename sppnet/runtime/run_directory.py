@@ -46,7 +46,7 @@ _CONFIG_OPTIONS = {
 }
 
 
-class _PlainLoader(yaml.SafeLoader):
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
     """Reads YAML without aliases, with which nine lines can make a billion entries."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -12,19 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sppnet.backbones import Backbone, Convolution, TimmBackbone, build_backbone
+from sppnet.backbones import Backbone, Convolution, build_backbone
 from sppnet.geometry import CROP_SIDE
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line
+from sppnet.runtime.run_directory import checkpoint_file
+from sppnet.timm_backbone import TimmBackbone
 
 # Mean of ImageNet's RGB values in 0..255, and their standard deviation.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
-NO_PYRAMID_GRID = 6  # the paper's baseline pools its last maps to 6 x 6 (arXiv:1406.4729v4, §3.1.1)
+_NO_PYRAMID_GRID = 6  # the paper's baseline pools its last maps to 6 x 6 (arXiv:1406.4729v4, §3.1.1)
 
-MAX_PARAMETERS = 1_000_000_000  # of fc6, fc7 and fc8 together, 4 GB; the paper's have at most 126 million
+_MAX_PARAMETERS = 1_000_000_000  # of fc6, fc7 and fc8 together, 4 GB; the paper's have at most 126 million
 
 
 class SPPNet(nn.Module):
@@ -47,7 +49,7 @@ class SPPNet(nn.Module):
             With a pyramid, which takes images of any size, it must be None.
 
     Raises ValueError for levels that are not integers from 1, for values out of range, and for fully connected layers
-    of more than MAX_PARAMETERS together.
+    of more than _MAX_PARAMETERS together.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class SPPNet(nn.Module):
         self.num_classes, self.hidden = int(num_classes), int(hidden)
         self.input_mean, self.input_std = tuple(map(float, input_mean)), tuple(map(float, input_std))
         self.classes = None if classes is None else tuple(map(str, classes))
-        self.pyramid = SpatialPyramidPool((NO_PYRAMID_GRID,) if levels is None else levels)
+        self.pyramid = SpatialPyramidPool((_NO_PYRAMID_GRID,) if levels is None else levels)
         self.levels = None if levels is None else self.pyramid.levels
         self.input_side = _input_side(self.backbone, self.levels, input_side)
         self._input_cells = None if self.input_side is None else self.backbone.map_side(self.input_side)
@@ -250,10 +252,10 @@ def _input_side(
 
 def _check_parameters(pooled: int, levels: tuple[int, ...], hidden: int, num_classes: int) -> None:
     parameters = (pooled + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * num_classes
-    if parameters > MAX_PARAMETERS:
+    if parameters > _MAX_PARAMETERS:
         raise ValueError(
             f"hidden={hidden}, levels={list(levels)}, num_classes={num_classes}: fc6, fc7 and fc8 would have "
-            f"{parameters:,} parameters together, and must have at most {MAX_PARAMETERS:,}"
+            f"{parameters:,} parameters together, and must have at most {_MAX_PARAMETERS:,}"
         )
 
 
@@ -313,8 +315,7 @@ def load_network(path: str | os.PathLike[str]) -> SPPNet:
 
     Raises FileNotFoundError if there is no such file, ValueError if it holds no network.
     """
-    path = Path(path)
-    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    file = checkpoint_file(Path(path))
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     try:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 BLOCK_VALUES = 2**17
 
 # How far the window reaches, as `F.pad` counts: cells to the left, right, top, bottom, channels before, after.
-Reach = tuple[int, int, int, int, int, int]
+_Reach = tuple[int, int, int, int, int, int]
 
 
 class LocalResponseNorm(nn.Module):
@@ -95,7 +95,7 @@ def _check_constants(size: int, alpha: float, beta: float) -> None:
             raise ValueError(f"{name} {value}: must be finite and not negative")
 
 
-def _normalize(maps: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
+def _normalize(maps: Tensor, reach: _Reach, scale: float, beta: float, k: float) -> Tensor:
     if maps.ndim != 4 or not maps.is_floating_point():
         raise ValueError(f"feature maps of shape {tuple(maps.shape)} and {maps.dtype}: must be (N, C, H, W) floats")
     return _ResponseNorm.apply(maps, reach, scale, beta, k)
@@ -118,7 +118,7 @@ class _ResponseNorm(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def _rows_reached(reach: Reach) -> int:
+def _rows_reached(reach: _Reach) -> int:
     return max(reach[2:4])
 
 
@@ -146,13 +146,13 @@ def _by_blocks(function: Callable[..., Tensor], margin: int, maps: Tensor, *more
     return result
 
 
-def _response(x: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
+def _response(x: Tensor, reach: _Reach, scale: float, beta: float, k: float) -> Tensor:
     """Computes y of the formula, in float32 or float64."""
     x = _at_least_float32(x)
     return x * _inverse_power(_divisor(x, reach, scale, k), beta)
 
 
-def _response_gradient(x: Tensor, dy: Tensor, reach: Reach, scale: float, beta: float, k: float) -> Tensor:
+def _response_gradient(x: Tensor, dy: Tensor, reach: _Reach, scale: float, beta: float, k: float) -> Tensor:
     """Computes dx of the formula, in float32 or float64."""
     x, dy = _at_least_float32(x), _at_least_float32(dy)
     left, right, top, bottom, before, after = reach
@@ -166,7 +166,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _divisor(x: Tensor, reach: Reach, scale: float, k: float) -> Tensor:
+def _divisor(x: Tensor, reach: _Reach, scale: float, k: float) -> Tensor:
     """Computes s of the formula."""
     return _window_sum(x * x, reach).mul_(scale).add_(k)
 
@@ -179,7 +179,7 @@ def _inverse_power(s: Tensor, beta: float) -> Tensor:
     return s.pow(-beta)
 
 
-def _window_sum(values: Tensor, reach: Reach) -> Tensor:
+def _window_sum(values: Tensor, reach: _Reach) -> Tensor:
     """(N, C, H, W) -> a new tensor of that shape: the sum of the window around every cell, zeros beyond the borders.
 
     Slices of the padded tensor are added, one axis after the other. `F.avg_pool2d` takes six times as long on

@@ -41,7 +41,7 @@ class SpatialPyramidPool(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         if maps.ndim != 4 or 0 in maps.shape[2:]:
             raise ValueError(f"feature maps of shape {tuple(maps.shape)}: must be (N, C, H, W) with H, W >= 1")
-        return pool_levels(self.levels, lambda n: _max_of_bins(maps, n))
+        return _pool_levels(self.levels, lambda n: _max_of_bins(maps, n))
 
     def extra_repr(self) -> str:
         return f"levels={list(self.levels)}"
@@ -70,10 +70,10 @@ def pool_windows(features: Tensor, windows: Tensor, levels: Iterable[int] = (6, 
     # roi_pool starts from the lowest finite number, which loses NaN and -inf; adaptive pooling keeps them.
     finite = bool((exact > -torch.inf).all())
     pool = _pool_windows_at if finite else _pool_cut_outs
-    return pool_levels(levels, lambda n: pool(exact, inclusive, n)).to(features.dtype)
+    return _pool_levels(levels, lambda n: pool(exact, inclusive, n)).to(features.dtype)
 
 
-def pool_levels(levels: tuple[int, ...], pool: Callable[[int], Tensor]) -> Tensor:
+def _pool_levels(levels: tuple[int, ...], pool: Callable[[int], Tensor]) -> Tensor:
     """Pools all levels, flattens them and joins them in the given order.
 
     `pool(n)` returns the (N, C, n, n) bins of level n. It is called only for levels that divide no finer level; the

@@ -130,7 +130,7 @@ def select_images(
     return SelectedImages(sources, places, order[labels], classes)
 
 
-DIGEST_BYTES = 16
+_DIGEST_BYTES = 16
 _IMAGES_PER_ROUND = 512  # so that few files are in memory at once
 
 
@@ -144,7 +144,7 @@ def content_digests(images: Images, title: str) -> np.ndarray:
     """
 
     def digest(index: int) -> bytes:
-        return hashlib.blake2b(read_image(images, index)[0], digest_size=DIGEST_BYTES).digest()
+        return hashlib.blake2b(read_image(images, index)[0], digest_size=_DIGEST_BYTES).digest()
 
     digests = bytearray()
     with ThreadPoolExecutor() as pool, Progress(title, len(images)) as progress:
@@ -152,7 +152,7 @@ def content_digests(images: Images, title: str) -> np.ndarray:
             indices = range(start, min(start + _IMAGES_PER_ROUND, len(images)))
             digests += b"".join(pool.map(digest, indices))
             progress.add(len(indices))
-    return np.frombuffer(bytes(digests), np.uint8).reshape(len(images), DIGEST_BYTES)
+    return np.frombuffer(bytes(digests), np.uint8).reshape(len(images), _DIGEST_BYTES)
 
 
 def read_image(images: Images, index: int) -> tuple[bytes, str]:

@@ -12,7 +12,7 @@ from sppnet.data.stores import TRAIN, VALIDATION
 from sppnet.runtime.names import listing
 
 # Findings reported per image; one image can have several.
-KINDS = {
+_KINDS = {
     "unreadable": "cannot be read",
     "misnamed": "are of another format than their names say",
     "cmyk": "are stored as CMYK",
@@ -32,7 +32,7 @@ _SUFFIXES = {
 
 def no_findings() -> dict[str, Any]:
     """The facts of no images: numbers of images and stored bytes, and an empty list of findings for every kind."""
-    return {"images": 0, "bytes": 0} | {kind: [] for kind in KINDS}
+    return {"images": 0, "bytes": 0} | {kind: [] for kind in _KINDS}
 
 
 def findings(encoded: bytes, name: str, decoded: torch.Tensor) -> Iterator[tuple[str, str]]:
@@ -60,10 +60,10 @@ def findings(encoded: bytes, name: str, decoded: torch.Tensor) -> Iterator[tuple
 def survey(
     facts: Mapping[str, Iterable[Mapping[str, Any]]], digests: Mapping[str, Iterable[tuple[str, str]]]
 ) -> dict[str, Any]:
-    """The report on a data set.
+    """Makes the report on a data set.
 
-    It holds, per split, the number of images, the number of stored bytes and, for every key of KINDS, [name, remark] of
-    each image with that finding. The remark on a duplicate is the name of the first image with the same bytes. `both`
+    It holds, per split, the number of images, the number of stored bytes and, for every kind of finding, [name, remark]
+    of each image with that finding. The remark on a duplicate is the name of the first image with the same bytes. `both`
     lists [validation name, training name] of equal files.
 
     Args:
@@ -104,7 +104,7 @@ def report_text(report: dict[str, Any]) -> str:
     for split in (TRAIN, VALIDATION):
         summary = report[split]
         lines.append(f"{split}: {summary['images']:,} images, {summary['bytes'] / 1e6:,.0f} MB")
-        for kind, meaning in KINDS.items():
+        for kind, meaning in _KINDS.items():
             if summary[kind]:
                 names = [f"{name} ({remark})" if remark else name for name, remark in summary[kind]]
                 lines.append(f"  {len(names):,} {meaning}: {listing(names)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 # Keys of torch.cpu.get_capabilities(): instructions with which training in bf16 was measured to be faster.
-BF16_FLAGS = ("amx_bf16", "avx512_bf16")
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
 def worker_count(requested: int | None, processes: int = 1) -> int:
@@ -105,7 +105,7 @@ def bf16_is_fast(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # With releases of torch that do not report it, the answer is no.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(bool(capabilities.get(flag)) for flag in BF16_FLAGS)
+    return any(bool(capabilities.get(flag)) for flag in _BF16_FLAGS)
 
 
 # Constants of glibc's malloc.h.

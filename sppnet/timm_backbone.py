@@ -1,0 +1,227 @@
+"""Any timm model as a backbone; see `sppnet.backbones` for what a backbone has."""
+
+import copy
+from difflib import get_close_matches
+from fractions import Fraction
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sppnet.runtime.names import first_line
+
+
+class TimmBackbone(nn.Module):
+    """A timm model up to its last feature map; stride, map sides and offset are measured on the model itself.
+
+    Models with position embeddings or windows are built for images of any size where timm supports it; incomplete
+    patches are padded with zeros on the right and below.
+
+    Args:
+        name: any model of `timm.list_models()` that returns feature maps, such as "resnet18".
+        pretrained: start from timm's weights (downloads them).
+
+    Raises ValueError for an unknown model, or one without feature maps whose cells lie at a fixed stride.
+    """
+
+    def __init__(self, *, name: str, pretrained: bool = False) -> None:
+        import timm  # takes seconds, and only this class needs it
+
+        super().__init__()
+        if not timm.is_model(name):
+            close = ", ".join(get_close_matches(name, timm.list_models(), 6)) or "timm.list_models() shows all"
+            raise ValueError(f"backbone.name={name!r}: timm has no such model (close: {close})")
+        outline = _outline(name)
+        self.body = _create_timm_model(name, pretrained=pretrained)
+        # A network built from these options gets its weights from a checkpoint and must not download any.
+        self.options = {"architecture": "timm", "name": name, "pretrained": False}
+        self.channels, self.channels_last = outline.channels, outline.channels_last
+        self.stride, self.smallest_input = outline.stride, outline.smallest_input
+        self.layers = ("conv5",)
+
+    @property
+    def offset(self) -> int | Fraction:
+        """See `_TimmOutline.offset`."""
+        return _outline(str(self.options["name"])).offset
+
+    def map_side(self, side: int) -> int:
+        """Cells along one side of the feature map of an image with `side` x `side` pixels.
+
+        Raises ValueError, with the model's own reason, for a side that the model does not take.
+        """
+        return _outline(str(self.options["name"])).map_size(side, side)[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._channels_first(self.body(images)[-1])
+        try:
+            return self._channels_first(self.body(images)[-1])
+        except (AssertionError, RuntimeError):
+            # Raises one clear line if the image size is the cause; many models fail by an assertion deep inside.
+            _outline(str(self.options["name"])).map_size(*images.shape[-2:])
+            raise
+
+    def _channels_first(self, maps: Tensor) -> Tensor:
+        return maps.permute(0, 3, 1, 2) if self.channels_last else maps
+
+    def features(self, images: Tensor, layer: str) -> Tensor:
+        """Returns the feature map, named conv5. Raises ValueError for any other name."""
+        if layer not in self.layers:
+            raise ValueError(f"layer={layer!r}: must be one of {', '.join(self.layers)}")
+        return self(images)
+
+    def aligned(self) -> "TimmBackbone":
+        """Returns a copy with unchanged paddings, whose `offset` therefore stays the same.
+
+        Parameters and buffers are shared, train and eval mode are not.
+        """
+        return copy.deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
+
+
+# How timm builds a model for images of any size: ViT, EVA and Swin accept the first option, older Swins the second.
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
+
+
+def _create_timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
+    """Returns a timm model that outputs its last feature map. Raises ValueError for a model without feature maps."""
+    import timm
+
+    for options in _ANY_SIZE:
+        try:
+            body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,), **options)
+            break
+        except TypeError:  # the model does not accept the option
+            if not options:
+                raise
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            raise ValueError(f"backbone.name={name!r}: timm gives no feature maps of this model ({error})") from error
+    for module in body.modules():
+        if hasattr(module, "dynamic_img_pad"):  # pads incomplete patches with zeros on the right and below
+            setattr(module, "dynamic_img_pad", True)  # noqa: B010
+    return body
+
+
+class _TimmOutline:
+    """A timm model without weights, run to measure what it does to the size of images.
+
+    stride, channels: as timm states them, checked against the maps.
+    channels_last: whether the model returns maps as (N, h, w, C).
+    smallest_input: the smallest side in pixels that gives a cell, without a gap up to the next multiple of the stride.
+        Some models accept few of the sides above it.
+
+    Raises ValueError for a model without feature maps, or whose maps do not grow by one cell per stride.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name, self.channels_last = name, False
+        # A few models read values while they run, and tensors on "meta" have none.
+        for device in ("meta", "cpu"):
+            with torch.random.fork_rng(devices=[]), torch.device(device):
+                self.device, self.model = device, _create_timm_model(name).eval()
+            info: Any = self.model.feature_info
+            self.channels, self.stride = int(info.channels()[-1]), int(info.reduction()[-1])
+            self.shapes: dict[tuple[int, int], tuple[int, ...]] = {}
+            self.refusals: dict[tuple[int, int], str] = {}
+            sides = self._multiples()
+            taken = next((side for side in sides if self._cells(side)), None)
+            if taken is not None:
+                break
+        else:
+            raise ValueError(f"{self.refusals[sides[-1], sides[-1]]}, nor any smaller multiple of {self.stride}")
+        if self.channels not in (self.shapes[taken, taken][1], self.shapes[taken, taken][3]):
+            raise ValueError(f"backbone.name={name!r}: timm gives no feature maps of this model")
+        self.channels_last = self.shapes[taken, taken][1] != self.channels
+        if self._cells(taken + self.stride) not in (0, self._cells(taken) + 1):
+            raise ValueError(f"backbone.name={name!r}: its maps do not grow by one cell per {self.stride} pixels")
+        self.smallest_input = self._first_side(taken)
+
+    def _multiples(self) -> range:
+        """Sides to try: up to the size that the model was made for, or 224 if timm does not name one."""
+        import timm
+
+        made_for = timm.get_pretrained_cfg(self.name)
+        largest = made_for.input_size[-1] if made_for else 224
+        return range(self.stride, largest + self.stride, self.stride)
+
+    @torch.no_grad()
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the (height, width) of the map in cells. Raises ValueError for image sizes that the model refuses."""
+        size = (height, width)
+        if size not in self.shapes and size not in self.refusals:
+            try:
+                maps = self.model(torch.zeros(1, 3, *size, device=self.device))[-1]
+                if maps.ndim != 4:
+                    raise ValueError(f"it gives a tensor of shape {tuple(maps.shape)}")
+                self.shapes[size] = tuple(maps.shape)
+            except Exception as error:  # whatever the model's own code raises
+                self.refusals[size] = (
+                    f"backbone.name={self.name!r}: the model takes no images of {height} x {width} pixels "
+                    f"({first_line(error)})"
+                )
+        if size in self.refusals:
+            raise ValueError(self.refusals[size])
+        shape = self.shapes[size]
+        return (shape[1], shape[2]) if self.channels_last else (shape[2], shape[3])
+
+    def _cells(self, side: int) -> int:
+        """Returns the cells along one side of the map, 0 if the model refuses that side."""
+        try:
+            return self.map_size(side, side)[1]
+        except ValueError:
+            return 0
+
+    def _first_side(self, side: int) -> int:
+        """Returns the smallest side whose map has as many cells as that of `side`, by bisection."""
+        cells, too_small = self._cells(side), side - self.stride
+        while side - too_small > 1:
+            middle = (side + too_small) // 2
+            side, too_small = (middle, too_small) if self._cells(middle) >= cells else (side, middle)
+        return side
+
+    @cached_property
+    def offset(self) -> int | Fraction:
+        """The pixel, counted from 0, on which the first cell is centred.
+
+        The smallest image with n cells fits the layers exactly, so with symmetric paddings the cells lie symmetrically
+        on it. That leaves one case open: models that round sides up get 0, which is right for symmetric paddings
+        (ResNet), while models that pad on the right only are centred on (stride - 1) / 2 (patches). The gradients of
+        an untrained copy decide it. With TensorFlow's paddings (tf_...) cells move with the size of the image, by up
+        to half a stride from the offset given here.
+        """
+        side = self._first_side(8 * self.stride) if self._cells(8 * self.stride) else 0
+        cells = self._cells(side) if side else 0
+        if side and self._cells(side - 1) == cells - 1:
+            centred = Fraction(side - 1 - (cells - 1) * self.stride, 2)
+            if centred != 0:
+                return int(centred) if centred.denominator == 1 else centred
+        padded_on_the_right = Fraction(self.stride - 1, 2)
+        return 0 if self._measured_offset() < padded_on_the_right / 2 else padded_on_the_right
+
+    def _measured_offset(self) -> float:
+        """Estimates the offset from the gradients of the middle cells of an untrained model, to within a few pixels."""
+        side = 8 * self.stride if self._cells(8 * self.stride) else next(s for s in self._multiples() if self._cells(s))
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.device("cpu"),
+            torch.autocast("cpu", enabled=False),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
+            torch.manual_seed(0)
+            model = _create_timm_model(self.name).eval().requires_grad_(False)
+            images = torch.randn(2, 3, side, side, requires_grad=True)
+            maps = model(images)[-1]
+            maps = maps.permute(0, 3, 1, 2) if self.channels_last else maps
+            cells = maps.shape[3]
+            middle = slice((cells - 1) // 2, cells // 2 + 1)
+            inner = maps[:, :, middle, middle]
+            (gradient,) = torch.autograd.grad((inner * torch.randn_like(inner)).sum(), images)
+            weights = gradient.square().sum(dim=(0, 1, 2))
+            center = (weights * torch.arange(side)).sum() / weights.sum()
+        return float(center) - self.stride * (cells - 1) / 2
+
+
+@cache
+def _outline(name: str) -> _TimmOutline:
+    return _TimmOutline(name)

@@ -124,6 +124,11 @@ def test_the_package_alone_loads_nothing_heavy():
     assert not heavy & loaded_by("import sppnet")
 
 
+@pytest.mark.parametrize("module", ["recipe", "schedules", "views"])
+def test_settings_are_checked_without_loading_torch(module):
+    assert not {"torch", "torchvision", "timm"} & loaded_by(f"import sppnet.classify.{module}")
+
+
 def test_the_network_loads_no_training_configuration_or_data_libraries():
     heavy = {"pytorch_lightning", "hydra", "omegaconf", "timm", "datasets", "torchcodec", "matplotlib", "tensorboard"}
     loaded = loaded_by("import sppnet.network")

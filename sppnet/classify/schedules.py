@@ -12,7 +12,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # backbones import torch, for which commands do not wait before they checked the sizes
     from sppnet.backbones import Backbone
-from sppnet.timm_backbone import TimmBackbone
+    from sppnet.timm_backbone import TimmBackbone
 
 LARGEST_SIDE = 4096  # in pixels, that a network trains at
 

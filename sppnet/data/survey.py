@@ -62,9 +62,9 @@ def survey(
 ) -> dict[str, Any]:
     """Makes the report on a data set.
 
-    It holds, per split, the number of images, the number of stored bytes and, for every kind of finding, [name, remark]
-    of each image with that finding. The remark on a duplicate is the name of the first image with the same bytes. `both`
-    lists [validation name, training name] of equal files.
+    It holds, per split, the number of images, the number of stored bytes and, for every kind of finding, [name,
+    remark] of each image with that finding. The remark on a duplicate is the name of the first image with the same
+    bytes. `both` lists [validation name, training name] of equal files.
 
     Args:
         facts: per split, facts as of `no_findings`, for example one per shard; they are added up.

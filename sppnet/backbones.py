@@ -113,6 +113,7 @@ class Backbone(nn.Sequential):
             raise ValueError(f"normalization={normalization!r}: must be one of {', '.join(NORMALIZATIONS)}")
         super().__init__()
         self.options = {"architecture": architecture, "width": width, "normalization": normalization}
+
         channels, number = 3, 0
         for row in table:
             if isinstance(row, Conv):

@@ -115,7 +115,7 @@ class _TimmOutline:
 
     def __init__(self, name: str) -> None:
         self.name, self.channels_last = name, False
-        # A few models read values while they run, and tensors on "meta" have none.
+        # A few models read values while they run; tensors on "meta" have none, so these models run on the CPU.
         for device in ("meta", "cpu"):
             with torch.random.fork_rng(devices=[]), torch.device(device):
                 self.device, self.model = device, _create_timm_model(name).eval()
@@ -159,6 +159,7 @@ class _TimmOutline:
                     f"backbone.name={self.name!r}: the model takes no images of {height} x {width} pixels "
                     f"({first_line(error)})"
                 )
+
         if size in self.refusals:
             raise ValueError(self.refusals[size])
         shape = self.shapes[size]
@@ -211,11 +212,14 @@ class _TimmOutline:
             torch.manual_seed(0)
             model = _create_timm_model(self.name).eval().requires_grad_(False)
             images = torch.randn(2, 3, side, side, requires_grad=True)
+
             maps = model(images)[-1]
             maps = maps.permute(0, 3, 1, 2) if self.channels_last else maps
             cells = maps.shape[3]
             middle = slice((cells - 1) // 2, cells // 2 + 1)
             inner = maps[:, :, middle, middle]
+
+            # How much each column of the image matters to the middle cells; their centre of mass is what the cells see.
             (gradient,) = torch.autograd.grad((inner * torch.randn_like(inner)).sum(), images)
             weights = gradient.square().sum(dim=(0, 1, 2))
             center = (weights * torch.arange(side)).sum() / weights.sum()

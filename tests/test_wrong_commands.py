@@ -388,8 +388,8 @@ PREPARE = [
     ("data.root=~/nowhere out=new", f"{Path.home()}/nowhere: there is no such folder"),
     ("data.root=images out=new exclude=[val/cat/9.jpg]", "exclude=val/cat/9.jpg: no image has this name"),
     ("-m data.root=images,nowhere out=", "out: empty", "(job 1 of 2: data.root=images out=)"),
-    ("data.root=images out=new workers=0", "workers=0: must be 1 to "),
-    ("data.root=images out=new workers=1000000", "workers=1000000: must be 1 to "),
+    ("data.root=images out=new workers=-1", "workers=-1: must be 0 to "),
+    ("data.root=images out=new workers=1000000", "workers=1000000: must be 0 to "),
 ]
 
 TABLES = [

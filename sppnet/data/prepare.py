@@ -12,9 +12,10 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def prepare(data: ImageData, out: Path, settings: Settings, *, workers: int) -> 
 
     A finished store is checked, and repaired where files are damaged. Training images that cannot be read are left out.
     If a validation image cannot be read, everything else is written but the store is not finished.
+
+    Args:
+        data: both parts of the data set.
+        out: folder of the store.
+        settings: how training images are stored.
+        workers: processes, each with one core; 0 to work in this process.
 
     Raises ValueError for values out of range, for a folder that holds something else, and naming validation images that
     cannot be read; OSError if a file cannot be written.
@@ -110,8 +117,8 @@ def _check_arguments(data: ImageData, settings: Settings, workers: int) -> None:
                 raise ValueError(printable(f"{name}: the name is not UTF-8; rename the file"))
 
     most_workers = _MOST_WORKERS_PER_CORE * (os.cpu_count() or 1)
-    if not 1 <= workers <= most_workers:
-        raise ValueError(f"workers={workers}: must be 1 to {most_workers} on this machine")
+    if not 0 <= workers <= most_workers:
+        raise ValueError(f"workers={workers}: must be 0 to {most_workers} on this machine")
 
 
 def _check_folder(out: Path, plan: str) -> None:
@@ -141,7 +148,7 @@ def _plan_of(out: Path) -> str | None:
     return None
 
 
-# Writing shards, in worker processes.
+# Writing shards.
 
 _data: ImageData
 _settings: Settings
@@ -174,20 +181,36 @@ def _write_shards(data: ImageData, settings: Settings, shards: list[Shard], work
     for shard in unfinished:
         shard.folder.mkdir(parents=True, exist_ok=True)
 
+    written = (
+        _write_in_workers(data, settings, unfinished, workers) if workers else _write_here(data, settings, unfinished)
+    )
+    with closing(written), Progress("prepare", left) as progress:
+        for shard in written:
+            progress.add(shard.stop - shard.start)
+
+
+def _write_here(data: ImageData, settings: Settings, shards: list[Shard]) -> Generator[Shard, None, None]:
+    """Writes shards in this process, and yields each when it is finished."""
+    for shard in shards:
+        images = data.train if shard.split == TRAIN else data.val
+        write_shard(shard, images, data.classes, settings, is_stopped=lambda: False)
+        yield shard
+
+
+def _write_in_workers(
+    data: ImageData, settings: Settings, shards: list[Shard], workers: int
+) -> Generator[Shard, None, None]:
+    """Writes shards in worker processes, and yields each when it is finished."""
     # Not forked: the threads of torch do not survive that.
     context = multiprocessing.get_context("spawn")
     stopped = context.Event()
-    with (
-        Progress("prepare", left) as progress,
-        ProcessPoolExecutor(min(workers, len(unfinished)), context, _start_worker, (data, settings, stopped)) as pool,
-    ):
-        waiting: dict[Future[None], Shard] = {pool.submit(_write_one_shard, shard): shard for shard in unfinished}
+    with ProcessPoolExecutor(min(workers, len(shards)), context, _start_worker, (data, settings, stopped)) as pool:
+        waiting: dict[Future[None], Shard] = {pool.submit(_write_one_shard, shard): shard for shard in shards}
         try:
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    shard = waiting.pop(future)
                     future.result()
-                    progress.add(shard.stop - shard.start)
+                    yield waiting.pop(future)
         except BrokenProcessPool as error:
             raise OSError(
                 "a worker process was killed, perhaps for lack of memory; the same command resumes, with fewer "

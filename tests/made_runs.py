@@ -13,13 +13,24 @@ SIZES = {"none": [224], "single": [224], "30bins": [224], "alternate": [224, 180
 LEVELS = {"none": None, "30bins": [4, 3, 2, 1]}
 
 
-def make_run(folder, variant, seed=0, source="folder", wrong=None, finished=True, n=40, levels=None, **recipe):
+def make_run(
+    folder,
+    variant,
+    seed=0,
+    source="folder",
+    wrong=None,
+    finished=True,
+    n=40,
+    training_images=100,
+    levels=None,
+    **recipe,
+):
     """Makes a run directory with a made-up result and scores.
 
     Args:
         variant: a key of VARIANTS, or any other name with `levels`.
         wrong: protocol -> number of wrong images.
-        n: number of validation images.
+        n, training_images: numbers of images.
         recipe: changes of the recipe.
     """
     run = folder / f"{source}-{variant}-{seed}"
@@ -40,7 +51,7 @@ def make_run(folder, variant, seed=0, source="folder", wrong=None, finished=True
             **counts,
             "top1_error": counts["top1_wrong"] / n,
             "num_classes": CLASSES,
-            "training_images": 100,
+            "training_images": training_images,
             "seconds": 3600.0,
             "hardware": "2 x GPU",
             "checkpoint": "abc",

@@ -79,6 +79,23 @@ def test_on_imagenet_the_papers_numbers_are_beside_ours(tmp_path):
     assert line.startswith("SPP, two sizes, by ten_crop (roughly ")
 
 
+def test_a_prepared_store_of_imagenet_is_imagenet(tmp_path):
+    counts = {"n": 50_000, "training_images": 1_281_167}
+    make_run(tmp_path, "none", seed=0, source="prepared", finished=False)
+    make_run(tmp_path, "none", seed=1, source="prepared", wrong={"ten_crop": 15_000}, **counts)
+    make_run(tmp_path, "single", seed=1, source="prepared", wrong={"ten_crop": 14_000}, **counts)
+    page = table_page("table2", read_runs([str(tmp_path)]))
+    assert row_of(page, "SPP, one size", "ten_crop", "+1.01")[4] == "34.98"
+    assert row_of(page, "overfeat7", "SPP, two sizes")[4] == (
+        "`python scripts/train.py experiment=table2_overfeat7_alternate data=prepared data.root=/somewhere/1/photos`"
+    )
+
+
+def test_another_prepared_store_is_not_imagenet(tmp_path):
+    make_run(tmp_path, "none", source="prepared", wrong={"ten_crop": 15})
+    assert "top-1, paper" not in table_page("table2", read_runs([str(tmp_path)])).markdown()
+
+
 def test_without_any_run_of_the_table_the_commands_are_shown(tmp_path):
     make_run(tmp_path, "single", levels=[5])
     page = table_page("table4", read_runs([str(tmp_path)]))

@@ -59,13 +59,15 @@ def missing_trainings(spec: TableSpec, block: Sequence[Run], runs: Sequence[Run]
     return [
         _missing_training(block, variant, spec, runs)
         for variant in VARIANTS
-        if variant not in present and variant in spec.variants and _belongs(block[0], variant)
+        if variant not in present and variant in spec.variants and _belongs(block, variant)
     ]
 
 
-def _belongs(run: Run, variant: str) -> bool:
-    """Whether a table of this run's network should have this variant."""
-    return (run.architecture, variant) in PAPER if run.on_imagenet else variant in ("none", "single", "alternate")
+def _belongs(block: Sequence[Run], variant: str) -> bool:
+    """Whether a table of the network of these runs should have this variant."""
+    if any(run.on_imagenet for run in block):
+        return (block[0].architecture, variant) in PAPER
+    return variant in ("none", "single", "alternate")
 
 
 def _missing_training(block: Sequence[Run], variant: str, spec: TableSpec, runs: Sequence[Run]) -> str:
@@ -150,11 +152,12 @@ def hydra_value(value: Any) -> str:
 
 
 def paper_command(architecture: str, variant: str, runs: Sequence[Run]) -> str:
-    """Returns the command that trains a network of PAPER, with the folder of ImageNet if one of the runs names it."""
-    roots = [run.config["data"].get("root") for run in runs if run.on_imagenet]
-    root = hydra_value(roots[0]) if roots else "PATH"
-    experiment = f"experiment={experiment_of(architecture, variant)}"
-    return _shell_command("python", "scripts/train.py", experiment, f"data.root={root}")
+    """Returns the command that trains a network of PAPER, on the data of the first of `runs` on ImageNet, if any."""
+    data = next((run.config["data"] for run in runs if run.on_imagenet), {"source": "imagenet"})
+    words = [f"experiment={experiment_of(architecture, variant)}"]
+    words += [f"data={data['source']}"] * (data["source"] != "imagenet")
+    words.append(f"data.root={hydra_value(data['root']) if data.get('root') else 'PATH'}")
+    return _shell_command("python", "scripts/train.py", *words)
 
 
 def paper_estimate(architecture: str, variant: str, runs: Sequence[Run]) -> str:

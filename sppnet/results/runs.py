@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sppnet.data.folders import ILSVRC_2012
 from sppnet.results.records import Result, read_result
 from sppnet.results.scores import SCORING_RULES, Scores, is_of_validation_images, read_scores
 from sppnet.runtime.names import first_line
@@ -40,8 +41,13 @@ class Run:
 
     @property
     def on_imagenet(self) -> bool:
-        """Whether it was trained on ImageNet, so that the paper's numbers can stand beside it."""
-        return bool(self.config["data"]["source"] == "imagenet")
+        """Whether it was trained on ImageNet, so that the paper's numbers are comparable with its own.
+
+        A prepared store is recognized by its numbers of images, which only a finished run records.
+        """
+        source, result = self.config["data"]["source"], self.result
+        counts = None if result is None else (result.training_images, result.n)
+        return bool(source == "imagenet" or (source == "prepared" and counts == ILSVRC_2012))
 
     @property
     def levels(self) -> tuple[int, ...] | None:

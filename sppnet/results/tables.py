@@ -47,9 +47,9 @@ def table_page(name: str, runs: Sequence[Run]) -> Page:
     shown = set()
     table_runs = [run for run in runs if run.variant in spec.variants or spec.was_run(run)]
     blocks = list(grouped(table_runs, "pooling", "sizes").values())
-    for block in sorted(blocks, key=lambda block: (not block[0].on_imagenet, block[0].setting_text())):
+    for block in sorted(blocks, key=lambda block: (not _on_imagenet(block), block[0].setting_text())):
         _add_block(page, spec, block, runs)
-        if block[0].on_imagenet:
+        if _on_imagenet(block):
             shown.add(block[0].architecture)
 
     missing = [row for row in spec.paper_rows() if row[0] not in shown]
@@ -113,7 +113,7 @@ def _rows(spec: TableSpec, groups: Sequence[Sequence[Run]]) -> list[_Row]:
             if not ours:
                 continue
             reference = _reference(spec, groups, seeds, views, first_views)
-            paper, paper_reference = _paper_errors(spec, seeds[0], views)
+            paper, paper_reference = _paper_errors(spec, seeds, views)
             same_runs, hours = not spec.gain_over_no_spp, training_hours(seeds)
             row = _Row(variant_label(seeds[0]), views, ours, reference, same_runs, paper, paper_reference, hours)
             rows.append(row)
@@ -137,10 +137,16 @@ def _reference(
     return {seed: scores for seed, scores in reference.items() if seed in ours}
 
 
-def _paper_errors(spec: TableSpec, run: Run, views: str) -> tuple[PaperErrors | None, PaperErrors | None]:
-    """Returns what the paper prints for the variant of this run, and what it counts the gain from."""
-    if not run.on_imagenet:
+def _on_imagenet(runs: Sequence[Run]) -> bool:
+    """Whether runs of one data set were trained on ImageNet; unfinished ones may not tell."""
+    return any(run.on_imagenet for run in runs)
+
+
+def _paper_errors(spec: TableSpec, seeds: Sequence[Run], views: str) -> tuple[PaperErrors | None, PaperErrors | None]:
+    """Returns what the paper prints for the variant of these runs, and what it counts the gain from."""
+    if not _on_imagenet(seeds):
         return None, None
+    run = seeds[0]
     numbers, without = (PAPER.get((run.architecture, variant), {}) for variant in (run.variant or "", "none"))
     if spec.gain_over_no_spp:
         return numbers.get(views), without.get(views) if run.variant != "none" else None
@@ -149,7 +155,7 @@ def _paper_errors(spec: TableSpec, run: Run, views: str) -> tuple[PaperErrors | 
 
 def _add_rows(page: Page, spec: TableSpec, rows: Sequence[_Row], groups: Sequence[Sequence[Run]]) -> None:
     """Adds the table of errors, notes about it, and the plot."""
-    on_imagenet = groups[0][0].on_imagenet
+    on_imagenet = any(map(_on_imagenet, groups))
     page.table(_headers(on_imagenet), [_cells(row, on_imagenet) for row in rows])
 
     images_only = [

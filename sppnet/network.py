@@ -67,7 +67,8 @@ class SPPNet(nn.Module):
         input_side: int | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(num_classes, hidden, dropout, initialization, input_mean, input_std, classes)
+        check_settings(hidden, dropout, input_mean, input_std)
+        _check_arguments(num_classes, initialization, classes)
         self.backbone = build_backbone(backbone) if isinstance(backbone, str) else backbone
         # numpy numbers and strings would make a checkpoint that weights_only=True refuses.
         self.num_classes, self.hidden = int(num_classes), int(hidden)
@@ -215,23 +216,31 @@ class SPPNet(nn.Module):
         return cls(build_backbone(**backbone), initialization="none", **options)
 
 
-def _check_arguments(
-    num_classes: int,
-    hidden: int,
-    dropout: float,
-    initialization: str,
-    input_mean: Sequence[float],
-    input_std: Sequence[float],
-    classes: Sequence[str] | None,
+def check_settings(
+    hidden: int, dropout: float, input_mean: Sequence[float], input_std: Sequence[float], *, section: str = ""
 ) -> None:
-    if num_classes < 1 or hidden < 1:
-        raise ValueError(f"num_classes={num_classes}, hidden={hidden}: both must be at least 1")
+    """Raises ValueError for settings of SPPNet that are out of range.
+
+    Args:
+        hidden, dropout, input_mean, input_std: as SPPNet takes them.
+        section: put before all these names but `hidden` in messages, such as "recipe.".
+    """
+    if hidden < 1:
+        raise ValueError(f"hidden={hidden}: must be at least 1")
     if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: must be at least 0 and below 1")
+        raise ValueError(f"{section}dropout={dropout}: must be at least 0 and below 1")
+    if len(input_mean) != 3 or len(input_std) != 3 or not min(input_std) > 0:
+        raise ValueError(
+            f"{section}input_mean={input_mean}, {section}input_std={input_std}: must be three numbers each, "
+            "input_std above 0"
+        )
+
+
+def _check_arguments(num_classes: int, initialization: str, classes: Sequence[str] | None) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes={num_classes}: must be at least 1")
     if initialization not in INITIALIZATIONS:
         raise ValueError(f"initialization={initialization!r}: must be one of {', '.join(INITIALIZATIONS)}")
-    if len(input_mean) != 3 or len(input_std) != 3 or not min(input_std) > 0:
-        raise ValueError(f"input_mean={input_mean}, input_std={input_std}: three numbers each, input_std above 0")
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"classes: {len(classes)} names for num_classes={num_classes}")
 

@@ -1,3 +1,5 @@
+"""Steps, warnings and checkpoints of the classifier, against stochastic gradient descent written out."""
+
 import copy
 import math
 
@@ -18,7 +20,7 @@ CLASSES = 3
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*deprecated")
 
 
-def classifier(labels=(0, 1, 1, 2), **options):
+def make_classifier(labels=(0, 1, 1, 2), **options):
     """A classifier for `Batches` of these labels."""
     torch.manual_seed(0)
     recipe = {"epochs": 4, "batch_size": 2, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01}
@@ -58,26 +60,26 @@ class Batches(LightningDataModule):
 
 
 class Updates(Callback):
-    """Notes the learning rate of every step and the weights after it."""
+    """Records the learning rate of every step and the weights after it."""
 
     def __init__(self):
         self.rates, self.weights = [], []
 
-    def on_train_batch_end(self, trainer, module, *_):
+    def on_train_batch_end(self, trainer, classifier, *_):
         self.rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
-        self.weights.append(flat(module.network))
+        self.weights.append(flat(classifier.network))
 
 
 def flat(network):
     return torch.cat([parameter.detach().flatten().clone() for parameter in network.parameters()])
 
 
-def fit(module, batches, precision="32-true"):
+def fit(classifier, batches, precision="32-true"):
     updates = Updates()
     trainer = Trainer(
         accelerator="cpu",
         precision=precision,
-        max_epochs=module.recipe.epochs,
+        max_epochs=classifier.recipe.epochs,
         logger=False,
         callbacks=[updates],
         enable_checkpointing=False,
@@ -85,14 +87,14 @@ def fit(module, batches, precision="32-true"):
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, datamodule=batches)
+    trainer.fit(classifier, datamodule=batches)
     return updates
 
 
 def weights_by_definition(network, recipe, batches, rates):
     """The weights after every step of stochastic gradient descent, written out: slow and obvious."""
     velocity = [torch.zeros_like(parameter) for parameter in network.parameters()]
-    found = []
+    weights = []
     for (images, labels), rate in zip(batches, rates, strict=True):
         scores = network(images).log_softmax(dim=1)
         one_hot = F.one_hot(labels, CLASSES).float()
@@ -107,8 +109,8 @@ def weights_by_definition(network, recipe, batches, rates):
                 decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
                 moving.mul_(recipe.momentum).add_(gradient + decay * parameter)
                 parameter -= rate * moving
-        found.append(flat(network))
-    return found
+        weights.append(flat(network))
+    return weights
 
 
 @pytest.mark.parametrize(
@@ -122,13 +124,13 @@ def weights_by_definition(network, recipe, batches, rates):
 )
 def test_every_step_is_the_one_that_the_recipe_defines(options):
     """Loss with smoothing, clipping, decay of weights and not of biases, momentum, and the rate of the step."""
-    module, batches = classifier(epochs=2, learning_rate=0.05, weight_decay=0.1, **options), Batches(steps=3)
-    network, start = copy.deepcopy(module.network), flat(module.network)
-    updates = fit(module, batches)
+    classifier, batches = make_classifier(epochs=2, learning_rate=0.05, weight_decay=0.1, **options), Batches(steps=3)
+    network, start = copy.deepcopy(classifier.network), flat(classifier.network)
+    updates = fit(classifier, batches)
     warmup = 3 if "warmup_epochs" in options else 0
     rates = [0.05 * (cosine_factor(step, warmup, 6) if warmup else 1) for step in range(6)]
     assert updates.rates == [[pytest.approx(rate)] * 2 for rate in rates]
-    expected = weights_by_definition(network, module.recipe, batches.batches * 2, rates)
+    expected = weights_by_definition(network, classifier.recipe, batches.batches * 2, rates)
     for after, defined in zip(updates.weights, expected, strict=True):
         assert float((after - defined).norm()) < 1e-3 * float((defined - start).norm())
 
@@ -136,7 +138,7 @@ def test_every_step_is_the_one_that_the_recipe_defines(options):
 ALLOWED_PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def test_these_precisions_are_allowed_and_no_others():
+def test_two_precisions_are_allowed():
     """16-mixed is none of them: fused SGD takes the scale off the gradients after they have been clipped."""
     for precision in ALLOWED_PRECISIONS:
         assert Machine(precision=precision).precision == precision
@@ -149,10 +151,10 @@ def test_these_precisions_are_allowed_and_no_others():
 @pytest.mark.parametrize("precision", ALLOWED_PRECISIONS)
 def test_the_first_update_of_every_precision_is_that_of_float32(precision):
     """Clipped to norm 0.05, so that a scale that is left on the gradients would shrink it."""
-    module, batches = classifier(epochs=1, clip_gradient_norm=0.05, weight_decay=0.0), Batches(steps=1)
-    before = flat(module.network)
-    defined = weights_by_definition(copy.deepcopy(module.network), module.recipe, batches.batches, [0.1])
-    update = fit(module, batches, precision).weights[0] - before
+    classifier, batches = make_classifier(epochs=1, clip_gradient_norm=0.05, weight_decay=0.0), Batches(steps=1)
+    before = flat(classifier.network)
+    defined = weights_by_definition(copy.deepcopy(classifier.network), classifier.recipe, batches.batches, [0.1])
+    update = fit(classifier, batches, precision).weights[0] - before
     assert float((defined[0] - before).norm()) == pytest.approx(0.1 * 0.05, rel=1e-4)
     assert float((update - (defined[0] - before)).norm()) < 0.05 * 0.1 * 0.05
 
@@ -179,14 +181,14 @@ def test_the_papers_recipe_has_the_papers_numbers_and_so_has_its_optimizer():
     recipe = composed("backbone=zf5", "recipe=paper").recipe
     assert recipe == numbers
     weights, biases = (
-        classifier(**{k: v for k, v in numbers.items() if v is not None}).configure_optimizers().param_groups
+        make_classifier(**{k: v for k, v in numbers.items() if v is not None}).configure_optimizers().param_groups
     )
     for group, decay in ((weights, 0.0005), (biases, 0.0)):
         assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.01, 0.9, decay)
         assert (group["dampening"], group["nesterov"]) == (0, False)
 
 
-def test_the_means_are_imagenets_in_the_order_red_green_blue():
+def test_the_input_mean_is_that_of_imagenet_red_first():
     assert IMAGENET_MEAN == (123.675, 116.28, 103.53)
     assert tuple(
         Recipe(epochs=1, batch_size=1, learning_rate=1, momentum=0, weight_decay=0, warmup_epochs=0).input_mean
@@ -195,31 +197,31 @@ def test_the_means_are_imagenets_in_the_order_red_green_blue():
         assert tuple(composed(f"recipe={name}").recipe.input_mean) == IMAGENET_MEAN
 
 
-def at_the_frequencies(module, frequencies):
+def at_the_frequencies(classifier, frequencies):
     """The same network, giving every image these probabilities."""
     with torch.no_grad():
-        module.network.fc8.weight.zero_()
-        module.network.fc8.bias.copy_(torch.tensor(frequencies).log())
-    return module
+        classifier.network.fc8.weight.zero_()
+        classifier.network.fc8.bias.copy_(torch.tensor(frequencies).log())
+    return classifier
 
 
 def test_a_loss_at_the_entropy_of_the_labels_warns_once():
     """Three of four images are of one class: with smoothing, guessing costs 0.879, though ln(3) is 1.099."""
     frequencies = [0.7 * share + 0.3 / 3 for share in (3 / 4, 1 / 4, 0)]
-    module = classifier([0, 0, 0, 1], epochs=5, learning_rate=1e-9, warmup_epochs=0, label_smoothing=0.3)
+    classifier = make_classifier([0, 0, 0, 1], epochs=5, learning_rate=1e-9, warmup_epochs=0, label_smoothing=0.3)
     with pytest.warns(
         UserWarning, match=r"^the loss after 4 epochs is 0\.879; guessing gives 0\.879: is .*rate"
-    ) as said:
-        fit(at_the_frequencies(module, frequencies), Batches(steps=50, labels=[0, 0, 0, 1]))
-    assert len([warning for warning in said if "guessing" in str(warning.message)]) == 1
+    ) as caught:
+        fit(at_the_frequencies(classifier, frequencies), Batches(steps=50, labels=[0, 0, 0, 1]))
+    assert len([warning for warning in caught if "guessing" in str(warning.message)]) == 1
 
 
 def test_a_single_class_needs_no_warning():
-    fit(classifier([1], epochs=4, learning_rate=1e-9, warmup_epochs=0), Batches(steps=50, labels=[1]))
+    fit(make_classifier([1], epochs=4, learning_rate=1e-9, warmup_epochs=0), Batches(steps=50, labels=[1]))
 
 
 def test_weights_decay_and_biases_do_not():
-    weights, biases = classifier().configure_optimizers().param_groups
+    weights, biases = make_classifier().configure_optimizers().param_groups
     assert weights["weight_decay"] == 0.01
     assert biases["weight_decay"] == 0.0
     assert all(parameter.ndim > 1 for parameter in weights["params"])
@@ -228,21 +230,21 @@ def test_weights_decay_and_biases_do_not():
 
 
 def test_the_rate_drops_with_the_history_of_validation_errors():
-    module = classifier(learning_rate=0.01)
-    module.history = [{"top1_wrong": wrong, "n": 10} for wrong in (5, 5, 5)]
-    assert module.learning_rate() == 0.001
-    module.history = module.history[:2]
-    assert module.learning_rate() == 0.01
+    classifier = make_classifier(learning_rate=0.01)
+    classifier.history = [{"top1_wrong": wrong, "n": 10} for wrong in (5, 5, 5)]
+    assert classifier.learning_rate() == 0.001
+    classifier.history = classifier.history[:2]
+    assert classifier.learning_rate() == 0.01
 
 
 def test_a_checkpoint_carries_the_description_and_the_history_in_plain_values(tmp_path):
-    module, checkpoint = classifier(), {}
-    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    module.history = [{"epoch": 1, "top1_wrong": 1, "n": 2}]
-    module.on_save_checkpoint(checkpoint)
+    classifier, checkpoint = make_classifier(), {}
+    classifier.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    classifier.history = [{"epoch": 1, "top1_wrong": 1, "n": 2}]
+    classifier.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, tmp_path / "file")
     loaded = torch.load(tmp_path / "file", weights_only=True)
-    other = classifier()
+    other = make_classifier()
     other.on_load_checkpoint(loaded)
-    assert other.history == module.history
+    assert other.history == classifier.history
     assert loaded["network"]["levels"] == [2, 1]

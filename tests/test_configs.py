@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conftest import started_process
 from sppnet.backbones import BACKBONES
-from sppnet.classify.evaluator import Hardware
+from sppnet.classify.hardware import Hardware
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.commands import evaluate as evaluate_script

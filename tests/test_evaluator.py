@@ -1,6 +1,5 @@
-"""Evaluations: every image once, resumed after a stop, saved whole, never mistaken for one of other images."""
+"""Evaluations: every image is scored once; interrupted ones resume; scores of other images never count."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,7 +9,8 @@ import torch
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.classify import evaluator
-from sppnet.classify.evaluator import EvaluationJob, Hardware, evaluate, evaluate_to_file
+from sppnet.classify.evaluator import Evaluation, evaluate, evaluate_to_file
+from sppnet.classify.hardware import Hardware
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import UnreadableImage
 from sppnet.data.sources import content_digests, images_fingerprint, open_data, select_images
@@ -60,8 +60,8 @@ def score(path, network, images, **changes):
     return evaluate_to_file(path, network, images, digests_of(images), **options)
 
 
-def own_scores(network, images):
-    """name -> scores, of each image alone."""
+def scores_one_by_one(network, images):
+    """name -> scores, of each image scored by itself."""
     rows = {}
     for i in range(len(images)):
         scorer = evaluator.Scorer(network, PROTOCOL, pixels=10**6)
@@ -72,12 +72,12 @@ def own_scores(network, images):
 
 def check_rows(scores, network, images):
     """Every row holds the scores of the image that its name names."""
-    expected = own_scores(network, images)
+    expected = scores_one_by_one(network, images)
     assert scores.names.tolist() == list(expected)
     np.testing.assert_allclose(scores.scores, np.stack(list(expected.values())), rtol=1e-4)
 
 
-def test_scores_labels_and_names_are_saved_with_where_they_come_from(network, images, tmp_path):
+def test_scores_labels_and_names_are_saved_with_their_origin(network, images, tmp_path):
     path = tmp_path / "scores" / "full.npz"
     scores = score(path, network, images)
     assert scores.scores.shape == (8, 2)
@@ -92,7 +92,7 @@ def test_scores_labels_and_names_are_saved_with_where_they_come_from(network, im
     assert sorted(file.name for file in path.parent.iterdir()) == ["full.npz"]
 
 
-def test_the_same_again_reads_the_file(network, images, tmp_path, monkeypatch, capsys):
+def test_the_same_evaluation_again_reads_the_file(network, images, tmp_path, monkeypatch, capsys):
     first = score(tmp_path / "full.npz", network, images)
     monkeypatch.setattr(evaluator, "evaluate", None)
     again = score(tmp_path / "full.npz", network, images)
@@ -108,7 +108,7 @@ def test_the_same_again_reads_the_file(network, images, tmp_path, monkeypatch, c
         ({"protocol": ViewProtocol(full_scales=[56])}, "the protocol changed"),
     ],
 )
-def test_anything_else_is_scored_again_with_the_reason(network, images, tmp_path, capsys, changes, reason):
+def test_a_changed_evaluation_is_scored_again_and_the_reason_shown(network, images, tmp_path, capsys, changes, reason):
     score(tmp_path / "full.npz", network, images)
     score(tmp_path / "full.npz", network, images, **changes)
     assert f"full: scoring again, as {reason}" in capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_a_copy_of_the_images_elsewhere_is_not_scored_again(network, tmp_path, m
     assert np.array_equal(score(tmp_path / "full.npz", network, val_images(copy)).scores, first.scores)
 
 
-def test_scores_by_the_rules_of_another_version_are_made_again(network, images, tmp_path, capsys):
+def test_images_are_scored_again_after_a_change_of_the_scoring_rules(network, images, tmp_path, capsys):
     path = tmp_path / "full.npz"
     scores = score(path, network, images)
     about = {key: value for key, value in scores.about.items() if key != "rules"}
@@ -156,7 +156,7 @@ def test_scores_by_the_rules_of_another_version_are_made_again(network, images, 
     assert "full: scoring again, as they were made by the rules of another version (" in capsys.readouterr().out
 
 
-def test_nothing_is_written_where_no_image_is_left(network, images, tmp_path):
+def test_an_evaluation_without_images_is_refused_and_writes_nothing(network, images, tmp_path):
     everything = [images.name(i) for i in range(len(images))]
     with pytest.raises(ValueError, match=r"exclude: leaves none of the 8 images of val"):
         val_images(tmp_path / "images", everything)
@@ -170,16 +170,16 @@ def test_nothing_is_written_where_no_image_is_left(network, images, tmp_path):
 
 
 def test_a_stopped_evaluation_resumes(network, images, tmp_path, monkeypatch):
-    path, whole = tmp_path / "resumed" / "full.npz", score(tmp_path / "whole.npz", network, images)
+    path, uninterrupted = tmp_path / "resumed" / "full.npz", score(tmp_path / "uninterrupted.npz", network, images)
     scored = []
     original = evaluator.score_images
 
     def stops_after_three(scorer, images, indices, workers):
-        for some, values in original(scorer, images, indices, workers=workers):
+        for batch, values in original(scorer, images, indices, workers=workers):
             if len(scored) >= 3:
                 raise KeyboardInterrupt
-            scored.extend(some)
-            yield some, values
+            scored.extend(batch)
+            yield batch, values
 
     monkeypatch.setattr(evaluator, "score_images", stops_after_three)
     with pytest.raises(KeyboardInterrupt):
@@ -195,7 +195,7 @@ def test_a_stopped_evaluation_resumes(network, images, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "score_images", notes)
     resumed = score(path, network, images)
     assert sorted(scored) == list(range(8))
-    np.testing.assert_allclose(resumed.scores, whole.scores, rtol=1e-5)
+    np.testing.assert_allclose(resumed.scores, uninterrupted.scores, rtol=1e-5)
     assert not path.with_suffix(".parts").exists()
 
 
@@ -204,7 +204,7 @@ def stopped(network, tmp_path, monkeypatch):
     """A folder of images and a test of it that stopped at the unreadable val/dog/2.jpg, with parts saved."""
     monkeypatch.setattr(evaluator, "SECONDS_BETWEEN_PARTS", 0)
     monkeypatch.setattr("sppnet.classify.scorer.MAX_WAITING_BYTES", 1)  # so that each image is scored at once
-    monkeypatch.setattr("sppnet.classify.scorer.LARGEST_MESSAGE", 1)
+    monkeypatch.setattr("sppnet.classify.view_inputs.MAX_LOADER_BATCH", 1)
     root = make_image_folder(tmp_path / "images", train=2, val=4)
     (root / "val" / "dog" / "2.jpg").write_bytes(b"no image")
     with pytest.raises(UnreadableImage, match=r"val/dog/2\.jpg: .*skip it with exclude=\[val/dog/2\.jpg\]"):
@@ -229,14 +229,14 @@ def test_an_image_that_changed_since_the_stop_is_scored_again(network, stopped, 
     check_rows(scores, network, val_images(stopped))
 
 
-def test_skipping_the_unreadable_image_keeps_what_was_scored(network, stopped, tmp_path, capsys):
+def test_skipping_the_unreadable_image_keeps_the_other_scores(network, stopped, tmp_path, capsys):
     images = val_images(stopped, ["val/dog/2.jpg"])
     scores = score(tmp_path / "scores" / "full-without.npz", network, images)
     assert "resuming after 6 of 7 images" in capsys.readouterr().out
     check_rows(scores, network, images)
 
 
-def test_parts_of_something_else_and_damaged_parts_do_not_count(network, images, tmp_path):
+def test_parts_of_other_evaluations_and_damaged_parts_do_not_count(network, images, tmp_path):
     parts = tmp_path / "full.parts"
     names = np.array([images.name(i) for i in range(8)])
     wrong = ScorePart(names, digests_of(images), np.full((8, 2), 9, np.float32))
@@ -272,7 +272,7 @@ def test_two_processes_score_every_image_once(network, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unreadable_image_in_one_of_two_processes_is_said_in_one_line(network, images, tmp_path):
+def test_an_unreadable_image_in_one_of_two_processes_is_an_error_of_one_line(network, images, tmp_path):
     (tmp_path / "images" / "val" / "dog" / "2.jpg").write_bytes(b"no image")
     two = Hardware(accelerator="cpu", devices=2, workers=1, precision="float32")
     with pytest.raises(UnreadableImage, match=r"^val/dog/2\.jpg: not an image .*exclude=\[val/dog/2\.jpg\]$") as error:
@@ -282,75 +282,6 @@ def test_an_unreadable_image_in_one_of_two_processes_is_said_in_one_line(network
 
 def test_a_missed_image_is_an_error(network, images, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "score_images", lambda *_, **__: (item for item in ()))
-    job = EvaluationJob(network, images, digests_of(images), PROTOCOL, CPU, 0, tmp_path / "parts", {})
+    evaluation = Evaluation(network, images, digests_of(images), PROTOCOL, CPU, 0, tmp_path / "parts", {})
     with pytest.raises(RuntimeError, match="8 of 8 images were not scored"):
-        evaluate(job, "full")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"accelerator": "cuda"}, "hardware.accelerator=cuda: must be one of auto, cpu, gpu"),
-        ({"accelerator": "cpu", "devices": 0}, "hardware.devices=0: must be 1 to"),
-        ({"precision": "half"}, "hardware.precision=half: must be bf16, float32 or null"),
-        ({"megapixels": 0}, "hardware.megapixels=0: must be above 0, at most 10,000"),
-        ({"megapixels": float("inf")}, "hardware.megapixels=inf: must be above 0, at most 10,000"),
-        ({"megapixels": float("nan")}, "hardware.megapixels=nan: must be above 0, at most 10,000"),
-        ({"workers": -1}, "hardware.workers=-1: must be from 0 to"),
-        ({"workers": 1_000_000}, "hardware.workers=1000000: must be from 0 to"),
-    ],
-)
-def test_hardware_out_of_range_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Hardware(**options)
-
-
-# The file.
-
-
-def example():
-    scores = np.array([[0.5, 0.5, 0], [0, 1, 0]], np.float32)
-    return Scores(scores, np.array([0, 2]), np.array(["a.jpg", "b.jpg"]), {"run": "x"})
-
-
-def test_what_is_written_is_read(tmp_path):
-    write_scores(tmp_path / "file.npz", example())
-    read = read_scores(tmp_path / "file.npz")
-    assert np.array_equal(read.scores, example().scores)
-    assert read.about == {"run": "x"}
-    assert [path.name for path in tmp_path.iterdir()] == ["file.npz"]
-
-
-def damaged(**changes):
-    fields = {"scores": example().scores, "labels": example().labels, "names": example().names, "about": json.dumps({})}
-    return fields | changes
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        damaged(scores=np.array([[np.nan, 1, 0], [0, 1, 0]], np.float32)),
-        damaged(scores=np.zeros((2, 3), np.int64)),
-        damaged(scores=np.zeros(2, np.float32)),
-        damaged(labels=np.array([0, 3])),
-        damaged(labels=np.array([0])),
-        damaged(names=np.array(["a", "b"], object)),
-        damaged(about="no json"),
-        damaged(about="[]"),
-        {"scores": example().scores},
-    ],
-)
-def test_a_damaged_scores_file_is_refused_in_one_line(tmp_path, fields):
-    np.savez(tmp_path / "file.npz", **fields)
-    with pytest.raises(
-        ValueError, match=r"file\.npz: not a scores file \(.*delete it and run evaluate\.py again$"
-    ) as error:
-        read_scores(tmp_path / "file.npz")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04"])
-def test_any_other_file_is_refused_in_one_line(tmp_path, content):
-    (tmp_path / "file.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"file\.npz: not a scores file"):
-        read_scores(tmp_path / "file.npz")
+        evaluate(evaluation, "full")

@@ -17,7 +17,7 @@ from test_datamodule import data_module, noise
 # A worker whose parent dies, and which is adopted, before it looks for its parent: it would wait for ever.
 ORPHAN = """
 import multiprocessing, os, sys, time
-from sppnet.classify.datamodule import _start_worker
+from sppnet.classify.loading import start_training_worker
 from sppnet.runtime.processes import exit_with_parent
 
 def work(parent, first):
@@ -28,7 +28,7 @@ def work(parent, first):
     time.sleep(3600)
 
 if __name__ == "__main__":
-    first = {"any": exit_with_parent, "loader": lambda: _start_worker(0)}[sys.argv[2]]
+    first = {"any": exit_with_parent, "loader": lambda: start_training_worker(0)}[sys.argv[2]]
     multiprocessing.get_context(sys.argv[1]).Process(target=work, args=(os.getpid(), first)).start()
     print("started", flush=True)
     os._exit(0)

@@ -1,14 +1,15 @@
+"""Lines and progress bars of a training run."""
+
 import re
 import sys
 
 import pytest
 
 from conftest import make_image_folder
-from sppnet.classify.checkpoints import Stopped
-from sppnet.classify.recipe import Recipe, few_steps_note
 from sppnet.classify.reporting import StepLines, epoch_line
+from sppnet.classify.signals import Stopped
 from sppnet.data.sources import open_data
-from test_checkpoints import SignalAt, train
+from test_resuming import SignalAt, train
 
 EPOCH = {
     "epoch": 3,
@@ -37,13 +38,11 @@ def data(tmp_path_factory):
     return open_data("folder", root=str(make_image_folder(tmp_path_factory.mktemp("data"), train=9, val=3)))
 
 
-def test_away_from_a_terminal_a_line_now_and_then_says_how_far_training_and_validation_are(
-    data, tmp_path, monkeypatch, capsys
-):
+def test_without_a_terminal_lines_show_the_progress_of_training_and_validation(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(StepLines, "FIRST", 0.0)
     monkeypatch.setattr(StepLines, "SECONDS", 0.0)
     train(data, tmp_path, epochs=2)
-    said = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     training, validation = (
         r"epoch {}/2  size {}  step {} of 4  loss \d\.\d{{4}}  [\d,]+ images/s",
         r"epoch {}/2  validation  step {} of 2",
@@ -53,19 +52,19 @@ def test_away_from_a_terminal_a_line_now_and_then_says_how_far_training_and_vali
         expected += [training.format(epoch, size, step) for step in (1, 2, 3, 4)]
         expected += [validation.format(epoch, step) for step in (1, 2)]
         expected += [rf"epoch {epoch}/2  size {size}  loss .* left"]
-    assert len(said) == len(expected)
-    for line, pattern in zip(said, expected, strict=True):
+    assert len(printed) == len(expected)
+    for line, pattern in zip(printed, expected, strict=True):
         assert re.fullmatch(pattern, line)
 
 
-def test_these_lines_come_seldom(data, tmp_path, capsys):
+def test_progress_lines_are_rare(data, tmp_path, capsys):
     """The first after some seconds, and then no more than a few a minute."""
     assert 1 <= StepLines.FIRST <= 10 <= StepLines.SECONDS <= 60
     train(data, tmp_path, epochs=2)
     assert "step" not in capsys.readouterr().out
 
 
-def test_the_bar_of_an_epoch_that_is_resumed_begins_where_the_epoch_stood(data, tmp_path, monkeypatch, capfd):
+def test_the_bar_of_a_resumed_epoch_begins_where_it_stopped(data, tmp_path, monkeypatch, capfd):
     with pytest.raises(Stopped):
         train(data._replace(train=SignalAt(data.train, 6)), tmp_path)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -75,30 +74,3 @@ def test_the_bar_of_an_epoch_that_is_resumed_begins_where_the_epoch_stood(data, 
     assert shown[0].startswith("epoch 1/3, size 64  50%|")
     assert "| 2/4 [" in shown[0]
     assert not [part for part in shown if "/?" in part]
-
-
-def recipe(batch_size, learning_rate=0.04):
-    return Recipe(
-        epochs=60,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        momentum=0.9,
-        weight_decay=0.0005,
-        warmup_epochs=3,
-    )
-
-
-def test_an_epoch_of_few_steps_is_told_with_what_to_type():
-    assert few_steps_note(recipe(512), 3068) == (
-        "an epoch has only 5 steps (3,068 images, 512 at a time), and a network may hardly learn; "
-        "recipe.batch_size=128 recipe.learning_rate=0.01 would make it 23"
-    )
-    assert few_steps_note(recipe(512), 20 * 512 - 1) is not None
-    assert few_steps_note(recipe(512), 20 * 512) is None
-    assert few_steps_note(recipe(128), 3068) is None
-    assert few_steps_note(recipe(1), 7) is None  # smaller is not possible
-
-
-def test_the_batch_that_is_proposed_can_be_shared_among_the_processes():
-    note = few_steps_note(recipe(510), 3000, processes=6)
-    assert "recipe.batch_size=96 recipe.learning_rate=0.0075 would make it 31" in note

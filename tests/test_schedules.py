@@ -1,10 +1,11 @@
+"""Sizes of epochs and learning rates of steps."""
+
 import itertools
 import math
 
 import pytest
 
 from sppnet.backbones import build_backbone
-from sppnet.classify.recipe import usual_warmup
 from sppnet.classify.schedules import (
     Sizes,
     check_sizes_fit,
@@ -44,7 +45,7 @@ def test_random_sizes_are_a_function_of_seed_and_epoch_and_reach_both_ends():
         ({"uniform": [224, 180]}, r"sizes.uniform=\[224, 180\]"),
     ],
 )
-def test_schedules_that_make_no_sense_are_refused(sizes, message):
+def test_invalid_schedules_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         size_of_epoch(0, **sizes)
     with pytest.raises(ValueError, match=message):
@@ -65,7 +66,7 @@ def test_a_schedule_gives_the_size_of_every_epoch():
         assert [Sizes(**sizes).of_epoch(i) for i in range(9)] == [size_of_epoch(i, **sizes) for i in range(9)]
 
 
-def test_without_a_pyramid_every_single_size_is_trained_at_and_no_two():
+def test_a_network_without_a_pyramid_trains_at_any_one_size_and_not_at_two():
     backbone = build_backbone("zf5", width=0.03)
     for side in (31, 180, 224):
         check_sizes_fit(backbone, None, [side])
@@ -78,15 +79,15 @@ def test_without_a_pyramid_every_single_size_is_trained_at_and_no_two():
             check_sizes_fit(backbone, levels, [30])
 
 
-def test_a_timm_model_is_asked_about_every_size_before_training():
-    backbone = build_backbone("timm", name="test_maxvit")  # windows of 5 on maps of a quarter: multiples of 160 alone
+def test_a_timm_model_is_checked_at_every_size_before_training():
+    backbone = build_backbone("timm", name="test_maxvit")  # windows of 5 on maps of a quarter: multiples of 160 only
     check_sizes_fit(backbone, [2, 1], [160, 320])
     with pytest.raises(ValueError, match=r"sizes: 200 pixels; backbone.name='test_maxvit': .* of 200 x 200 pixels \("):
         check_sizes_fit(backbone, [2, 1], [160, 200, 320])
     check_sizes_fit(build_backbone("timm", name="test_vit"), [2, 1], [180, 201, 224])
 
 
-def test_all_sizes_of_a_run_are_known_without_going_through_its_epochs():
+def test_all_sizes_of_a_run_are_known_without_iterating_over_its_epochs():
     assert Sizes(cycle=[224, 180]).of_run(10**30) == {180, 224}
     assert Sizes(cycle=[224, 180]).of_run(1) == {224}
     assert Sizes(uniform=[180, 224]).of_run(10**30) == set(range(180, 225))
@@ -95,7 +96,7 @@ def test_all_sizes_of_a_run_are_known_without_going_through_its_epochs():
 
 
 @pytest.mark.parametrize(("epochs", "cycle"), [(70, [224]), (71, [224, 180]), (90, [180, 224]), (3, [180, 200, 224])])
-def test_nothing_is_said_of_a_run_that_ends_at_the_size_of_its_tests(epochs, cycle):
+def test_a_run_that_ends_at_the_tested_size_gets_no_note(epochs, cycle):
     assert Sizes(cycle=cycle).last_epoch_note(epochs) is None
 
 
@@ -104,7 +105,7 @@ def test_nothing_is_said_of_a_run_that_ends_at_the_size_of_its_tests(epochs, cyc
     [(70, [224, 180], [180, 224]), (90, [224, 180], [180, 224]), (91, [180, 224], [180, 224]),
      (9, [180, 224, 200], [200, 180, 224])],
 )  # fmt: skip
-def test_a_run_that_ends_at_another_size_than_that_of_its_tests_is_told(epochs, cycle, better):
+def test_a_run_that_ends_at_another_size_than_the_tested_one_gets_a_note_with_a_better_cycle(epochs, cycle, better):
     last = cycle[(epochs - 1) % len(cycle)]
     words = ",".join(map(str, better))
     assert Sizes(cycle=cycle).last_epoch_note(epochs) == (
@@ -114,17 +115,12 @@ def test_a_run_that_ends_at_another_size_than_that_of_its_tests_is_told(epochs, 
     assert Sizes(cycle=better).last_epoch_note(len(cycle)) is None
 
 
-def test_random_sizes_are_told_without_a_remedy():
+def test_random_sizes_get_a_note_without_a_remedy():
     last = size_of_epoch(6, uniform=[180, 223])
     assert (
         Sizes(uniform=[180, 223]).last_epoch_note(7)
         == f"the last epoch trains at {last} pixels, and crops of 223 are tested"
     )
-
-
-def test_the_usual_warm_up_fits_short_runs():
-    assert [usual_warmup(epochs) for epochs in (1, 3, 5, 14)] == [0.2, 0.6, 1.0, 2.8]
-    assert [str(usual_warmup(epochs)) for epochs in (15, 20, 40, 60, 10**30)] == ["3"] * 5  # as written: hashes hold
 
 
 def test_cosine_rises_linearly_then_falls_to_zero():
@@ -137,11 +133,11 @@ def test_cosine_rises_linearly_then_falls_to_zero():
     assert cosine_factor(0, 0, 10) == 1.0
 
 
-def test_cosine_stays_at_zero_behind_the_last_step():
+def test_cosine_stays_at_zero_after_the_last_step():
     assert [cosine_factor(step, 4, 20) for step in (20, 21, 36)] == pytest.approx([0.0, 0.0, 0.0])
 
 
-def test_a_run_of_hardly_more_than_its_warmup_still_ends_at_zero():
+def test_a_run_hardly_longer_than_its_warmup_still_ends_at_zero():
     assert [cosine_factor(step, 4, 5) for step in (3, 4, 5)] == pytest.approx([1.0, 1.0, 0.0])
     assert [cosine_factor(step, 4, 4) for step in (3, 4, 5)] == pytest.approx([1.0, 1.0, 0.0])
 
@@ -153,7 +149,7 @@ def test_plateau_divides_by_ten_twice_and_no_more():
     ]  # fmt: skip
 
 
-def test_plateau_waits_anew_after_every_improvement_and_every_drop():
+def test_plateau_counts_again_after_every_improvement_and_every_drop():
     errors = [0.9, 0.8, 0.8, 0.8, 0.7, 0.7, 0.7, 0.7]
     assert [plateau_factor(errors[:n], patience=3, drops=2) for n in (7, 8)] == [1.0, 0.1]
 

@@ -1,4 +1,4 @@
-"""One loop over views gives what plain loops over crops and whole images give."""
+"""The scorer against plain loops over crops, windows and whole images."""
 
 import io
 
@@ -11,14 +11,8 @@ from conftest import make_image_folder
 from references import mirrored_window, views_of
 from sppnet.backbones import build_backbone
 from sppnet.classify.scorer import (
-    Inputs,
     Scorer,
-    ViewInputs,
-    images_per_message,
-    pack,
     score_images,
-    unpack,
-    whole_scales,
 )
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.batches import to_network_input
@@ -32,8 +26,8 @@ MANY = {"scales": [64, 72, 95], "view_size": 64, "positions": list(POSITIONS), "
 SIZES = [(70, 93), (93, 70), (40, 160), (160, 40), (64, 64), (33, 47)]
 
 
-class Pictures:
-    """Pictures of given sizes as PNG files."""
+class PngImages:
+    """Images of given pixels, as PNG files."""
 
     def __init__(self, pixels):
         self.pixels, self.classes = pixels, ("a", "b", "c")
@@ -51,9 +45,9 @@ class Pictures:
         return file.getvalue()
 
 
-def random_pictures(sizes=SIZES, seed=0):
+def random_images(sizes=SIZES, seed=0):
     random = np.random.default_rng(seed)
-    return Pictures([random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes])
+    return PngImages([random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes])
 
 
 @pytest.fixture(scope="module", params=["zf5", "overfeat5"])
@@ -65,53 +59,53 @@ def network(request):
     return net.eval()
 
 
-def scores_of(network, pictures, protocol, pixels=10**6):
+def scores_of(network, images, protocol, pixels=10**6):
     scorer = Scorer(network, protocol, pixels=pixels)
-    result = torch.full((len(pictures), network.num_classes), torch.nan)
-    for indices, scores in score_images(scorer, pictures, range(len(pictures)), workers=0):
+    result = torch.full((len(images), network.num_classes), torch.nan)
+    for indices, scores in score_images(scorer, images, range(len(images)), workers=0):
         assert result[indices].isnan().all()
         result[indices] = scores
     return result
 
 
-def pixels_of(pictures, index, scale):
-    return resize_shorter_side(decode_image(pictures.read(index), pictures.name(index)), scale)
+def pixels_of(images, index, scale):
+    return resize_shorter_side(decode_image(images.read(index), images.name(index)), scale)
 
 
 def softmax(network, image):
-    """Scores (classes,) of one uint8 picture, plainly."""
+    """Scores (classes,) of one uint8 image, in plain PyTorch."""
     with torch.inference_mode():
         return network(to_network_input(image[None], network.input_mean, network.input_std)).softmax(1)[0]
 
 
 def test_full_is_the_network_itself_on_the_whole_image(network):
-    pictures = random_pictures()
-    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72]))
-    expected = [softmax(network, pixels_of(pictures, i, 72)) for i in range(len(pictures))]
+    images = random_images()
+    scores = scores_of(network, images, ViewProtocol(full_scales=[72]))
+    expected = [softmax(network, pixels_of(images, i, 72)) for i in range(len(images))]
     torch.testing.assert_close(scores, torch.stack(expected))
 
 
 def test_full_aligned_is_the_aligned_network_on_the_whole_image(network):
-    pictures = random_pictures()
-    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], aligned=True))
-    expected = [softmax(network.aligned(), pixels_of(pictures, i, 72)) for i in range(len(pictures))]
+    images = random_images()
+    scores = scores_of(network, images, ViewProtocol(full_scales=[72], aligned=True))
+    expected = [softmax(network.aligned(), pixels_of(images, i, 72)) for i in range(len(images))]
     torch.testing.assert_close(scores, torch.stack(expected))
 
 
 def test_full_flip_averages_the_image_and_its_mirror(network):
-    pictures = random_pictures()
-    scores = scores_of(network, pictures, ViewProtocol(full_scales=[72], mirrored=True))
+    images = random_images()
+    scores = scores_of(network, images, ViewProtocol(full_scales=[72], mirrored=True))
     for i, score in enumerate(scores):
-        image = pixels_of(pictures, i, 72)
+        image = pixels_of(images, i, 72)
         both = [softmax(network, image), softmax(network, image.flip(-1))]
         torch.testing.assert_close(score, torch.stack(both).mean(0))
 
 
 def test_ten_crop_is_a_loop_over_ten_crops(network):
-    pictures = random_pictures()
-    scores = scores_of(network, pictures, ViewProtocol(**TEN))
+    images = random_images()
+    scores = scores_of(network, images, ViewProtocol(**TEN))
     for i, score in enumerate(scores):
-        image = pixels_of(pictures, i, 72)
+        image = pixels_of(images, i, 72)
         height, width = image.shape[1:]
         corners = [(0, 0), (0, width - 64), (height - 64, 0), (height - 64, width - 64)]
         corners.append(((height - 64) // 2, (width - 64) // 2))
@@ -122,14 +116,14 @@ def test_ten_crop_is_a_loop_over_ten_crops(network):
 
 @pytest.mark.parametrize("aligned", [True, False])
 def test_views_on_maps_are_a_loop_over_windows(network, aligned):
-    pictures, protocol = random_pictures(), ViewProtocol(**MANY, full_scales=[72], aligned=aligned)
-    scores = scores_of(network, pictures, protocol)
+    images, protocol = random_images(), ViewProtocol(**MANY, full_scales=[72], aligned=aligned)
+    scores = scores_of(network, images, protocol)
     tested = network.aligned() if aligned else network
     backbone = tested.backbone
     for i, score in enumerate(scores):
         views = []
-        for view in views_of(protocol, *pictures.pixels[i].shape[:2]):
-            image = pixels_of(pictures, i, view.scale)
+        for view in views_of(protocol, *images.pixels[i].shape[:2]):
+            image = pixels_of(images, i, view.scale)
             window = view.window
             if view.mirrored:
                 window = window and mirrored_window(window, image.shape[2])
@@ -149,32 +143,32 @@ def test_views_on_maps_are_a_loop_over_windows(network, aligned):
 
 
 def test_a_window_as_large_as_the_image_is_the_crop(network):
-    pictures = random_pictures([(64, 64), (72, 72)])
+    images = random_images([(64, 64), (72, 72)])
     one = {"scales": [64], "view_size": 64, "positions": ["center"], "mirrored": True}
-    crops, windows = (scores_of(network, pictures, ViewProtocol(**one, maps=maps)) for maps in (False, True))
+    crops, windows = (scores_of(network, images, ViewProtocol(**one, maps=maps)) for maps in (False, True))
     torch.testing.assert_close(windows, crops)
 
 
 @pytest.mark.parametrize("protocol", [TEN, {**TEN, "maps": True}, MANY, {"full_scales": [72], "mirrored": True}])
 def test_an_image_and_its_mirror_get_the_same_scores_from_mirrored_views(network, protocol):
     # Odd margins would shift the middle windows of the mirror image by one pixel, so sides are even here.
-    pictures = random_pictures([(72, 96), (96, 72), (72, 72)])
-    mirrored = Pictures([np.ascontiguousarray(pixels[:, ::-1]) for pixels in pictures.pixels])
+    images = random_images([(72, 96), (96, 72), (72, 72)])
+    mirrored = PngImages([np.ascontiguousarray(pixels[:, ::-1]) for pixels in images.pixels])
     protocol = ViewProtocol(**{**protocol, **({"scales": [72]} if "scales" in protocol else {})})
-    torch.testing.assert_close(scores_of(network, pictures, protocol), scores_of(network, mirrored, protocol))
+    torch.testing.assert_close(scores_of(network, images, protocol), scores_of(network, mirrored, protocol))
 
 
 def test_a_mirrored_view_is_the_view_of_the_mirrored_image(network):
-    pictures, window = random_pictures([(72, 96)]), {"scales": [72], "view_size": 64}
-    mirrored = Pictures([np.ascontiguousarray(pictures.pixels[0][:, ::-1])])
+    images, window = random_images([(72, 96)]), {"scales": [72], "view_size": 64}
+    mirrored = PngImages([np.ascontiguousarray(images.pixels[0][:, ::-1])])
     left, right = ({**window, "positions": [name], "maps": True} for name in ("top_left", "top_right"))
-    both = scores_of(network, pictures, ViewProtocol(**left, mirrored=True))
-    plain = scores_of(network, pictures, ViewProtocol(**left))
+    both = scores_of(network, images, ViewProtocol(**left, mirrored=True))
+    plain = scores_of(network, images, ViewProtocol(**left))
     torch.testing.assert_close(2 * both - plain, scores_of(network, mirrored, ViewProtocol(**right)))
 
 
-def striped_pictures(count, seed):
-    """Three classes: a square of stripes that lie, stand or cross, anywhere on a wide picture of noise."""
+def striped_images(count, seed):
+    """Three classes: a square of stripes that lie, stand or cross, anywhere on a wide image of noise."""
     random = np.random.default_rng(seed)
     pixels, labels = [], np.arange(count) % 3
     for label in labels:
@@ -184,11 +178,11 @@ def striped_pictures(count, seed):
         top, left = random.integers(0, 49), random.integers(0, width - 63)
         square[top : top + 64, left : left + 64] = (rows, columns, rows ^ columns)[label]
         noise = random.normal(0, 40, (112, width, 3))
-        picture = 60 + square[..., None] * random.uniform(20, 100, 3) + noise
-        pixels.append(picture.clip(0, 255).astype(np.uint8))
-    pictures = Pictures(pixels)
-    pictures.labels = labels
-    return pictures
+        image = 60 + square[..., None] * random.uniform(20, 100, 3) + noise
+        pixels.append(image.clip(0, 255).astype(np.uint8))
+    images = PngImages(pixels)
+    images.labels = labels
+    return images
 
 
 @pytest.mark.slow
@@ -196,7 +190,7 @@ def test_ten_windows_on_maps_come_close_to_ten_crops_on_a_trained_network():
     torch.manual_seed(0)
     backbone = build_backbone("zf5", width=0.1, normalization="none")
     net = SPPNet(backbone, (3, 2, 1), 3, hidden=32, dropout=0, initialization="fan_in", input_std=(58.0, 57.0, 57.0))
-    train, test = striped_pictures(90, seed=0), striped_pictures(90, seed=1)
+    train, test = striped_images(90, seed=0), striped_images(90, seed=1)
     images = torch.stack(
         [crop(decode_image(train.read(i), train.name(i)), 96, CROP_POSITIONS[i % 5]) for i in range(len(train))]
     )
@@ -244,16 +238,16 @@ def test_all_views_of_a_constant_image_away_from_its_borders_score_alike(network
 @pytest.mark.parametrize("pixels", [1, 64 * 64, 10**7])
 @pytest.mark.parametrize("protocol", [TEN, MANY, {"full_scales": [72, 95]}])
 def test_the_limit_of_a_pass_changes_no_score(network, protocol, pixels):
-    pictures = random_pictures([(70, 93)] * 5 + [(93, 70)] * 2)
+    images = random_images([(70, 93)] * 5 + [(93, 70)] * 2)
     protocol = ViewProtocol(**protocol)
-    torch.testing.assert_close(scores_of(network, pictures, protocol, pixels), scores_of(network, pictures, protocol))
+    torch.testing.assert_close(scores_of(network, images, protocol, pixels), scores_of(network, images, protocol))
 
 
 @pytest.mark.parametrize("pixels", [64 * 64, 3 * 64 * 64, 10**6])
 def test_no_forward_pass_is_larger_than_the_limit(network, pixels, monkeypatch):
     seen = []
     monkeypatch.setattr(network, "forward", lambda x, forward=network.forward: (seen.append(x), forward(x))[1])
-    scores_of(network, random_pictures([(70, 93)] * 4), ViewProtocol(**TEN), pixels)
+    scores_of(network, random_images([(70, 93)] * 4), ViewProtocol(**TEN), pixels)
     assert sum(len(x) for x in seen) == 40
     assert all(x[:, 0].numel() <= pixels for x in seen)
 
@@ -262,63 +256,26 @@ def test_images_of_equal_size_share_a_pass_and_waiting_ones_are_bounded(network,
     calls = []
     call = Scorer.__call__
     monkeypatch.setattr(Scorer, "__call__", lambda self, batch: (calls.append(len(batch)), call(self, batch))[1])
-    pictures = random_pictures([(70, 93), (93, 70)] * 4)
-    scores_of(network, pictures, ViewProtocol(full_scales=[64]))
+    images = random_images([(70, 93), (93, 70)] * 4)
+    scores_of(network, images, ViewProtocol(full_scales=[64]))
     assert calls == [4, 4]
     calls.clear()
     monkeypatch.setattr("sppnet.classify.scorer.MAX_WAITING_BYTES", 1)
-    scores_of(network, pictures, ViewProtocol(full_scales=[64]))
+    scores_of(network, images, ViewProtocol(full_scales=[64]))
     assert calls == [1] * 8
-
-
-def test_whole_scales_hold_each_scale_once():
-    assert whole_scales(ViewProtocol(**MANY, full_scales=[72, 200])) == [64, 72, 95, 200]
-    assert whole_scales(ViewProtocol(**TEN, full_scales=[95])) == [95]
-
-
-def test_inputs_are_crops_or_whole_images():
-    inputs = ViewInputs(random_pictures([(70, 93)]), ViewProtocol(**TEN, full_scales=[95]))[0]
-    assert isinstance(inputs, Inputs)
-    assert inputs.crops.shape == (5, 64, 64, 3)
-    assert [whole.shape for whole in inputs.whole] == [(95, 126, 3)]
-    assert inputs.crops.dtype == torch.uint8
-
-
-@pytest.mark.parametrize("protocol", [TEN, MANY, {**TEN, "full_scales": [95, 64]}])
-def test_images_arrive_as_they_were_sent_in_one_tensor(protocol):
-    dataset = ViewInputs(random_pictures(), ViewProtocol(**protocol))
-    sent = [dataset[i] for i in range(3)]
-    message = pack(sent)
-    assert message.pixels.dtype == torch.uint8
-    received = unpack(message)
-    message.pixels.zero_()  # images that wait keep no shared memory
-    for before, after in zip(sent, received, strict=True):
-        assert after.at == before.at
-        assert (before.crops is None) == (after.crops is None)
-        assert before.crops is None or torch.equal(before.crops, after.crops)
-        assert all(torch.equal(a, b) for a, b in zip(before.whole, after.whole, strict=True))
-
-
-def test_a_message_holds_up_to_eight_images_and_four_megabytes():
-    center = {"positions": ["center"]}
-    assert images_per_message(ViewProtocol(scales=[256], **center)) == 8
-    ten = list(POSITIONS)[:5]
-    assert images_per_message(ViewProtocol(scales=[256], positions=ten)) == 5
-    assert images_per_message(ViewProtocol(scales=[256, 512], positions=ten, maps=True)) == 3
-    assert images_per_message(ViewProtocol(full_scales=[4096])) == 1
 
 
 @pytest.mark.parametrize("protocol", [TEN, MANY])
 def test_loader_processes_change_no_score(network, protocol):
-    pictures, protocol = random_pictures(), ViewProtocol(**protocol)
+    images, protocol = random_images(), ViewProtocol(**protocol)
     scorer = Scorer(network, protocol, pixels=10**6)
-    result = torch.full((len(pictures), network.num_classes), torch.nan)
-    for indices, scores in score_images(scorer, pictures, range(len(pictures)), workers=2):
+    result = torch.full((len(images), network.num_classes), torch.nan)
+    for indices, scores in score_images(scorer, images, range(len(images)), workers=2):
         result[indices] = scores
-    torch.testing.assert_close(result, scores_of(network, pictures, protocol))
+    torch.testing.assert_close(result, scores_of(network, images, protocol))
 
 
-def test_a_network_without_a_pyramid_is_told_what_it_cannot(network):
+def test_views_that_need_a_pyramid_are_refused_without_one(network):
     plain = SPPNet(build_backbone("zf5", width=0.05), None, 3, hidden=8).eval()
     Scorer(plain, ViewProtocol(scales=[256], positions=["center"]), pixels=1)
     for options in ({"full_scales": [224]}, {**MANY}, {**TEN}):
@@ -336,17 +293,17 @@ def test_views_smaller_than_the_backbone_needs_are_refused(network):
         Scorer(network, ViewProtocol(full_scales=[smallest - 1]), pixels=1)
 
 
-def test_an_unreadable_file_stops_by_name(network, tmp_path):
+def test_an_unreadable_file_is_an_error_with_its_name(network, tmp_path):
     root = make_image_folder(tmp_path / "images", train=2, val=2)
-    (root / "val" / "dog" / "1.jpg").write_bytes(b"no picture")
+    (root / "val" / "dog" / "1.jpg").write_bytes(b"no image")
     data = open_data("folder", root=str(root)).val
     with pytest.raises(ValueError, match=r"val/dog/1\.jpg"):
         scores_of(network, data, ViewProtocol(full_scales=[64]))
 
 
-def test_bf16_comes_close(network):
-    pictures, protocol = random_pictures(), ViewProtocol(**MANY)
+def test_bf16_scores_are_close_to_those_of_float32(network):
+    images, protocol = random_images(), ViewProtocol(**MANY)
     scorer = Scorer(network, protocol, pixels=10**6, autocast=torch.bfloat16)
-    for indices, scores in score_images(scorer, pictures, range(len(pictures)), workers=0):
+    for indices, scores in score_images(scorer, images, range(len(images)), workers=0):
         assert scores.dtype == torch.float32
-        torch.testing.assert_close(scores, scores_of(network, pictures, protocol)[indices], atol=0.05, rtol=0)
+        torch.testing.assert_close(scores, scores_of(network, images, protocol)[indices], atol=0.05, rtol=0)

@@ -13,6 +13,7 @@ SCORES = Scores(np.full((3, 2), 0.5, np.float32), np.array([0, 1, 0]), np.array(
 
 def test_scores_come_back_as_they_were_written(tmp_path):
     write_scores(tmp_path / "center.npz", SCORES)
+    assert [path.name for path in tmp_path.iterdir()] == ["center.npz"]
     scores = read_scores(tmp_path / "center.npz")
     assert np.array_equal(scores.scores, SCORES.scores)
     assert scores.labels.tolist() == [0, 1, 0]
@@ -71,3 +72,42 @@ def test_metadata_that_nests_too_deep_is_refused(tmp_path):
     archive(tmp_path / "center.npz", MEMBERS | {"about": npy(np.array("[" * 100_000))})
     with pytest.raises(ValueError, match=r"center\.npz: not a scores file"):
         read_scores(tmp_path / "center.npz")
+
+
+# Two images of three classes.
+EXAMPLE = {
+    "scores": np.array([[0.5, 0.5, 0], [0, 1, 0]], np.float32),
+    "labels": np.array([0, 2]),
+    "names": np.array(["a.jpg", "b.jpg"]),
+    "about": json.dumps({}),
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        EXAMPLE | {"scores": np.array([[np.nan, 1, 0], [0, 1, 0]], np.float32)},
+        EXAMPLE | {"scores": np.zeros((2, 3), np.int64)},
+        EXAMPLE | {"scores": np.zeros(2, np.float32)},
+        EXAMPLE | {"labels": np.array([0, 3])},
+        EXAMPLE | {"labels": np.array([0])},
+        EXAMPLE | {"names": np.array(["a", "b"], object)},
+        EXAMPLE | {"about": "no json"},
+        EXAMPLE | {"about": "[]"},
+        {"scores": EXAMPLE["scores"]},
+    ],
+)
+def test_a_damaged_scores_file_is_refused_in_one_line(tmp_path, fields):
+    np.savez(tmp_path / "file.npz", **fields)
+    with pytest.raises(
+        ValueError, match=r"file\.npz: not a scores file \(.*delete it and run evaluate\.py again$"
+    ) as error:
+        read_scores(tmp_path / "file.npz")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04"])
+def test_any_other_file_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "file.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"file\.npz: not a scores file"):
+        read_scores(tmp_path / "file.npz")

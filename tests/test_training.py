@@ -1,4 +1,4 @@
-"""What a whole run gives to its network, what it is compiled for, and how several processes end together."""
+"""Training runs: the input of the network, compilation, and errors in one of several processes."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from sppnet.data.sources import open_data
 
 
 def train(folder, run, sizes, compiled=False, epochs=4, seen=None, color=True, workers=0, data=None):
-    """With `seen`, a list, every input of the network in training is appended to it."""
+    """Trains; appends every input of the network in training to the list `seen`."""
     recipe = Recipe(
         epochs=epochs,
         batch_size=4,
@@ -52,7 +52,7 @@ def train(folder, run, sizes, compiled=False, epochs=4, seen=None, color=True, w
 
 
 @pytest.mark.slow
-def test_two_sizes_are_two_graphs_of_the_network_and_two_of_its_input(tmp_path):
+def test_two_sizes_compile_two_graphs_of_the_network_and_two_of_its_input(tmp_path):
     folder = make_image_folder(tmp_path / "images", train=5, val=3)
     torch.compiler.reset()
     counters.clear()
@@ -75,8 +75,8 @@ def test_many_sizes_are_not_compiled(tmp_path):
     assert counters["stats"]["unique_graphs"] == 0
 
 
-def test_the_network_sees_every_epoch_at_its_size(tmp_path):
-    """As the history says, and beginning with the first size of the cycle."""
+def test_every_epoch_trains_at_its_size(tmp_path):
+    """And the history records it; the first size of the cycle comes first."""
     folder, seen = make_image_folder(tmp_path / "images", train=4, val=1), []
     result = train(folder, tmp_path / "run", {"cycle": [64, 48, 56]}, epochs=4, seen=seen)
     sizes = [images.shape[-2:] for images in seen]
@@ -106,7 +106,7 @@ def test_the_network_sees_images_minus_the_means_red_first_with_colours_shifted_
 
 def test_the_cores_are_shared_among_the_processes_of_the_run_and_not_among_all_gpus(tmp_path, monkeypatch):
     class Readers:
-        """Images; every read is noted with the process that made it."""
+        """Images; every read leaves a file named after the process that made it."""
 
         def __init__(self, images):
             self.images = images
@@ -156,12 +156,12 @@ try:
     train_classifier(plan, network, data, Path(sys.argv[2]))
 except ValueError as error:
     print(error)
-    os._exit(3)  # without a farewell to the other process
+    os._exit(3)  # without telling the other process
 """
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_in_one_of_two_processes_ends_both(tmp_path):
+def test_a_loss_that_is_not_finite_in_one_of_two_processes_ends_both(tmp_path):
     folder = make_image_folder(tmp_path / "images", train=5, val=3)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -179,13 +179,13 @@ def test_a_loss_that_is_no_number_in_one_of_two_processes_ends_both(tmp_path):
         for rank in (0, 1)
     ]
     try:
-        said = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
     finally:
         for process in processes:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(timeout=10)
-    for process, words in zip(processes, said, strict=True):
-        assert process.returncode == 3, words
-        assert words.splitlines()[-1].startswith("the loss is not finite any more, at the latest in epoch 1, step 0, ")
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 3, output
+        assert output.splitlines()[-1].startswith("the loss is not finite any more, at the latest in epoch 1, step 0, ")
     assert not list(Path(tmp_path / "run").rglob("*.ckpt"))

@@ -1,4 +1,4 @@
-"""Protocols as lists of views, against lists written by hand and properties over all shapes of images."""
+"""Protocols as lists of views, against lists written by hand, and properties for images of all shapes."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from references import View, views_of
 from sppnet.backbones import build_backbone
-from sppnet.classify.datamodule import shorter_side_for
+from sppnet.classify.loading import shorter_side_for
 from sppnet.classify.views import ViewProtocol, in_pixels
 from sppnet.data.images import resize_shorter_side
 from sppnet.geometry import CROP_POSITIONS, POSITIONS, size_at_shorter_side
@@ -40,7 +40,7 @@ def images(most=4):
     return st.tuples(sides, sides).filter(lambda size: max(size) <= most * min(size))
 
 
-def test_the_shipped_protocols_are_these():
+def test_all_shipped_protocols_are_tested():
     assert sorted(path.stem for path in VIEWS.glob("*.yaml")) == sorted(SHIPPED)
 
 
@@ -125,7 +125,7 @@ def test_the_same_views_at_another_scale():
     assert shipped("center").at(180) is None
 
 
-def test_text_says_what_is_tested():
+def test_a_protocol_is_described_in_words():
     assert shipped("center").text() == "224 crops (center) at shorter side 256"
     assert shipped("ten_crop").text() == "224 crops (centre and corners) at shorter side 256, each also mirrored"
     corner = ViewProtocol(scales=[256], positions=["top_left"])
@@ -141,15 +141,17 @@ def test_text_says_what_is_tested():
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("crop_side", [96, 112, 128, 180, 224, 448])
 def test_shipped_protocols_follow_the_crop_side_of_the_run(name, crop_side):
-    usual, followed = shipped(name), shipped(name, crop_side)
-    if usual.scales:
+    reference, followed = shipped(name), shipped(name, crop_side)
+    if reference.scales:
         assert followed.view_size == crop_side
-    for here, there in zip(followed.scales + followed.full_scales, usual.scales + usual.full_scales, strict=True):
-        assert abs(here - there * crop_side / 224) <= 0.5
-        assert there != 256 or here == shorter_side_for(crop_side)
+    for scale, at_224 in zip(
+        followed.scales + followed.full_scales, reference.scales + reference.full_scales, strict=True
+    ):
+        assert abs(scale - at_224 * crop_side / 224) <= 0.5
+        assert at_224 != 256 or scale == shorter_side_for(crop_side)
     changed = ("scales", "full_scales", "view_size")
     assert {k: v for k, v in vars(followed).items() if k not in changed} == {
-        k: v for k, v in vars(usual).items() if k not in changed
+        k: v for k, v in vars(reference).items() if k not in changed
     }
 
 
@@ -159,18 +161,18 @@ def test_the_protocols_for_crops_of_128():
     assert shipped("multi_view", 128).scales == [128, 146, 171, 206, 256, 320]
 
 
-def test_sizes_in_pixels_stay_whatever_the_run_was_trained_at():
+def test_sizes_in_pixels_do_not_depend_on_the_run():
     given = {"scales": [300, "300/224"], "view_size": 200, "positions": ["center"]}
     assert in_pixels(given, 112) == {**given, "scales": [300, 150]}
     assert in_pixels({"scales": [300]}, 112) == {"scales": [300], "view_size": 112}
 
 
 @pytest.mark.parametrize("value", ["256", "big", "1/0", "-1/2", "256/224 ", "1/2/3", "²/3", 2.5, None, "9" * 99 + "/1"])
-def test_what_is_no_multiple_stays_to_be_refused(value):
+def test_invalid_multiples_stay_to_be_refused(value):
     assert in_pixels({"full_scales": [value]}, 224)["full_scales"] == [value]
 
 
-def test_what_a_network_without_a_pyramid_cannot():
+def test_the_views_that_a_network_without_a_pyramid_cannot_be_tested_on():
     small = build_backbone("zf5", width=0.03)
     baseline, at_180 = (SPPNet(small, None, 2, hidden=2, input_side=side) for side in (None, 180))
     pyramid = SPPNet(small, (2, 1), 2, hidden=2)
@@ -204,6 +206,6 @@ def test_the_smallest_views_are_one_pixel():
         ({"scales": [5], "positions": ["center"], "view_size": 0}, "must be at least 1"),
     ],
 )
-def test_a_protocol_that_makes_no_sense_is_refused(options, message):
+def test_invalid_protocols_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ViewProtocol(**options)

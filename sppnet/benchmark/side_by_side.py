@@ -19,8 +19,9 @@ from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.timing import Work, forward_backward, on_one_thread, seconds_of, with_default_malloc
 from sppnet.classify.datamodule import ClassificationData
-from sppnet.classify.evaluator import Hardware
-from sppnet.classify.scorer import Inputs, Scorer
+from sppnet.classify.hardware import Hardware
+from sppnet.classify.scorer import Scorer
+from sppnet.classify.view_inputs import Inputs
 from sppnet.classify.views import ViewProtocol, windows_at
 from sppnet.data.prepare import prepare
 from sppnet.data.shards import Settings
@@ -153,7 +154,7 @@ class SideBySide:
 
     def _load(self, data: ImageData, then: Callable[[Tensor], None] | None = None) -> Work:
         """Returns an epoch of our loading up to the input of the network, which is handed to `then`."""
-        module = ClassificationData(
+        data_module = ClassificationData(
             data,
             batch_size=self.batch_size,
             crop_side=224,
@@ -165,12 +166,12 @@ class SideBySide:
             workers=self.workers,
             compiled=self.device.type == "cuda",
         )
-        loader = module.train_dataloader()
+        loader = data_module.train_dataloader()
 
         def epoch() -> None:
             for batch in loader:
                 image, mirrored = (batch[key].to(self.device, non_blocking=True) for key in ("image", "mirrored"))
-                images = module.training_input(image, mirrored, None, 224, IMAGENET_MEAN, _STD)
+                images = data_module.training_input(image, mirrored, None, 224, IMAGENET_MEAN, _STD)
                 if then is not None:
                     then(images)
 

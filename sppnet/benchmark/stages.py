@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sppnet.benchmark.timing import rate
-from sppnet.classify.datamodule import ClassificationData, TrainingCrops
-from sppnet.classify.evaluator import Hardware
+from sppnet.classify.datamodule import ClassificationData
+from sppnet.classify.hardware import Hardware
+from sppnet.classify.loading import TrainingCrops
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.schedules import Sizes
-from sppnet.classify.scorer import Scorer, ViewInputs
+from sppnet.classify.scorer import Scorer
 from sppnet.classify.training import train_classifier
+from sppnet.classify.view_inputs import ViewInputs
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import decode_image
 from sppnet.data.sources import ImageData, LabelledImages, SelectedImages
@@ -102,8 +104,8 @@ def device_stages(
     setup: TrainingSetup, device: torch.device, autocast: bool, compiled: bool, seconds: float
 ) -> list[Stage]:
     """Measures the stages from the batch in memory to the step of the optimizer, on one device."""
-    module = _data_module(setup, 0, compiled)
-    batch = next(iter(module.train_dataloader()))
+    data_module = _data_module(setup, 0, compiled)
+    batch = next(iter(data_module.train_dataloader()))
     count, name = len(batch["label"]), device.type
     stages = []
     if name == "cpu":
@@ -120,7 +122,7 @@ def device_stages(
 
     def training_input(size: int) -> Tensor:
         mean, std = network.input_mean, network.input_std
-        return module.training_input(batch["image"], batch["mirrored"], color, size, mean, std)
+        return data_module.training_input(batch["image"], batch["mirrored"], color, size, mean, std)
 
     sizes = list(dict.fromkeys(setup.sizes))
     stages += [Stage(input_name(size), rate(partial(training_input, size), count, seconds), name) for size in sizes]

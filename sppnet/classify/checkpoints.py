@@ -1,20 +1,15 @@
-"""Checkpoints that survive what happens to long runs: kills at any moment, full disks, damaged files, told to stop.
+"""Checkpoints that survive kills, full disks, damaged files and stop signals.
 
 A folder of checkpoints holds `last.ckpt` and the one before it, `previous.ckpt`. A checkpoint is written under another
-name, flushed to the disk and renamed, so that both are whole whenever the process dies.
+name, flushed to the disk and renamed, so that neither is ever half written, whenever the process dies.
 """
 
 import io
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,61 +17,58 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from sppnet.classify.signals import Stopped, StopSignals, exit_code, requeue_slurm_job, write_to_stderr
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-ASK_EVERY = 10  # steps between the questions of several processes whether one of them was told to stop
+_STEPS_BETWEEN_CHECKS = 10  # with several processes: steps between checks for a stop signal on any of them
 
 
-class Stopped(SystemExit):
-    """Training was told to stop by a signal. Ends the process with `code`, unless it is caught."""
-
-
-class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint whole or not at all, and keeps the one before it if that is whole."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes Lightning's checkpoints atomically, and keeps the one before unless that may be damaged."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.known_whole: Path | None = None
+        self._known_intact: Path | None = None  # a checkpoint that this object has read or written
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Reads a checkpoint."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-        self.known_whole = Path(path)
+        self._known_intact = Path(path)
         return checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replaces the checkpoint at `path`, which becomes `previous.ckpt`. Raises OSError if it cannot be written."""
         path = Path(path)
-        content = io.BytesIO()  # torch.save hides why it cannot write to a file
+        content = io.BytesIO()  # written to a file directly, torch.save would hide why it cannot
         torch.save(checkpoint, content)
-        # A damaged one must not take the place of the one it was replaced by.
-        previous = path.with_name(PREVIOUS) if path == self.known_whole else None
+
+        # A damaged last.ckpt must not replace the intact previous.ckpt from which the run was resumed.
+        previous = path.with_name(PREVIOUS) if path == self._known_intact else None
         try:
             with atomic_file(path, previous=previous) as file:
                 file.write(content.getbuffer())
         except OSError as error:
             kept = f"{path} is still the one before" if path.exists() else "there is none yet"
             raise OSError(f"{path}: cannot write a checkpoint ({error.strerror}); {kept}") from error
-        self.known_whole = path
+        self._known_intact = path
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that can be read, None where there is none at all.
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Returns the newest checkpoint in `folder` that can be read, None if there is none at all.
 
-    Warns of one that is damaged. Raises ValueError where there are some and all are damaged.
+    Warns of a damaged one. Raises ValueError if all are damaged.
     """
-    there = [folder / name for name in (LAST, PREVIOUS) if (folder / name).is_file()]
     reasons = []
-    for path in there:
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.is_file():
+            continue
         try:
-            with zipfile.ZipFile(path) as archive:  # torch.load itself does not look at the checksums
-                if (member := archive.testzip()) is not None:
-                    raise ValueError(f"{member}: wrong checksum")
-            torch.load(path, map_location="cpu", weights_only=True)
+            _check_intact(path)
         except PermissionError:
             raise
-        except Exception as error:  # both fail on damaged files in a dozen ways
+        except Exception as error:  # zipfile and torch fail on damaged files in a dozen ways
             reasons.append(f"{path} is damaged ({first_line(error)})")
         else:
             for reason in reasons:
@@ -87,149 +79,117 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
+def _check_intact(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums
+        if (member := archive.testzip()) is not None:
+            raise ValueError(f"{member}: wrong checksum")
+    torch.load(path, map_location="cpu", weights_only=True)
+
+
 def recorded_precision(path: Path) -> str | None:
-    """The precision that a checkpoint was trained in, as Lightning names it; None where it was not recorded."""
+    """Returns the precision that a checkpoint was trained in, as Lightning names it; None if it is not recorded."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return checkpoint.get("precision") if isinstance(checkpoint, dict) else None
 
 
-class Checkpoints(Callback):
-    """Saves `folder`/last.ckpt after every epoch and at intervals inside epochs, and stops a run that is told to stop.
+class SaveCheckpoints(Callback):
+    """Saves `folder`/last.ckpt after every epoch, at intervals inside epochs, and when a signal stops the run.
 
-    A validation that fails keeps its epoch as well; it is run again after a restart.
+    After a stop signal it saves and raises Stopped: at the end of the step under way, or in validation at once; with
+    several processes after up to 10 more steps, or at the end of the validation. SIGUSR1 also puts a SLURM job back
+    into the queue. If validation fails, the epoch is still saved, and validation runs again after a restart.
 
     Args:
-        steps: between checkpoints inside an epoch; None: none by steps. Several processes: at multiples of ASK_EVERY.
-        minutes: the same by the clock.
+        folder: of the checkpoints.
+        signals: the stop signals of this process.
+        steps: between checkpoints inside an epoch; None: not by steps. With several processes, multiples of 10 only.
+        minutes: between checkpoints inside an epoch; None: not by the clock.
     """
 
-    def __init__(self, folder: Path, *, steps: int | None, minutes: float | None) -> None:
-        self.path, self.steps, self.minutes = folder / LAST, steps, minutes
-        self.saved_at, self.saved_step = time.monotonic(), 0
-        self.where = "nothing is saved yet"
-        self.signal: signal.Signals | None = None
-        self.interrupts = 0
-
-    @contextmanager
-    def stopping_on_signals(self) -> Iterator[None]:
-        """Within it SIGTERM, SIGINT and SLURM's SIGUSR1 end the step under way, save, and raise Stopped.
-
-        Its code is 130 for SIGINT, 75 ("try again later") for the others. SIGUSR1 also puts the job back into SLURM's
-        queue. A second SIGINT ends the process at once.
-        """
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-        self._listen()
-        try:
-            yield
-        finally:
-            if _in_main_thread():
-                for number, handler in before.items():
-                    signal.signal(number, handler)
-
-    def _listen(self) -> None:
-        if _in_main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._told_to_stop)
+    def __init__(self, folder: Path, signals: StopSignals, *, steps: int | None, minutes: float | None) -> None:
+        self.path, self.signals, self.steps, self.minutes = folder / LAST, signals, steps, minutes
+        self._saved_at, self._saved_step = time.monotonic(), 0
+        self._saved_text = "nothing is saved yet"  # for the message after a stop
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()  # Lightning's own handlers save in the middle of a step (SIGUSR1) or first end the epoch
-        trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()  # what `_save_to_validate` wrote has been read
-        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        self.signals.install()  # Lightning's handlers save in the middle of a step (SIGUSR1) or finish the epoch first
+        # The checkpoint may say that its validation was under way (`_save_to_validate`). It runs from its start.
+        trainer.fit_loop.epoch_loop.val_loop.batch_progress.reset()
+
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.ckpt_path:
-            self.where = f"{trainer.ckpt_path} is what it went on from"
-        if self._any_told_to_stop(trainer):
+            self._saved_text = f"nothing is saved since it resumed from {trainer.ckpt_path}"
+        if self._stop_requested(trainer):
             self._stop(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        # The last is saved with the validation after it. Processes ask each other, which waits for the devices.
-        if trainer.is_last_batch or (trainer.world_size > 1 and trainer.global_step % ASK_EVERY):
-            return
-        stop = self._any_told_to_stop(trainer)
+        if trainer.is_last_batch:
+            return  # saved with the validation that follows
+        if trainer.world_size > 1 and trainer.global_step % _STEPS_BETWEEN_CHECKS:
+            return  # asking the other processes waits for the devices
+
+        stop = self._stop_requested(trainer)
         if stop or self._is_due(trainer):
             self._save(trainer)
         if stop:
             self._stop(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._any_told_to_stop(trainer):
+        if self._stop_requested(trainer):
             self._save_to_validate(trainer)
             self._stop(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        # Several processes may have different numbers of batches, and cannot ask each other here.
-        if trainer.world_size == 1 and self.signal is not None:
+        # Several processes may have different numbers of batches, and so cannot ask each other here.
+        if trainer.world_size == 1 and self.signals.received is not None:
             self._save_to_validate(trainer)
             self._stop(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # A single process alone: others would wait for it for ever.
+        # With a single process only: with several, saving would wait forever for those that did not fail.
         if trainer.validating and trainer.world_size == 1 and not isinstance(exception, Stopped):
             self._save_to_validate(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+        if self._stop_requested(trainer) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+            self._stop(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Whether it is time for a checkpoint inside an epoch: the same answer in every process."""
+        step = trainer.global_step
+        if self.steps is not None and step // self.steps > self._saved_step // self.steps:
+            return True
+        if self.minutes is None:
+            return False
+        due = time.monotonic() - self._saved_at > 60 * self.minutes
+        return due if trainer.world_size == 1 else bool(trainer.strategy.broadcast(due))
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._saved_text = f"{self.path} is of epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
+
     def _save_to_validate(self, trainer: Trainer) -> None:
-        # This is how Lightning knows that a validation was begun and has to be run after a restart, from its start.
+        """Saves a trained epoch whose validation is to run after a restart, from its start."""
+        # Lightning runs a validation again if the checkpoint says that it was started and not finished.
         progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
         progress.reset()
         progress.increment_ready()
         progress.increment_started()
         self._save(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
-        if self._any_told_to_stop(trainer) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self._stop(trainer)
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        step = trainer.global_step
-        if self.steps is not None and step // self.steps > self.saved_step // self.steps:
-            return True
-        if self.minutes is None:
-            return False
-        due = time.monotonic() - self.saved_at > 60 * self.minutes
-        return due if trainer.world_size == 1 else bool(trainer.strategy.broadcast(due))
-
-    def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.path)
-        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
-        self.where = f"{self.path} is of epoch {trainer.current_epoch + 1}, step {trainer.global_step}"
-
-    def _told_to_stop(self, number: int, frame: Any) -> None:
-        self.interrupts += number == signal.SIGINT
-        if self.interrupts > 1:
-            os._exit(130)
-        if self.signal is None:
-            self.signal = signal.Signals(number)
-        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        _say(f"\n{signal.Signals(number).name}: stopping after this step{again}")
-
-    def _any_told_to_stop(self, trainer: Trainer) -> bool:
-        told = self.signal is not None
-        return told if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(told, all=False)
+    def _stop_requested(self, trainer: Trainer) -> bool:
+        """Whether any process has received a stop signal. Every process has to call it."""
+        received = self.signals.received is not None
+        if trainer.world_size == 1:
+            return received
+        return trainer.strategy.reduce_boolean_decision(received, all=False)
 
     def _stop(self, trainer: Trainer) -> None:
-        number = self.signal or signal.SIGTERM  # another process was told
+        number = self.signals.received or signal.SIGTERM  # another process has received it
         if trainer.is_global_zero:
             if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
-                _requeue()
-            _say(f"stopped by {number.name}; {self.where}; the same command resumes from there")
-        raise Stopped(130 if number == signal.SIGINT else os.EX_TEMPFAIL)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
-def _say(line: str) -> None:
-    """Not by print: a signal may have come in the middle of one. And nobody may be left to read it."""
-    with suppress(OSError, ValueError):
-        os.write(sys.stderr.fileno(), f"{line}\n".encode())
-
-
-def _requeue() -> None:
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        _say(f"cannot requeue job {job}: {error}")
+                requeue_slurm_job()
+            write_to_stderr(f"stopped by {number.name}; {self._saved_text}; the same command resumes from there")
+        raise Stopped(exit_code(number))

@@ -1,4 +1,4 @@
-"""One training step, one validation pass, and what they report."""
+"""The training step, the validation step, and the numbers they report."""
 
 import time
 import warnings
@@ -16,12 +16,12 @@ from sppnet.classify.schedules import cosine_factor, plateau_factor
 from sppnet.metrics import count_wrong
 from sppnet.network import SPPNet
 
-LOG_EVERY = 50  # steps between the numbers that cost a wait for the device
-CHANCE_EPOCHS, CHANCE_STEPS = 3, 200  # that a network may take to learn anything
+_LOG_EVERY = 50  # steps between logging numbers that cost a wait for the device
+_CHANCE_EPOCHS, _CHANCE_STEPS = 3, 200  # after which a network must do better than guessing, or it warns
 
 
 class Classifier(LightningModule):
-    """Trains and validates an SPPNet on batches (images, labels) as a recipe says.
+    """Trains and validates an SPPNet on batches (images, labels) by a recipe.
 
     Args:
         network: the network to train.
@@ -32,12 +32,12 @@ class Classifier(LightningModule):
         validation_images: how many images a validation must count.
 
     `history` holds a dict per finished epoch: epoch from 1, size in pixels, train_loss, learning_rate,
-    images_per_second and seconds; and, after a validation, top1_wrong and top5_wrong of n images. It travels in the
-    checkpoint, and the learning rate of a step is a function of it and of the step: a resumed run has no schedule to
-    restore. The same holds for the sums of an epoch under way.
+    images_per_second and seconds; after a validation also top1_wrong and top5_wrong of n images. It is saved in the
+    checkpoint, as are the sums of the epoch under way. The learning rate is a function of `history` and of the step, so
+    that a resumed run has no schedule to restore.
 
-    Raises ValueError, in all processes at the same step, where the loss or a weight of one of them is no longer finite:
-    at the latest before that would be saved.
+    Raises ValueError, in all processes at the same step, if the loss or a weight of any of them is not finite: at the
+    latest before it would be saved.
     """
 
     def __init__(
@@ -52,17 +52,18 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.recipe, self.seed, self.size_of_epoch = network, recipe, seed, size_of_epoch
-        self.guessing_loss = guessing_loss(training_labels, network.num_classes, recipe.label_smoothing)
+        self.guessing_loss = _guessing_loss(training_labels, network.num_classes, recipe.label_smoothing)
         self.validation_images = validation_images
 
         self.history: list[dict[str, Any]] = []
         self.error_counts = torch.zeros(3, dtype=torch.int64)  # top-1, top-5, images of the validation under way
-        self.loss_sum = torch.zeros(())
-        self.images_seen = 0
-        self.epoch_started = 0.0
+        self.loss_sum = torch.zeros(())  # over the images of this process in the epoch under way
+        self.images_seen = 0  # by this process in the epoch under way
+        self.epoch_started = 0.0  # time.perf_counter()
         self.warned_of_guessing = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Returns stochastic gradient descent with momentum; weights decay, biases do not."""
         weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
         biases = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
         return torch.optim.SGD(
@@ -76,7 +77,7 @@ class Classifier(LightningModule):
         )
 
     def learning_rate(self) -> float:
-        """The rate of the coming step."""
+        """Returns the learning rate of the next step."""
         if self.recipe.plateau_patience is not None:
             errors = [epoch["top1_wrong"] / epoch["n"] for epoch in self.history]
             factor = plateau_factor(errors, self.recipe.plateau_patience, self.recipe.plateau_drops)
@@ -88,12 +89,14 @@ class Classifier(LightningModule):
         return factor * self.recipe.learning_rate
 
     def mean_loss(self) -> float:
-        """Of this process's images of the epoch under way."""
+        """Returns the mean loss over this process's images in the epoch under way."""
         return float(self.loss_sum) / self.images_seen
 
-    def rate(self) -> float:
-        """Images per second of all processes together, since the epoch began."""
+    def images_per_second(self) -> float:
+        """Returns the images per second of all processes together since the epoch began."""
         return self.images_seen * self.trainer.world_size / (time.perf_counter() - self.epoch_started)
+
+    # Training.
 
     def on_train_start(self) -> None:
         self.loss_sum = self.loss_sum.to(self.device)
@@ -105,15 +108,16 @@ class Classifier(LightningModule):
         self.images_seen, self.epoch_started = 0, time.perf_counter()
 
     def _validate_the_last_epoch(self) -> None:
-        # Lightning validates multiples of this number alone.
+        # Otherwise Lightning would validate it only if it were a multiple of this number.
         if self.current_epoch + 1 == self.trainer.max_epochs:
             self.trainer.check_val_every_n_epoch = 1
 
     def on_train_batch_start(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        # Dropout is a function of (seed, step, process), so that a resumed run draws what the uninterrupted one did.
-        # Another number of processes draws other masks.
+        # Dropout depends only on (seed, step, process), so that a resumed run draws the masks of the uninterrupted one.
+        # With another number of processes the masks differ.
         sequence = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.learning_rate()
 
@@ -122,42 +126,50 @@ class Classifier(LightningModule):
         loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.recipe.label_smoothing)
         self.loss_sum += loss.detach() * len(labels)
         self.images_seen += len(labels)
-        if self.global_step % LOG_EVERY == 0:
-            self._log_step(loss, images.shape[-1])
+
+        if self.global_step % _LOG_EVERY == 0:
+            self._check_finite()
+            self._log("train/loss", float(loss.detach()))
+            self._log("train/learning_rate", self._current_learning_rate())
+            self._log("train/size", float(images.shape[-1]))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        is_logged = self.global_step % _LOG_EVERY == 0
         if self.recipe.clip_gradient_norm is not None:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.recipe.clip_gradient_norm)
-        elif self.global_step % LOG_EVERY == 0:
-            norm = torch.nn.utils.get_total_norm(gradients)
-        if self.global_step % LOG_EVERY == 0:
-            self._write("train/gradient_norm", float(norm))
+        elif is_logged:
+            norm = self._gradient_norm()
+        if is_logged:
+            self._log("train/gradient_norm", float(norm))
 
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        if self.trainer.is_last_batch:
-            self._check_finite()
-            self.history.append(
-                {
-                    "epoch": self.current_epoch + 1,
-                    "size": self.size_of_epoch(self.current_epoch),
-                    "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / self.images_seen)),
-                    "learning_rate": float(self.trainer.optimizers[0].param_groups[0]["lr"]),
-                    "images_per_second": self.rate(),
-                    "seconds": time.perf_counter() - self.epoch_started,
-                }
-            )
-            self._warn_of_guessing()
-            self._write("train/epoch_loss", self.history[-1]["train_loss"])
-            self._write("train/images_per_second", self.history[-1]["images_per_second"])
+        if not self.trainer.is_last_batch:
+            return
+
+        # The end of the epoch. Lightning validates before it calls on_train_epoch_end, which would be too late.
+        self._check_finite()
+        epoch = {
+            "epoch": self.current_epoch + 1,
+            "size": self.size_of_epoch(self.current_epoch),
+            "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / self.images_seen)),
+            "learning_rate": self._current_learning_rate(),
+            "images_per_second": self.images_per_second(),
+            "seconds": time.perf_counter() - self.epoch_started,
+        }
+        self.history.append(epoch)
+        self._warn_of_guessing()
+        self._log("train/epoch_loss", epoch["train_loss"])
+        self._log("train/images_per_second", epoch["images_per_second"])
+
+    # Validation.
 
     def on_validation_epoch_start(self) -> None:
         self.error_counts = torch.zeros(3, dtype=torch.int64, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        # forward, not the call: the compiled network is for training's shapes alone.
+        # `forward` instead of a call, because the network is compiled for the shapes of training only.
         self.error_counts += count_wrong(self.network.forward(images).float(), labels)
 
     def on_validation_epoch_end(self) -> None:
@@ -165,13 +177,16 @@ class Classifier(LightningModule):
         top1_wrong, top5_wrong, n = (int(count) for count in counts)
         if n != self.validation_images:
             raise RuntimeError(f"validation counted {n} images, but there are {self.validation_images}")
+
         seconds = time.perf_counter() - self.epoch_started
         self.history[-1].update(top1_wrong=top1_wrong, top5_wrong=top5_wrong, n=n, seconds=seconds)
-        self._write("val/top1_error_percent", 100 * top1_wrong / n)
-        self._write("val/top5_error_percent", 100 * top5_wrong / n)
+        self._log("val/top1_error_percent", 100 * top1_wrong / n)
+        self._log("val/top5_error_percent", 100 * top5_wrong / n)
+
+    # Checkpoints.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # What load_network needs, in plain values, so that the file loads with weights_only=True.
+        """Adds plain values only, so that the file loads with weights_only=True. `load_network` reads "network"."""
         self._check_finite()
         checkpoint["network"] = self.network.description()
         checkpoint["precision"] = self.trainer.precision
@@ -183,56 +198,64 @@ class Classifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the history and the sums of the epoch under way."""
         self.history = checkpoint["history"]
         so_far = checkpoint["epoch_so_far"]
         self.loss_sum, self.images_seen = so_far["loss_sum"], so_far["images_seen"]
         self.epoch_started = time.perf_counter() - so_far["seconds"]
 
+    # Checks and logs.
+
     def _check_finite(self) -> None:
+        """Raises ValueError if the loss or a weight is not finite in any process. Every process has to call it."""
         weights = torch.stack([p.isfinite().all() for p in self.parameters()]).all()
         bad = (~torch.stack([self.loss_sum.isfinite(), weights])).int()
-        # One decision of all processes: those that went on alone would wait for the others for ever.
+        # All processes decide together: if some continued, they would wait for the others forever.
         bad_losses, bad_weights = (int(count) for count in self.trainer.strategy.reduce(bad, reduce_op="sum"))
         if not bad_losses and not bad_weights:
             return
-        trainer = self.trainer
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
-        what = "the loss is" if bad_losses else "weights are"
+
+        epoch = self.current_epoch
+        subject = "the loss is" if bad_losses else "weights are"
         raise ValueError(
-            f"{what} not finite any more, at the latest in epoch {trainer.current_epoch + 1}, step "
-            f"{self.global_step}, size {self.size_of_epoch(trainer.current_epoch)}, "
-            f"rate {self.learning_rate():.3g}, gradient norm {float(norm):.3g}; the last checkpoint is of before; "
+            f"{subject} not finite any more, at the latest in epoch {epoch + 1}, step {self.global_step}, "
+            f"size {self.size_of_epoch(epoch)}, rate {self.learning_rate():.3g}, "
+            f"gradient norm {float(self._gradient_norm()):.3g}; the last checkpoint is from before; "
             "lower recipe.learning_rate, or set recipe.clip_gradient_norm=5"
         )
 
     def _warn_of_guessing(self) -> None:
         """Warns once if the loss is still that of guessing by the frequency of the classes."""
-        epochs = len(self.history)
-        patient = epochs < max(CHANCE_EPOCHS, 1 + (self.recipe.warmup_epochs or 0)) or self.global_step < CHANCE_STEPS
-        if patient or self.warned_of_guessing or not self.history[-1]["train_loss"] > 0.99 * self.guessing_loss > 0:
+        epochs, loss = len(self.history), self.history[-1]["train_loss"]
+        is_early = (
+            epochs < max(_CHANCE_EPOCHS, 1 + (self.recipe.warmup_epochs or 0)) or self.global_step < _CHANCE_STEPS
+        )
+        # With a single class the loss of guessing is 0, and there is nothing to learn.
+        if is_early or self.warned_of_guessing or not loss > 0.99 * self.guessing_loss > 0:
             return
+
         self.warned_of_guessing = True
         if not self.trainer.is_global_zero:
             return
         warnings.warn(
-            f"the loss after {epochs} epochs is {self.history[-1]['train_loss']:.3f}; guessing gives "
+            f"the loss after {epochs} epochs is {loss:.3f}; guessing gives "
             f"{self.guessing_loss:.3f}: is recipe.learning_rate too low, or too high for recipe.batch_size? do "
             "recipe.initialization and recipe.input_std belong together (paper with 1, fan_in with about 58)?",
             stacklevel=2,
         )
 
-    def _log_step(self, loss: Tensor, size: int) -> None:
-        self._check_finite()
-        self._write("train/loss", float(loss.detach()))
-        self._write("train/learning_rate", float(self.trainer.optimizers[0].param_groups[0]["lr"]))
-        self._write("train/size", float(size))
+    def _current_learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
-    def _write(self, name: str, value: float) -> None:
+    def _gradient_norm(self) -> Tensor:
+        return torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+
+    def _log(self, name: str, value: float) -> None:
         if self.logger is not None:
             self.logger.log_metrics({name: value}, step=self.global_step)
 
 
-def guessing_loss(labels: np.ndarray, classes: int, label_smoothing: float) -> float:
+def _guessing_loss(labels: np.ndarray, classes: int, label_smoothing: float) -> float:
     """Returns the lowest loss of a network that gives all images the same scores: the entropy of the training labels.
 
     With label smoothing, of the smoothed labels. ln(classes) for classes of equal size.

@@ -1,4 +1,4 @@
-"""The plan of a training: all that decides it, typed and checked, read once and handed on."""
+"""The plan of a training run: everything that decides it, typed and checked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from sppnet.classify.recipe import Machine, Recipe, check_validation
 from sppnet.classify.schedules import Sizes, check_sizes_fit
 from sppnet.data.sources import ImageData, open_data
 from sppnet.geometry import check_levels
-from sppnet.network import SPPNet
+from sppnet.network import SPPNet, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
     """What is trained, on which data, how, and on which machine.
 
-    Opens no data, makes no weights and writes nothing by itself.
+    Making a plan opens no data, makes no weights and writes nothing.
 
     Args:
         architecture: a name of `sppnet.backbones.BACKBONES`.
         backbone_options: keyword arguments of that backbone.
-        levels: of the pyramid, None for the paper's network without one.
+        levels: of the pyramid; None for the paper's baseline without one.
         hidden: outputs of fc6 and fc7.
-        sizes: the side in pixels of every epoch.
+        sizes: the sides in pixels of the epochs.
         source: a name of `sppnet.data.sources.DATA_SOURCES`.
         data_options: keyword arguments of that source.
         seed: of the weights and of everything random in training, from 0 to 2**63 - 1.
@@ -45,15 +45,15 @@ class TrainingPlan:
     seed: int
 
     def __post_init__(self) -> None:
-        check_validation(self.recipe, self.machine)
-        if self.hidden < 1:
-            raise ValueError(f"hidden={self.hidden}: must be at least 1")
+        recipe = self.recipe
+        check_validation(recipe, self.machine)
+        check_settings(self.hidden, recipe.dropout, recipe.input_mean, recipe.input_std, section="recipe.")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be from 0 to 2**63 - 1")
         if self.levels is not None:
             check_levels(self.levels)
 
-        # On meta it takes neither time nor memory, and nothing is downloaded.
+        # On the meta device building takes neither time nor memory. Pretrained weights are not downloaded.
         untrained = {"pretrained": False} if "pretrained" in self.backbone_options else {}
         with torch.device("meta"):
             backbone = build_backbone(self.architecture, **self.backbone_options | untrained)
@@ -61,7 +61,7 @@ class TrainingPlan:
 
     @property
     def crop_side(self) -> int:
-        """Side in pixels of the crops that are trained on, resized to the size of the epoch, and validated."""
+        """Side of the crops in pixels. Training resizes them to the size of the epoch, validation does not."""
         return self.sizes.largest
 
     def open_data(self) -> ImageData:

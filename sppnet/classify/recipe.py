@@ -1,11 +1,11 @@
-"""Settings of training: what changes the outcome (Recipe), and the machine it runs on (Machine)."""
+"""Settings of training: those that change the outcome (Recipe), and the machine it runs on (Machine)."""
 
 import math
 import re
 from dataclasses import dataclass, field, fields
 
-MOST_EPOCHS = 100_000  # every epoch has a line in each checkpoint
-FEW_STEPS = 20  # in an epoch; with fewer, a network hardly learns in the usual number of epochs
+MOST_EPOCHS = 100_000  # every epoch has an entry in each checkpoint
+FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,19 +13,21 @@ class Recipe:
     """The settings of training that change its outcome, besides sizes and network.
 
     Exactly one of `plateau_patience` and `warmup_epochs` is set: it chooses the schedule.
-    Raises ValueError for values out of range and for numbers that are not finite.
+
+    Raises ValueError for values out of range and for numbers that are not finite. `dropout`, `input_mean` and
+    `input_std` only have to be finite here: `sppnet.network.check_settings`, which TrainingPlan calls, checks the rest.
     """
 
     epochs: int
     batch_size: int  # images per step, all devices together
-    learning_rate: float
+    learning_rate: float  # the highest one
     momentum: float
     weight_decay: float  # of weights; biases have none
-    plateau_patience: int | None = None  # epochs without a lower validation error before the rate drops by 10
-    plateau_drops: int = 2  # at most
+    plateau_patience: int | None = None  # epochs without a lower validation error before the rate is divided by 10
+    plateau_drops: int = 2  # how often the rate is divided at most
     warmup_epochs: float | None = None  # of linear rise, before half a cosine to 0
     label_smoothing: float = 0.0  # 0..1
-    clip_gradient_norm: float | None = None  # of all gradients together
+    clip_gradient_norm: float | None = None  # the largest norm of all gradients together
     dropout: float = 0.5  # ratio after fc6 and fc7
     color: bool = True  # AlexNet's PCA lighting
     initialization: str = "paper"  # "paper" or "fan_in"
@@ -34,10 +36,22 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._check_finite()
+        self._check_ranges()
+        self._check_schedule()
+
+    def _check_finite(self) -> None:
+        for name in (entry.name for entry in fields(self)):
+            value = getattr(self, name)
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise ValueError(f"recipe.{name}={value}: must be finite")
+
+    def _check_ranges(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "momentum": 0, "weight_decay": 0, "plateau_drops": 0}
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"recipe.{name}={getattr(self, name)}: must be at least {bound}")
+
         if self.epochs > MOST_EPOCHS:
             raise ValueError(f"recipe.epochs={self.epochs}: must be at most {MOST_EPOCHS}")
         if not self.learning_rate > 0:
@@ -48,15 +62,11 @@ class Recipe:
             raise ValueError(f"recipe.label_smoothing={self.label_smoothing}: must be at least 0 and below 1")
         if self.clip_gradient_norm is not None and not self.clip_gradient_norm > 0:
             raise ValueError(f"recipe.clip_gradient_norm={self.clip_gradient_norm}: must be above 0, or null")
+        # SPPNet also takes "none", which leaves the weights as they are built: for weights from a file, not to train.
         if self.initialization not in ("paper", "fan_in"):
             raise ValueError(f"recipe.initialization={self.initialization}: must be one of paper, fan_in")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"recipe.dropout={self.dropout}: must be at least 0 and below 1")
-        if len(self.input_mean) != 3 or len(self.input_std) != 3 or not min(self.input_std) > 0:
-            raise ValueError(
-                f"recipe.input_mean={self.input_mean}, recipe.input_std={self.input_std}: must be three numbers each, "
-                "input_std above 0"
-            )
+
+    def _check_schedule(self) -> None:
         if (self.plateau_patience is None) == (self.warmup_epochs is None):
             raise ValueError(
                 f"recipe.plateau_patience={self.plateau_patience}, recipe.warmup_epochs={self.warmup_epochs}: "
@@ -69,37 +79,39 @@ class Recipe:
                 f"recipe.warmup_epochs={self.warmup_epochs}: must be at least 0 and below recipe.epochs={self.epochs}"
             )
 
-    def _check_finite(self) -> None:
-        for name in (entry.name for entry in fields(self)):
-            value = getattr(self, name)
-            numbers = value if isinstance(value, (list, tuple)) else [value]
-            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
-                raise ValueError(f"recipe.{name}={value}: must be finite")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a run is trained on. Raises ValueError for values out of range.
+    """The machine of a training run, and how it is used: the `trainer` section. Raises ValueError out of range.
 
-    Meant to change the time and not the outcome. What does change is rounding (by the precision, the devices and
-    compilation) and, with the number of processes (devices x nodes), the masks of dropout and the statistics of
-    BatchNorm, which are those of each process's share of a batch. The images of a step do not.
+    These settings change the time of a run and hardly its outcome. The images of every step stay the same. Rounding
+    depends on precision, devices and compilation. The masks of dropout, and the statistics of BatchNorm, which each
+    process computes of its share of a batch, depend on the number of processes (devices x nodes).
+
+    Testing has the same settings in `sppnet.classify.hardware.Hardware`, with its own values:
+
+        trainer.accelerator              hardware.accelerator   the same values
+        trainer.devices: "auto" or -1    hardware.devices: null (every GPU, or one process on the CPU)
+        trainer.devices: 2               hardware.devices: 2    processes, one per GPU; "0,2" chooses GPUs for training
+        trainer.precision: "32-true"     hardware.precision: "float32"
+        trainer.precision: "bf16-mixed"  hardware.precision: "bf16"
     """
 
     accelerator: str = "auto"  # "auto", "cpu", "gpu"
-    devices: int | str = "auto"  # how many, or which: "0,2"
+    devices: int | str = "auto"  # "auto", a number, -1 for all GPUs, or which GPUs: "0,2"
     num_nodes: int = 1
     strategy: str = "auto"  # "auto", "ddp"
-    # "32-true" or "bf16-mixed"; None: that of the checkpoint when resuming, else bf16-mixed where hardware has bf16
+    # As Lightning names it: "32-true" or "bf16-mixed". None: that of the checkpoint when resuming, otherwise bf16-mixed
+    # if the hardware multiplies bf16.
     precision: str | None = None
     compile: bool | None = None  # torch.compile; None: on a GPU, for up to four sizes
-    workers: int | None = None  # loader processes; None: the cores shared among the processes here, at most 16 each
+    workers: int | None = None  # loader processes per device; None: the cores shared among the devices, at most 16
     deterministic: bool = False
-    validate_every: int = 1  # epochs; the last epoch is always validated
-    save_every_steps: int | None = None  # between checkpoints inside an epoch
-    save_every_minutes: float | None = 10.0  # the same by the clock
-    max_unreadable: float = 0.01  # share of the training images that may be skipped because they cannot be read
-    allow_changed_data: bool = False  # whether to go on where names or labels are no longer those of the checkpoint
+    validate_every: int = 1  # epochs between validations; the last epoch is always validated
+    save_every_steps: int | None = None  # steps between checkpoints inside an epoch; None: not by steps
+    save_every_minutes: float | None = 10.0  # minutes between them; None: not by the clock
+    max_unreadable: float = 0.01  # share of the training images that may be unreadable; more stop the run
+    allow_changed_data: bool = False  # whether to resume although images or labels are not those of the checkpoint
 
     def __post_init__(self) -> None:
         choices = {
@@ -111,6 +123,7 @@ class Machine:
             if getattr(self, name) not in allowed:
                 words = ", ".join(filter(None, allowed)) + (", or null" if None in allowed else "")
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: must be one of {words}")
+
         if self.devices != "auto" and not re.fullmatch(r"-1|[1-9]\d*|(\d+,)+\d*", str(self.devices)):
             raise ValueError(
                 f"trainer.devices={self.devices}: must be auto, a number from 1, -1 for all, or which: '0,2'"
@@ -129,14 +142,14 @@ class Machine:
             raise ValueError(f"trainer.max_unreadable={self.max_unreadable}: must be from 0 to 1")
 
 
-def usual_warmup(epochs: object) -> float:
-    """The default of `warmup_epochs` where a cosine follows: 3, or a fifth of fewer than 15 epochs."""
-    # What is no number of epochs is refused where it is given to a Recipe.
+def default_warmup(epochs: object) -> float:
+    """Returns the default of `warmup_epochs` for a cosine: 3, or a fifth of fewer than 15 epochs."""
+    # Anything but a number of epochs is refused later, by Recipe.
     return min(3, epochs / 5) if isinstance(epochs, int) and 0 < epochs < 15 else 3
 
 
 def check_validation(recipe: Recipe, machine: Machine) -> None:
-    """ValueError where an epoch without a validation would leave the schedule without an error to follow."""
+    """Raises ValueError if the schedule follows the validation error and some epochs have no validation."""
     every = machine.validate_every
     if recipe.plateau_patience is not None and every != 1:
         raise ValueError(
@@ -146,7 +159,7 @@ def check_validation(recipe: Recipe, machine: Machine) -> None:
 
 
 def check_batch_size(recipe: Recipe, processes: int, training_images: int, validation_images: int) -> None:
-    """ValueError where batches cannot be shared among `processes`, or there are too few images for one of them."""
+    """Raises ValueError if `processes` cannot share a batch equally, or if there are too few images for a batch."""
     if recipe.batch_size % processes:
         raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
     if recipe.batch_size > training_images:
@@ -160,14 +173,17 @@ def check_batch_size(recipe: Recipe, processes: int, training_images: int, valid
 
 
 def few_steps_note(recipe: Recipe, images: int, processes: int = 1) -> str | None:
-    """What to say, and to type instead, where an epoch over so many images has fewer than FEW_STEPS steps."""
+    """Returns a note with better overrides if an epoch of so many images has fewer than FEW_STEPS steps, else None."""
     steps = images // recipe.batch_size
     if steps >= FEW_STEPS:
         return None
+
+    # The largest power of two per process that makes enough steps.
     share = images // FEW_STEPS // processes
     batch = processes * 2 ** max(0, share.bit_length() - 1)
     if batch >= recipe.batch_size:
         return None
+
     rate = recipe.learning_rate * batch / recipe.batch_size
     return (
         f"an epoch has only {steps} steps ({images:,} images, {recipe.batch_size} at a time), and a network may hardly "

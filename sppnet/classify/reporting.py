@@ -2,7 +2,7 @@
 
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -11,11 +11,12 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from sppnet.classify.classifier import Classifier
 from sppnet.runtime.progress import clock
 
 
 def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """One line about a finished epoch (an entry of `Classifier.history`)."""
+    """Formats one line about a finished epoch, an entry of `Classifier.history`."""
     width = len(str(epochs))
     errors = ""
     if "n" in epoch:
@@ -35,9 +36,8 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        history: Any = pl_module.history
-        epochs = trainer.max_epochs or 0
-        # Epochs of one cycle cost differently, so the mean over the last four foresees better than the last one.
+        history, epochs = _classifier(trainer).history, trainer.max_epochs or 0
+        # Epochs of different sizes take different times, so the mean of the last four predicts better than the last.
         recent = [epoch["seconds"] for epoch in history[-4:]]
         left = (epochs - len(history)) * sum(recent) / len(recent)
         Tqdm.write(epoch_line(history[-1], epochs, left), file=sys.stdout)
@@ -53,7 +53,7 @@ class StepLines(Callback):
     FIRST, SECONDS = 5.0, 30.0
 
     def __init__(self) -> None:
-        self.due = 0.0
+        self.due = 0.0  # time.monotonic() of the next line
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.due = time.monotonic() + self.FIRST
@@ -62,11 +62,12 @@ class StepLines(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._is_due(trainer):
-            module: Any = pl_module
-            size = module.size_of_epoch(trainer.current_epoch)
+            classifier = _classifier(trainer)
+            size = classifier.size_of_epoch(trainer.current_epoch)
             self._print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  size {size}  step {batch_idx + 1:,} of "
-                f"{trainer.num_training_batches:,}  loss {module.mean_loss():.4f}  {module.rate():,.0f} images/s"
+                f"{trainer.num_training_batches:,}  loss {classifier.mean_loss():.4f}  "
+                f"{classifier.images_per_second():,.0f} images/s"
             )
 
     def on_validation_batch_end(
@@ -91,10 +92,10 @@ class StepLines(Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """A bar for the epoch under way: size, loss, images/s. `EpochLines` keeps what it said."""
+    """A progress bar for the epoch under way, with size, loss and images/s. It disappears; `EpochLines` stay."""
 
     def init_train_tqdm(self) -> Tqdm:
-        # Lightning's bar has no length until an epoch begins, and none begins when a run resumes inside one.
+        # Lightning sets the length when an epoch begins, which does not happen when a run resumes inside one.
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         return Tqdm(
             desc=self._description(self.trainer),
@@ -114,20 +115,20 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_postfix({})
         self.train_progress_bar.set_description(self._description(trainer))
 
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Returns the numbers to show at the end of the bar."""
+        classifier = _classifier(trainer)
+        if not classifier.images_seen:
+            return {}
+        return {"loss": f"{classifier.mean_loss():.3f}", "images/s": f"{classifier.images_per_second():,.0f}"}
+
     def _description(self, trainer: Trainer) -> str:
-        classifier: Any = trainer.lightning_module
-        size = classifier.size_of_epoch(trainer.current_epoch)
+        size = _classifier(trainer).size_of_epoch(trainer.current_epoch)
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, size {size}"
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        module: Any = pl_module
-        if not module.images_seen:
-            return {}
-        return {"loss": f"{module.mean_loss():.3f}", "images/s": f"{module.rate():,.0f}"}
 
-
-class Pictures(Callback):
-    """In TensorBoard: the first batch of each size as the network sees it, and the first layer's filters.
+class ImageLog(Callback):
+    """Logs images to TensorBoard: the first batch of each size as the network sees it, and the first layer's filters.
 
     Args:
         input_mean, input_std: of the network, to show its input in true colours.
@@ -140,7 +141,7 @@ class Pictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         images: Tensor = batch[0]
         size = images.shape[-1]
-        # Random sizes would add a picture every epoch; three show what there is to see.
+        # At most three sizes: random ones would add an image in nearly every epoch.
         if batch_idx == 0 and size not in self.sizes_shown and len(self.sizes_shown) < 3:
             self.sizes_shown.add(size)
             grid = make_grid(self._true_colors(images[:16]), nrow=4)
@@ -150,17 +151,19 @@ class Pictures(Callback):
         first = next((m for m in pl_module.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
         if first is not None:
             filters = first.weight.detach().float().cpu()
-            self._add(
-                trainer,
-                "filters of the first layer",
-                make_grid(filters, nrow=12, normalize=True, scale_each=True),
-            )
+            grid = make_grid(filters, nrow=12, normalize=True, scale_each=True)
+            self._add(trainer, "filters of the first layer", grid)
 
     def _true_colors(self, images: Tensor) -> Tensor:
+        """Undoes the scaling of the network's input: (N, 3, s, s) -> the same shape, in 0..1."""
         pixels = images.float().cpu() * self.input_std[:, None, None] + self.input_mean[:, None, None]
         return (pixels / 255).clamp(0, 1)
 
-    def _add(self, trainer: Trainer, name: str, picture: Tensor) -> None:
+    def _add(self, trainer: Trainer, name: str, image: Tensor) -> None:
         writer: Any = getattr(trainer.logger, "experiment", None)
         if trainer.is_global_zero and writer is not None:
-            writer.add_image(name, picture, trainer.global_step)
+            writer.add_image(name, image, trainer.global_step)
+
+
+def _classifier(trainer: Trainer) -> Classifier:
+    return cast(Classifier, trainer.lightning_module)

@@ -1,6 +1,6 @@
-"""Which image size an epoch trains at, and which learning rate a step uses: pure functions.
+"""The image size of an epoch and the learning rate of a step, as pure functions.
 
-Nothing is remembered between calls, so a resumed run and any loader worker agree on both.
+They keep no state between calls, so that a resumed run and an uninterrupted one agree.
 """
 
 import math
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # backbones import torch, for which commands do not wait before they checked the sizes
+if TYPE_CHECKING:  # backbones import torch, which commands only load after they checked the sizes
     from sppnet.backbones import Backbone
     from sppnet.timm_backbone import TimmBackbone
 
-LARGEST_SIDE = 4096  # in pixels, that a network trains at
+LARGEST_SIDE = 4096  # the largest side to train at, in pixels
 
 
 def size_of_epoch(
@@ -56,11 +56,11 @@ class Sizes:
 
     @property
     def largest(self) -> int:
-        """The largest side in pixels: that of the crops which are cut from training images, and tested."""
+        """The largest side in pixels, which is also the side of the crops of training and validation."""
         return max(self.cycle or self.uniform or [])
 
     def of_epoch(self, epoch: int) -> int:
-        """Returns the side in pixels of an epoch from 0."""
+        """Returns the side in pixels of an epoch, counted from 0."""
         return size_of_epoch(epoch, cycle=self.cycle, uniform=self.uniform, seed=self.seed)
 
     def of_run(self, epochs: int) -> set[int]:
@@ -82,6 +82,7 @@ class Sizes:
 
 
 def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> None:
+    """Raises ValueError unless exactly one is given, with sides from 1 to LARGEST_SIDE."""
     if (cycle is None) == (uniform is None):
         raise ValueError("sizes: give either cycle, such as [224, 180], or uniform, such as [180, 224]")
     sizes = cycle if cycle is not None else uniform
@@ -93,17 +94,19 @@ def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> 
 
 
 def check_sizes_fit(backbone: "Backbone | TimmBackbone", levels: list[int] | None, sides: Collection[int]) -> None:
-    """ValueError if a network with this backbone and pyramid cannot train at one of these sides (in pixels)."""
+    """Raises ValueError if a network with this backbone and pyramid cannot train at one of these sides (in pixels)."""
     smallest = min(sides)
     if smallest < backbone.smallest_input:
         raise ValueError(
             f"sizes: {smallest} pixels are too few for this backbone, which needs at least {backbone.smallest_input}"
         )
+
     if levels is None and smallest != max(sides):
         raise ValueError(
             f"sizes: {smallest} to {max(sides)} pixels; a network without a pyramid (pooling=none) trains at one size "
             f"only: use sizes=single, or sizes.cycle=[{max(sides)}]"
         )
+
     for side in sorted(set(sides)):
         try:
             backbone.map_side(side)
@@ -112,7 +115,7 @@ def check_sizes_fit(backbone: "Backbone | TimmBackbone", levels: list[int] | Non
 
 
 def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The factor on the learning rate at a step from 0: a linear rise over `warmup_steps`, then half a cosine to 0."""
+    """Returns the factor on the learning rate at a step, from 0: a linear rise, then half a cosine down to 0."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
@@ -120,15 +123,15 @@ def cosine_factor(step: int, warmup_steps: int, total_steps: int) -> float:
 
 
 def plateau_factor(errors: Sequence[float], patience: int, drops: int, divisor: float = 10.0) -> float:
-    """The factor on the learning rate after epochs with these validation errors: 1 / divisor ** (drops so far).
+    """Returns the factor on the learning rate after epochs with these validation errors: 1 / divisor ** (drops so far).
 
-    The rate drops when `patience` epochs in a row did not bring a new lowest error, at most `drops` times; counting
-    begins anew after each drop. The paper divides by 10 twice "when the error plateaus" (arXiv:1406.4729v4, §3.1).
+    The rate drops when `patience` epochs in a row did not bring a new lowest error, at most `drops` times; the count
+    starts again after each drop. The paper divides by 10 twice "when the error plateaus" (arXiv:1406.4729v4, §3.1).
     """
-    done, lowest, waited = 0, math.inf, 0
+    dropped, lowest, waited = 0, math.inf, 0
     for error in errors:
         waited = 0 if error < lowest else waited + 1
         lowest = min(lowest, error)
-        if waited == patience and done < drops:
-            done, waited = done + 1, 0
-    return divisor**-done
+        if waited == patience and dropped < drops:
+            dropped, waited = dropped + 1, 0
+    return divisor**-dropped

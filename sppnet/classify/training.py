@@ -10,12 +10,14 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from sppnet.classify.checkpoints import CheckpointFiles, Checkpoints, newest_whole, recorded_precision
+from sppnet.classify.checkpoints import AtomicCheckpointIO, SaveCheckpoints, newest_checkpoint, recorded_precision
 from sppnet.classify.classifier import Classifier
-from sppnet.classify.datamodule import ClassificationData, shorter_side_for
+from sppnet.classify.datamodule import ClassificationData
+from sppnet.classify.loading import shorter_side_for
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.recipe import Machine, Recipe, check_batch_size
-from sppnet.classify.reporting import EpochLines, Pictures, ProgressBar, StepLines
+from sppnet.classify.recipe import Machine, check_batch_size
+from sppnet.classify.reporting import EpochLines, ImageLog, ProgressBar, StepLines
+from sppnet.classify.signals import StopSignals
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.network import SPPNet
 from sppnet.results.records import Epoch, Result, write_result
@@ -24,112 +26,135 @@ from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_me
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
 
-# Compiling one takes up to a minute, and torch gives up beyond eight.
-MOST_COMPILED_SIZES = 4
+# Compiling for one size takes up to a minute, and torch gives up beyond eight.
+_MOST_COMPILED_SIZES = 4
 
 
 def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: Path) -> Result:
     """Trains `network` on `data` as planned, from the last checkpoint in the run directory if there is one.
 
-    Writes `checkpoints/last.ckpt` after every epoch and inside epochs as `plan.machine` says, `tensorboard/` meanwhile,
-    and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.classify.checkpoints.Stopped`.
+    Writes `checkpoints/last.ckpt` after every epoch and, as `plan.machine` says, inside epochs; `tensorboard/`
+    meanwhile; and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.classify.signals.Stopped`.
 
     Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
     versions, commit and hardware.
 
     Raises ValueError, before anything is written, for settings that do not fit the data or the machine.
     """
-    recipe, machine = plan.recipe, plan.machine
-    local_processes = processes_here(machine.accelerator, machine.devices)
-    processes = local_processes * machine.num_nodes
-    check_batch_size(recipe, processes, len(data.train), len(data.val))
-    compiled = is_compiled(machine, plan.sizes.of_run(recipe.epochs))
+    # Checks first, so that a wrong setting writes nothing.
+    local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
+    processes = local_processes * plan.machine.num_nodes
+    check_batch_size(plan.recipe, processes, len(data.train), len(data.val))
+    compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
 
-    _quieten_lightning()
-    newest = newest_whole(run / "checkpoints")
-    machine = machine if newest is None else resumed_machine(machine, newest)
-    checkpoints = Checkpoints(run / "checkpoints", steps=machine.save_every_steps, minutes=machine.save_every_minutes)
-    trainer = _build_trainer(recipe, machine, run, network, checkpoints)
+    # The checkpoint decides the precision, unless the user does.
+    _silence_lightning()
+    newest = newest_checkpoint(run / "checkpoints")
+    if newest is not None:
+        plan = dataclasses.replace(plan, machine=resumed_machine(plan.machine, newest))
 
-    data_module = ClassificationData(
-        data,
-        batch_size=recipe.batch_size // processes,
-        crop_side=plan.crop_side,
-        size_of_epoch=plan.sizes.of_epoch,
-        input_mean=network.input_mean,
-        input_std=network.input_std,
-        color=recipe.color,
-        seed=plan.seed,
-        workers=worker_count(machine.workers, local_processes),
-        compiled=compiled,
-        max_unreadable=machine.max_unreadable,
-        allow_changed_data=machine.allow_changed_data,
-    )
-    network.to(memory_format=torch.channels_last)
-    if device_type(machine) == "cpu":
-        keep_freed_memory()
-    if compiled:
-        # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
-        network.compile(dynamic=False)
+    signals = StopSignals()
+    trainer = _build_trainer(plan, run, network, signals)
+    workers = worker_count(plan.machine.workers, local_processes)
+    data_module = _build_data_module(plan, network, data, plan.recipe.batch_size // processes, workers, compiled)
+    _prepare_for_speed(network, plan.machine, compiled)
     classifier = Classifier(
         network,
-        recipe,
+        plan.recipe,
         seed=plan.seed,
         size_of_epoch=plan.sizes.of_epoch,
         training_labels=data.train.labels,
         validation_images=len(data.val),
     )
-
-    with checkpoints.stopping_on_signals(), explained_loader_failures("trainer.workers"):
+    with signals.handled(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
 
-    result = _result(plan, classifier, data_module, precision(machine))
+    result = _result(plan, classifier, data_module)
     if trainer.is_global_zero:
         digests = content_digests(data.val, "reading the validation images")
-        fingerprint = images_fingerprint(data.val, digests)  # tells which saved scores are of these images
+        fingerprint = images_fingerprint(data.val, digests)  # shows later which scores are of these images
         result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
         write_result(run, result)
     return result
 
 
 def device_type(machine: Machine) -> str:
-    """ "cuda" or "cpu"."""
+    """Returns the type of the training device, "cuda" or "cpu"."""
     return "cuda" if machine.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def precision(machine: Machine) -> str:
-    """The precision of a new run, as Lightning names it."""
+    """Returns the precision of a new run, as Lightning names it."""
     return machine.precision or ("bf16-mixed" if bf16_is_fast(device_type(machine)) else "32-true")
 
 
 def resumed_machine(machine: Machine, checkpoint: Path) -> Machine:
-    """The same with the precision that the checkpoint was trained in, unless `machine` asks for one. Says so."""
+    """Returns the machine with the precision of the checkpoint, unless the user asks for another. Reports both."""
     recorded = recorded_precision(checkpoint)
     if is_first_process():
         print(f"resuming from {checkpoint}", flush=True)
         if recorded is not None and recorded != precision(machine):
-            asked = machine.precision is not None
-            word = f"continues in {machine.precision}, as asked" if asked else f"continues in {recorded}"
-            print(f"it was trained in {recorded} and {word}", flush=True)
+            continued = recorded if machine.precision is None else f"{machine.precision}, as asked"
+            print(f"it was trained in {recorded} and continues in {continued}", flush=True)
     return dataclasses.replace(machine, precision=machine.precision or recorded)
 
 
 def is_compiled(machine: Machine, sizes: set[int]) -> bool:
-    """Whether the network is compiled: by default on a GPU, for as many sizes as are worth a graph each."""
-    few = len(sizes) <= MOST_COMPILED_SIZES
+    """Whether the network is compiled: by default on a GPU, for up to four sizes, each of which is a graph.
+
+    Raises ValueError if `machine.compile` is true and there are more sizes.
+    """
+    few = len(sizes) <= _MOST_COMPILED_SIZES
     if machine.compile and not few:
         raise ValueError(
             f"trainer.compile=true: this run trains at {len(sizes)} sizes, and every one would be compiled; at most "
-            f"{MOST_COMPILED_SIZES}, or leave trainer.compile out"
+            f"{_MOST_COMPILED_SIZES}, or leave trainer.compile out"
         )
-    return device_type(machine) == "cuda" and few if machine.compile is None else machine.compile
+    if machine.compile is None:
+        return few and device_type(machine) == "cuda"
+    return machine.compile
 
 
-def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet, checkpoints: Checkpoints) -> Trainer:
+def _build_data_module(
+    plan: TrainingPlan, network: SPPNet, data: ImageData, batch_size: int, workers: int, compiled: bool
+) -> ClassificationData:
+    return ClassificationData(
+        data,
+        batch_size=batch_size,
+        crop_side=plan.crop_side,
+        size_of_epoch=plan.sizes.of_epoch,
+        input_mean=network.input_mean,
+        input_std=network.input_std,
+        color=plan.recipe.color,
+        seed=plan.seed,
+        workers=workers,
+        compiled=compiled,
+        max_unreadable=plan.machine.max_unreadable,
+        allow_changed_data=plan.machine.allow_changed_data,
+    )
+
+
+def _prepare_for_speed(network: SPPNet, machine: Machine, compiled: bool) -> None:
+    """Sets the memory format, malloc and compilation; all of them change the speed only."""
+    network.to(memory_format=torch.channels_last)
+    if device_type(machine) == "cpu":
+        keep_freed_memory()
+    if compiled:
+        # One static graph per size: with dynamic shapes a second size would make the first one slower as well.
+        network.compile(dynamic=False)
+
+
+def _build_trainer(plan: TrainingPlan, run: Path, network: SPPNet, signals: StopSignals) -> Trainer:
+    machine = plan.machine
     terminal = sys.stderr.isatty()
-    lines = ProgressBar(refresh_rate=10) if terminal else StepLines()
-    pictures = Pictures(network.input_mean, network.input_std)
-    callbacks: list[Callback] = [EpochLines(), pictures, checkpoints, lines]
+    callbacks: list[Callback] = [
+        EpochLines(),
+        ImageLog(network.input_mean, network.input_std),
+        SaveCheckpoints(
+            run / "checkpoints", signals, steps=machine.save_every_steps, minutes=machine.save_every_minutes
+        ),
+        ProgressBar(refresh_rate=10) if terminal else StepLines(),
+    ]
     return Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -137,11 +162,11 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet,
         strategy=machine.strategy,
         precision=precision(machine),  # type: ignore[arg-type]
         deterministic=machine.deterministic,
-        max_epochs=recipe.epochs,
+        max_epochs=plan.recipe.epochs,
         check_val_every_n_epoch=machine.validate_every,
         logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
         callbacks=callbacks,
-        plugins=[CheckpointFiles()],
+        plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,
         enable_progress_bar=terminal,
         enable_model_summary=False,
@@ -150,8 +175,8 @@ def _build_trainer(recipe: Recipe, machine: Machine, run: Path, network: SPPNet,
     )
 
 
-def _quieten_lightning() -> None:
-    """Leaves of Lightning's messages what a person can act on."""
+def _silence_lightning() -> None:
+    """Silences Lightning's messages that the user cannot act on."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
@@ -163,7 +188,7 @@ def _quieten_lightning() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _result(plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData, precision: str) -> Result:
+def _result(plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData) -> Result:
     side, history = plan.crop_side, classifier.history
     last = history[-1]
     return Result(
@@ -180,7 +205,7 @@ def _result(plan: TrainingPlan, classifier: Classifier, data_module: Classificat
         epochs=len(history),
         seconds=sum(epoch["seconds"] for epoch in history),
         seed=plan.seed,
-        precision=precision,
+        precision=precision(plan.machine),
         **environment(),
         history=tuple(map(Epoch.from_dict, history)),
     )

@@ -1,6 +1,6 @@
-"""Test protocols: which crops, windows and whole images of an image are scored, at which scales.
+"""Test protocols: the crops, windows and whole images of an image that are scored, and at which scales.
 
-Only data and integer geometry; `sppnet.classify.scorer` scores what a protocol lists.
+Data and integer geometry only; `sppnet.classify.scorer` scores the views.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sppnet.geometry import CROP_SIDE, POSITIONS, Window, window_at
 
-if TYPE_CHECKING:  # the network would import torch, for which commands do not wait before they checked the views
+if TYPE_CHECKING:  # the network imports torch, which takes seconds; commands check the views without it
     from sppnet.network import SPPNet
 
-LARGEST_SCALE = 4096  # in pixels; an image of 16:1 then has 268 megapixels
+LARGEST_SCALE = 4096  # in pixels; at this scale an image of 16:1 has 268 megapixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,13 @@ class ViewProtocol:
         view_size: side of the windows in pixels.
         positions: names of POSITIONS.
         full_scales: shorter sides at which the whole image is a view.
-        mirrored: whether every view, windows and whole images, is joined by its mirror image.
+        mirrored: whether the mirror image of every view, window or whole image, is a view as well.
         maps: True pools windows from the feature maps of the whole image, computed once per scale (§3.1.5); False sends
             crops through the network.
-        aligned: whether whole images go through `network.aligned()`, whose paddings are floor(kernel / 2) (Appendix A),
-            or through the network with the paddings of training. Crops always go through the latter.
+        aligned: True sends whole images through `network.aligned()`, whose paddings are floor(kernel / 2) (Appendix A);
+            False through the network with the paddings of training, through which crops always go.
+
+    Sections and appendices are those of arXiv:1406.4729v4.
 
     Raises ValueError for a protocol without views, an unknown or repeated entry, windows larger than the image, and
     scales above LARGEST_SCALE.
@@ -51,10 +53,12 @@ class ViewProtocol:
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"{name}={values}: must not repeat an entry")
+
         if bool(self.scales) != bool(self.positions):
             raise ValueError(f"scales={self.scales}, positions={self.positions}: give both, or neither")
         if not self.scales and not self.full_scales:
             raise ValueError("scales=[], full_scales=[]: a protocol needs at least one view")
+
         if min([self.view_size, *self.full_scales]) < 1:
             raise ValueError(f"view_size={self.view_size}, full_scales={self.full_scales}: must be at least 1")
         if self.scales and min(self.scales) < self.view_size:
@@ -64,14 +68,14 @@ class ViewProtocol:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at most {LARGEST_SCALE} pixels")
 
     def at(self, scale: int) -> "ViewProtocol | None":
-        """The same views at one other scale; None where its windows are larger than that."""
+        """Returns the same views at another scale; None if their windows are larger than that."""
         if self.scales and scale < self.view_size:
             return None
         scales, full_scales = ([scale] if given else [] for given in (self.scales, self.full_scales))
         return dataclasses.replace(self, scales=scales, full_scales=full_scales)
 
     def text(self) -> str:
-        """The protocol in a few words."""
+        """Describes the protocol in a few words."""
         parts = []
         if self.scales:
             names = {1: self.positions[0], 5: "centre and corners", 9: "nine positions"}
@@ -80,15 +84,16 @@ class ViewProtocol:
             parts.append(f"{self.view_size} {kind} ({positions}) at shorter side {_joined(self.scales)}")
         if self.full_scales:
             parts.append(f"whole image at shorter side {_joined(self.full_scales)}")
-        whole = bool(self.full_scales) or self.maps
+
+        uses_maps = bool(self.full_scales) or self.maps
         return (
             " + ".join(parts)
             + (", each also mirrored" if self.mirrored else "")
-            + (", aligned paddings" if whole and self.aligned else "")
+            + (", aligned paddings" if uses_maps and self.aligned else "")
         )
 
     def unsuited_to(self, network: "SPPNet") -> str | None:
-        """What a network without a pyramid cannot be tested on, of what these views need; None if there is nothing."""
+        """Names the views that a network without a pyramid cannot be tested on; None if it can be tested on all."""
         if network.levels is not None:
             return None
         if self.full_scales:
@@ -99,10 +104,10 @@ class ViewProtocol:
 
 
 def in_pixels(section: dict[str, Any], crop_side: int) -> dict[str, Any]:
-    """A section of configs/views for a network trained on crops of `crop_side` pixels.
+    """Converts a section of configs/views to pixels, for a network trained on crops of `crop_side` pixels.
 
     Scales such as "256/224" become that multiple of `crop_side`, rounded half up; numbers are pixels and stay. Without
-    a view_size, or with null, windows are as large as the crops. Anything else stays, to be refused by ViewProtocol.
+    a view_size, or with null, windows are as large as the crops. Anything else stays for ViewProtocol to refuse.
     """
     scaled = {
         key: [_multiple(value, crop_side) for value in values]
@@ -125,9 +130,9 @@ def _joined(sides: list[int]) -> str:
 
 
 def windows_at(protocol: ViewProtocol, height: int, width: int) -> list[Window]:
-    """The windows of a protocol in a resized image of (height, width) pixels: different ones, in the given order.
+    """Returns the windows of a protocol in a resized image of (height, width) pixels, equal ones once, in order.
 
-    On an image that is as wide as the window, the left and the right one are the same view and stand here once.
+    In an image that is as wide as the window, for example, the left and the right window are equal.
     """
     windows = (window_at(name, protocol.view_size, height, width) for name in protocol.positions)
     return list(dict.fromkeys(windows))

@@ -67,7 +67,7 @@ def stages(config: DictConfig) -> tuple[Any, Any]:
 
     from sppnet.benchmark.report import advice, judge, stages_page
     from sppnet.benchmark.stages import TrainingSetup, device_stages, end_to_end, loading_stages, view_stages
-    from sppnet.classify.evaluator import Hardware
+    from sppnet.classify.hardware import Hardware
     from sppnet.classify.training import device_type, is_compiled, precision
     from sppnet.classify.views import ViewProtocol, in_pixels
     from sppnet.runtime.environment import environment

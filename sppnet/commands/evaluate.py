@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises what is wrong with a resolved configuration. Opens no data."""
-    from sppnet.classify.evaluator import Hardware
+    from sppnet.classify.hardware import Hardware
 
     bound(config, settings)
     Hardware(**bound(config.hardware, Hardware, "hardware."))
@@ -62,7 +62,7 @@ def evaluate(config: DictConfig) -> None:
     if config.scores and len(paths) > 1:
         raise ValueError(f"scores={config.scores}: is for one run, and run={config.run} names {len(paths)}")
     # Imported here because torch takes seconds, and --help should not.
-    from sppnet.classify.evaluator import Hardware
+    from sppnet.classify.hardware import Hardware
     from sppnet.results.comparisons import comparisons_table, errors_table, protocol_lines
     from sppnet.results.page import markdown_table
     from sppnet.results.scores import Scores

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from tqdm import tqdm
 
-from sppnet.classify.recipe import usual_warmup
+from sppnet.classify.recipe import default_warmup
 from sppnet.commands.errors import (
     CONFIGS,
     allowed_keys,
@@ -72,7 +72,7 @@ OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed")
 
 
 # In configs/recipe/fast.yaml: a default that also fits short runs. A value that is typed takes its place.
-OmegaConf.register_new_resolver("usual_warmup", usual_warmup, replace=True)
+OmegaConf.register_new_resolver("default_warmup", default_warmup, replace=True)
 
 
 def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An evaluation whose loader processes are killed or run out of something ends with one line, and never hangs."""
+"""An evaluation whose loader processes are killed or run out of resources fails with one line, and never hangs."""
 
 import json
 import os
@@ -13,8 +13,9 @@ import torch
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.classify import evaluator, scorer
-from sppnet.classify.evaluator import Hardware, evaluate_to_file
+from sppnet.classify import evaluator, scorer, view_inputs
+from sppnet.classify.evaluator import evaluate_to_file
+from sppnet.classify.hardware import Hardware
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.sources import content_digests, open_data
 from sppnet.network import SPPNet
@@ -33,7 +34,7 @@ def score_eight_images(before=lambda: None, saved=lambda: None):
         digests = content_digests(data.val, "reading")
         network = SPPNet(build_backbone("zf5", width=0.05), (2, 1), 2, hidden=8, initialization="fan_in").eval()
         evaluator.SECONDS_BETWEEN_PARTS = 0
-        scorer.MAX_WAITING_BYTES = scorer.LARGEST_MESSAGE = 1
+        scorer.MAX_WAITING_BYTES = view_inputs.MAX_LOADER_BATCH = 1
         save = evaluator._save_part
         evaluator._save_part = lambda *arguments: (save(*arguments), saved())
         before()
@@ -93,11 +94,11 @@ def run_cases():
 def outcomes():
     """name -> (type, text) of the error of every case."""
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
-    command = [sys.executable, "-c", "import test_loaders; test_loaders.run_cases()"]
+    command = [sys.executable, "-c", "import test_evaluator_failures; test_evaluator_failures.run_cases()"]
     done = run_process(command, env=os.environ | {"PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr
-    found = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
-    return {name: (kind, text) for name, kind, text in found}
+    outcomes = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    return {name: (kind, text) for name, kind, text in outcomes}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,189 @@
+"""Loads training and validation crops: data sets of crops, samplers, and a loader that resumes inside an epoch.
+
+Workers decode, resize and crop: always to crops of one size, so they never know which size the epoch trains at.
+
+Everything random about an image is a function of (seed, epoch, index), whatever the number of workers.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sppnet.classify.signals import STOP_SIGNALS
+from sppnet.data.batches import COLOR_STANDARD_DEVIATION
+from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
+from sppnet.data.sources import Images, LabelledImages
+from sppnet.geometry import CROP_POSITIONS
+from sppnet.runtime.names import printable
+from sppnet.runtime.processes import start_loader_worker
+
+# An unreadable training image is replaced by another; after this many in a row the data set is at fault.
+MAX_REPLACEMENTS = 20
+
+
+def shorter_side_for(crop_side: int) -> int:
+    """Returns the shorter side of images before they are cropped: 256 for the paper's crops of 224, 8/7 in general."""
+    return round(crop_side * 8 / 7)
+
+
+class TrainingCrops(Dataset[dict[str, Any]]):
+    """Training images, each cropped at one of the paper's five positions, with the random numbers for the device.
+
+    An item is indexed by (epoch, index). It holds `image` uint8 (side, side, 3), `label`, `mirrored` bool, `color`
+    float32 (3,) and `unreadable`, a line for each file that had to be replaced ("" nearly always).
+    """
+
+    def __init__(self, images: LabelledImages, *, side: int, seed: int) -> None:
+        self.images, self.side, self.seed = images, side, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        random = np.random.default_rng([self.seed, epoch, index])
+        position = CROP_POSITIONS[random.integers(len(CROP_POSITIONS))]
+        mirrored = bool(random.integers(2))
+        color = random.normal(0.0, COLOR_STANDARD_DEVIATION, 3).astype(np.float32)
+
+        image, index, unreadable = self._read_or_replace(index, random)
+        return {
+            "image": crop(image, self.side, position).permute(1, 2, 0),
+            "label": int(self.images.labels[index]),
+            "mirrored": mirrored,
+            "color": torch.from_numpy(color),
+            "unreadable": "\n".join(unreadable),
+        }
+
+    def _read_or_replace(self, index: int, random: np.random.Generator) -> tuple[Tensor, int, list[str]]:
+        """Reads the image at `index` or, while that is unreadable, at an index drawn from `random`.
+
+        Returns the resized image, its index, and a line for every unreadable one.
+        """
+        unreadable: list[str] = []
+        while True:
+            try:
+                return _read_resized(self.images, index, shorter_side_for(self.side)), index, unreadable
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+                if len(unreadable) == MAX_REPLACEMENTS:
+                    raise UnreadableImage(f"{MAX_REPLACEMENTS} unreadable images in a row, last {error}") from error
+            index = int(random.integers(len(self.images)))
+
+
+class CenterCrops(Dataset[dict[str, Any]]):
+    """Validation images, each cropped at its centre: `image` uint8 (side, side, 3) and `label`.
+
+    Raises UnreadableImage for an unreadable file: validation never skips an image.
+    """
+
+    def __init__(self, images: LabelledImages, *, side: int) -> None:
+        self.images, self.side = images, side
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            image = _read_resized(self.images, index, shorter_side_for(self.side))
+        except UnreadableImage as error:
+            name = printable(self.images.name(index))
+            raise UnreadableImage(
+                f"{error}; repair the file, or skip it with prepare_data.py exclude=[{name}]"
+            ) from error
+        label = int(self.images.labels[index])
+        return {"image": crop(image, self.side, "center").permute(1, 2, 0), "label": label}
+
+
+def _read_resized(images: Images, index: int, shorter_side: int) -> Tensor:
+    """Reads and resizes an image: uint8 (3, h, w) with min(h, w) = `shorter_side`. Raises UnreadableImage."""
+    return resize_shorter_side(decode_image(images.read(index), images.name(index)), shorter_side)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Samples (epoch, index) for this process's share of an epoch, in an order that depends only on (seed, epoch).
+
+    Together the shares hold every image once, except the few left over when they do not divide evenly.
+
+    Lightning calls `set_epoch`. With `start`, the next iteration skips the first `start` images of its share.
+    """
+
+    def __init__(self, images: int, *, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.images, self.seed, self.rank, self.processes = images, seed, rank, processes
+        self.epoch = self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iteration, from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.images // self.processes
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
+        share = order[self.rank :: self.processes][self.start : len(self)]
+        self.start = 0
+        return ((self.epoch, int(index)) for index in share)
+
+
+class ShareSampler(Sampler[int]):
+    """Samples this process's share of a validation set. Together the shares hold every image exactly once."""
+
+    def __init__(self, images: int, *, rank: int = 0, processes: int = 1) -> None:
+        self.share = range(rank, images, processes)
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.share)
+
+
+class TrainingLoader(DataLoader[dict[str, Any]]):
+    """A loader that resumes in the middle of an epoch. Lightning saves and restores its state.
+
+    Its sampler is an EpochSampler.
+    """
+
+    handed_out = 0  # batches of the epoch under way
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.handed_out = self.sampler.start // self.batch_size  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self.handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the batches handed out in the epoch under way; 0 at its end, because the next epoch follows."""
+        return {"batches": self.handed_out % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next iteration skip the batches that were handed out."""
+        # If the data has changed, the epoch may have fewer batches now; one has to be left, to end the epoch.
+        done = min(state["batches"], len(self) - 1)
+        self.sampler.start = done * self.batch_size  # type: ignore[attr-defined, operator]
+
+
+def start_training_worker(worker: int) -> None:
+    """The `worker_init_fn` of the loaders of a training run: leaves stop signals to the training process.
+
+    Schedulers and terminals signal all processes of a job, but the step under way needs its batch.
+    """
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+        elif hasattr(signal, "sigwaitinfo"):  # not on macOS
+            # From the training process it still ends the worker.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+            threading.Thread(target=_exit_on_parents_sigterm, daemon=True).start()
+    start_loader_worker(worker)  # after SIGTERM is blocked, because its thread would receive it
+
+
+def _exit_on_parents_sigterm() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)

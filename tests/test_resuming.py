@@ -1,0 +1,307 @@
+"""A run that is stopped anywhere and resumed ends as the uninterrupted one, bit for bit."""
+
+import dataclasses
+import os
+import resource
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conftest import make_image_folder
+from sppnet.classify import training
+from sppnet.classify.checkpoints import LAST, PREVIOUS, recorded_precision
+from sppnet.classify.plan import TrainingPlan
+from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.schedules import Sizes
+from sppnet.classify.signals import Stopped
+from sppnet.classify.training import train_classifier
+from sppnet.data.sources import open_data, select_images
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return open_data("folder", root=str(make_image_folder(tmp_path_factory.mktemp("data"), train=9, val=3)))
+
+
+@dataclasses.dataclass(frozen=True)
+class SignalAt:
+    """Images; reading the `reads`-th one sends this process a signal."""
+
+    images: object
+    reads: int
+    signal: int = signal.SIGTERM
+    done: list = dataclasses.field(default_factory=list)
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        self.done.append(index)
+        if len(self.done) == self.reads:
+            os.kill(os.getpid(), self.signal)
+        return self.images.read(index)
+
+    def __getattr__(self, name):
+        return getattr(self.images, name)
+
+
+def train(data, run, workers=0, learning_rate=0.02, epochs=3, batch_size=4, precision="32-true", **machine):
+    """Trains for three epochs of four steps, at 64, 48 and 64 pixels, with dropout."""
+    fixed = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "warmup_epochs": 1,
+        "color": True,
+    }
+    recipe = Recipe(learning_rate=learning_rate, **fixed)
+    plan = TrainingPlan(
+        architecture="zf5",
+        backbone_options={"width": 0.05, "normalization": "none"},
+        levels=[3, 2, 1],
+        hidden=8,
+        sizes=Sizes(cycle=[64, 48]),
+        source="folder",
+        data_options={},
+        recipe=recipe,
+        machine=Machine(accelerator="cpu", precision=precision, workers=workers, **machine),
+        seed=0,
+    )
+    return train_classifier(plan, plan.build_network(data.classes), data, run)
+
+
+def outcome(run, result):
+    """Returns what must be the same, bit for bit: weights, optimizer, and metrics other than times."""
+    checkpoint = torch.load(run / "checkpoints" / LAST, weights_only=True)
+    history = [dataclasses.replace(epoch, seconds=None, images_per_second=0) for epoch in result.history]
+    return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"], "history": history}
+
+
+def assert_same(one, other):
+    flat, others = (torch.utils._pytree.tree_flatten(tree) for tree in (one, other))
+    assert flat[1] == others[1]
+    for a, b in zip(flat[0], others[0], strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted")
+    return outcome(run, train(data, run))
+
+
+# An epoch reads 16 images to train and 6 to validate.
+@pytest.mark.parametrize("reads", [1, 6, 13, 16, 17, 27, 41])
+def test_a_run_stopped_at_any_image_and_resumed_ends_the_same(data, uninterrupted, tmp_path, reads, capfd):
+    with pytest.raises(Stopped) as stopped:
+        train(data._replace(train=SignalAt(data.train, reads)), tmp_path)
+    assert stopped.value.code == os.EX_TEMPFAIL
+    step = min(4 * -(-reads // 16), -(-reads // 4))
+    assert (
+        f"stopped by SIGTERM; {tmp_path}/checkpoints/last.ckpt is of epoch {-(-reads // 16)}, step {step}; the same"
+        in (capfd.readouterr().err)
+    )
+    assert not (tmp_path / "result.json").exists()
+    assert_same(outcome(tmp_path, train(data, tmp_path)), uninterrupted)
+
+
+@pytest.mark.parametrize("reads", [1, 6, 8, 18])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_stopped_in_validation_loses_nothing_and_validates_again(
+    data, uninterrupted, tmp_path, reads, times, capfd
+):
+    epoch = -(-reads // 6)
+    for at in (reads, 4)[:times]:
+        with pytest.raises(Stopped):
+            train(data._replace(val=SignalAt(data.val, at)), tmp_path)
+        assert f"last.ckpt is of epoch {epoch}, step {4 * epoch}; the same" in capfd.readouterr().err
+    assert_same(outcome(tmp_path, train(data, tmp_path)), uninterrupted)
+
+
+def test_if_validation_fails_the_epoch_is_still_saved(data, uninterrupted, tmp_path):
+    class Damaged(SignalAt):
+        def read(self, index):
+            return b"" if index == 4 else self.images.read(index)
+
+        def name(self, index):
+            return "a.jpg" if index == 4 else self.images.name(index)
+
+    with pytest.raises(
+        ValueError,
+        match=r"a\.jpg: the file is empty; repair the file, or skip it with prepare_data.py exclude=\[a.jpg\]",
+    ):
+        train(data._replace(val=Damaged(data.val, 0)), tmp_path)
+    result = train(data, tmp_path)
+    assert torch.load(tmp_path / "checkpoints" / PREVIOUS, weights_only=True)["global_step"] == 8
+    assert_same(outcome(tmp_path, result), uninterrupted)
+
+
+def test_a_signal_before_the_first_step_stops_there(data, uninterrupted, tmp_path, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+
+    class Opened(SignalAt):
+        def __len__(self):
+            if not self.done and signal.getsignal(signal.SIGTERM) is not before:
+                self.done.append(None)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return len(self.images)
+
+    with pytest.raises(Stopped) as stopped:
+        train(data._replace(train=Opened(data.train, -1)), tmp_path)
+    assert stopped.value.code == os.EX_TEMPFAIL
+    assert "nothing is saved yet" in capfd.readouterr().err
+    assert_same(outcome(tmp_path, train(data, tmp_path)), uninterrupted)
+
+
+# Of three epochs the second and third, or the third only, are validated.
+@pytest.mark.parametrize(("every", "validated"), [(2, [2, 3]), (10, [3])])
+def test_the_last_epoch_is_always_validated_even_after_a_stop(data, tmp_path, every, validated):
+    result = train(data, tmp_path / "uninterrupted", validate_every=every)
+    assert [epoch.epoch for epoch in result.history if epoch.n is not None] == validated
+    expected = outcome(tmp_path / "uninterrupted", result)
+    for reads in (32, 33, 48):
+        run = tmp_path / str(reads)
+        with pytest.raises(Stopped):
+            train(data._replace(train=SignalAt(data.train, reads)), run, validate_every=every)
+        assert_same(outcome(run, train(data, run, validate_every=every)), expected)
+    for reads in (1, 6 * len(validated)):
+        run = tmp_path / f"validation{reads}"
+        with pytest.raises(Stopped):
+            train(data._replace(val=SignalAt(data.val, reads)), run, validate_every=every)
+        assert_same(outcome(run, train(data, run, validate_every=every)), expected)
+
+
+def test_a_resumed_run_keeps_its_precision_on_a_machine_with_another_default(
+    data, uninterrupted, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(training, "bf16_is_fast", lambda device: False)
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 6)), tmp_path, precision=None)
+    monkeypatch.setattr(training, "bf16_is_fast", lambda device: True)
+    capfd.readouterr()
+    result = train(data, tmp_path, precision=None)
+    assert "it was trained in 32-true and continues in 32-true\n" in capfd.readouterr().out
+    assert result.precision == "32-true"
+    assert_same(outcome(tmp_path, result), uninterrupted)
+
+
+def test_a_requested_precision_overrides_that_of_the_checkpoint(data, tmp_path, capfd):
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 6)), tmp_path)
+    result = train(data, tmp_path, precision="bf16-mixed")
+    assert "it was trained in 32-true and continues in bf16-mixed, as asked\n" in capfd.readouterr().out
+    assert result.precision == "bf16-mixed"
+    assert recorded_precision(tmp_path / "checkpoints" / LAST) == "bf16-mixed"
+
+
+def test_a_batch_larger_than_the_training_set_is_refused_before_anything_is_written(data, tmp_path):
+    message = r"^recipe\.batch_size=19: must be at most 18, the number of training images$"
+    with pytest.raises(ValueError, match=message):
+        train(data, tmp_path / "run", batch_size=19)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_stopped_repeatedly_ends_the_same_with_any_number_of_workers(data, uninterrupted, tmp_path):
+    for workers, reads in ((0, 5), (0, 10), (0, 9)):
+        with pytest.raises(Stopped):
+            train(data._replace(train=SignalAt(data.train, reads)), tmp_path, workers)
+    assert_same(outcome(tmp_path, train(data, tmp_path, workers=2)), uninterrupted)
+
+
+@pytest.mark.parametrize("left", [17, 5])
+def test_changed_data_is_refused_unless_allowed(data, tmp_path, left):
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 11)), tmp_path)
+    names = [data.train.name(i) for i in range(18)]
+    fewer = data._replace(train=select_images(data, "train", names[: 18 - left]))
+    with pytest.raises(ValueError, match=r"^the data has changed since .*trainer\.allow_changed_data=true"):
+        train(fewer, tmp_path)
+    result = train(fewer, tmp_path, allow_changed_data=True)
+    assert (result.training_images, len(result.history)) == (left, 3)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path):
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 6)), tmp_path)
+    before = (tmp_path / "checkpoints" / LAST).read_bytes()
+    message = (
+        r"not finite any more, at the latest in epoch 1, step \d, size 64, rate 1e\+30, gradient norm .*learning_rate"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(data, tmp_path, learning_rate=1e30)
+    assert (tmp_path / "checkpoints" / LAST).read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_loss_that_stays_at_guessing_warns_once(data, tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"^the loss after 50 epochs is 0\.69\d; guessing gives 0\.693: is .*rate"
+    ) as caught:
+        train(data, tmp_path, learning_rate=1e-9, epochs=52)
+    assert len([warning for warning in caught if "guessing" in str(warning.message)]) == 1
+
+
+def test_deterministic_training_is_the_same_twice(data, tmp_path):
+    try:
+        one, other = (outcome(tmp_path / name, train(data, tmp_path / name, deterministic=True)) for name in "ab")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert_same(one, other)
+
+
+@pytest.mark.parametrize(("classes", "images"), [(("cat",), 1), (("cat",), 6), (("cat", "dog"), 1)])
+def test_one_image_and_one_class_are_enough(tmp_path, classes, images):
+    folder = make_image_folder(tmp_path / "images", classes, train=images, val=1)
+    result = train(open_data("folder", root=str(folder)), tmp_path / "run", batch_size=min(4, images * len(classes)))
+    assert (result.training_images, result.num_classes) == (images * len(classes), len(classes))
+    assert result.n == len(classes)
+    if len(classes) == 1:
+        assert result.top1_error == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched:
+    """Images; every read records how much memory, how many open files and how many threads this process has."""
+
+    images: object
+    notes: list = dataclasses.field(default_factory=list)
+
+    def __len__(self):
+        return len(self.images)
+
+    def read(self, index):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.notes.append(
+            (pages * resource.getpagesize() / 1e6, len(os.listdir("/proc/self/fd")), threading.active_count())
+        )
+        return self.images.read(index)
+
+    def __getattr__(self, name):
+        return getattr(self.images, name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's accounts")
+@pytest.mark.filterwarnings("ignore:the loss after")  # of two images nothing is learned
+def test_three_hundred_epochs_take_no_more_memory_than_one_hundred(tmp_path, capsys):
+    folder = make_image_folder(tmp_path / "images", train=1, val=1)
+    data = open_data("folder", root=str(folder))
+    watched = Watched(data.train)
+    result = train(data._replace(train=watched), tmp_path / "run", epochs=300, batch_size=2)
+    assert len(result.history) == 300
+    notes = watched.notes[::2]  # two images an epoch
+    (memory, files, threads), (memory_then, files_then, threads_then) = notes[299], notes[99]
+    assert memory - memory_then < 20
+    assert (files, threads) == (files_then, threads_then)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [LAST, PREVIOUS]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert len(events.Scalars("val/top1_error_percent")) == 300
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
+    left = [clock.split(":") for clock in (line.split()[-2] for line in lines)]
+    assert all(60 * int(minutes) + int(seconds) < 300 for minutes, seconds in left)
+    assert left[-1] == ["0", "00"]

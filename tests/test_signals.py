@@ -1,0 +1,71 @@
+"""Stop signals: exit codes, messages, and SLURM's queue."""
+
+import os
+import signal
+
+import pytest
+
+from conftest import make_image_folder
+from sppnet.classify.signals import Stopped, StopSignals
+from sppnet.data.sources import open_data
+from test_resuming import SignalAt, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return open_data("folder", root=str(make_image_folder(tmp_path_factory.mktemp("data"), train=9, val=3)))
+
+
+def test_ctrl_c_exits_as_interrupted(data, tmp_path, capfd):
+    with pytest.raises(Stopped) as stopped:
+        train(data._replace(train=SignalAt(data.train, 6, signal.SIGINT)), tmp_path)
+    assert stopped.value.code == 130
+    stderr = capfd.readouterr().err
+    assert "SIGINT: stopping after this step; Ctrl-C again stops at once" in stderr
+    assert "stopped by SIGINT" in stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "job"),
+    [
+        ({"SLURM_JOB_ID": "1234"}, "1234"),
+        ({"SLURM_JOB_ID": "1236", "SLURM_ARRAY_JOB_ID": "1234", "SLURM_ARRAY_TASK_ID": "2"}, "1234_2"),
+    ],
+)
+def test_sigusr1_requeues_a_slurm_job(data, tmp_path, monkeypatch, environment, job):
+    command = tmp_path / "scontrol"
+    command.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 6, signal.SIGUSR1)), tmp_path / "run")
+    assert (tmp_path / "asked").read_text() == f"requeue {job}\n"
+
+
+def test_without_scontrol_the_run_still_stops(data, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Stopped) as stopped:
+        train(data._replace(train=SignalAt(data.train, 6, signal.SIGUSR1)), tmp_path / "run")
+    assert stopped.value.code == os.EX_TEMPFAIL
+    assert "cannot requeue job 1234" in capfd.readouterr().err
+
+
+def test_the_first_signal_counts_and_handlers_are_restored():
+    def mine(number, frame):
+        raise AssertionError
+
+    before, interrupt = signal.signal(signal.SIGUSR1, mine), signal.getsignal(signal.SIGINT)
+    try:
+        signals = StopSignals()
+        with signals.handled():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)  # the first of its kind
+        assert signals.received == signal.SIGUSR1
+        assert signal.getsignal(signal.SIGUSR1) is mine
+        assert signal.getsignal(signal.SIGINT) is interrupt
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -40,6 +40,7 @@ class Ending(NamedTuple):
 
 
 def main() -> None:
+    """Reads the command line; ends with exit code 1 if a run ended differently."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10, help="at least so many (default: 10)")
     parser.add_argument("--kills", type=int, default=30, help="at least so many, over all runs (default: 30)")
@@ -137,6 +138,7 @@ def limited(command: list[str], errors: IO[bytes]) -> Iterator["subprocess.Popen
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
+    """Kills a process and everything that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

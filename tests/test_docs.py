@@ -15,11 +15,13 @@ from omegaconf import OmegaConf
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
 from sppnet.commands import benchmark, evaluate, prepare_data, tables
+from sppnet.commands.evaluated_runs import read_protocols
 from sppnet.commands.settings import bound, bound_choice
 from sppnet.commands.startup import COMMANDS
 from sppnet.commands.train import read_plan
 from sppnet.data.sources import DATA_SOURCES
 from sppnet.network import SPPNet, save_network
+from sppnet.runtime.checkout import shown_command
 from test_configs import ROOT, check, composed
 
 PROJECT = Path(__file__).parent.parent
@@ -53,7 +55,8 @@ def examples_of_help():
     """(config, command) of every example in the help of a command; two spaces begin a remark."""
     for name in HELP_CONFIGS:
         template = yaml.safe_load((PROJECT / "configs" / f"{name}.yaml").read_text())["hydra"]["help"]["template"]
-        for line in template.splitlines():
+        shown = re.sub(r"\$\{shown_command:(\w+)\}", lambda match: shown_command(match[1]), template)
+        for line in shown.splitlines():
             if line.strip().startswith(("python ", "sppnet ")):
                 yield f"configs/{name}.yaml", re.split(r"\s{2,}", line.strip())[0]
 
@@ -147,7 +150,7 @@ def test_a_training_command_composes_and_fits_the_code(arguments):
 def test_an_evaluation_command_composes_and_fits_the_code(arguments):
     config = composed_for("evaluate", overrides_in(arguments) or ["run=x"])
     bound(config, evaluate.settings)
-    protocols, _ = evaluate.read_protocols(config, 224)
+    protocols, _ = read_protocols(config, 224)
     assert protocols
 
 

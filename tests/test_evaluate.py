@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.commands import evaluate
-from sppnet.commands.settings import run_directory
+from sppnet.commands.naming import run_directory
 from sppnet.data.sources import content_digests, images_fingerprint, open_data
 from sppnet.network import SPPNet, save_network
 from sppnet.results.runs import read_runs

@@ -47,7 +47,8 @@ def test_names_of_the_val_folder(tree, val_name):
 def test_val_is_used_before_test_and_a_warning_names_the_unused_folder(tree):
     shutil.copytree(tree / "val", tree / "test")
     line = (
-        f"{tree}: validation uses val/, not test/; test on it by evaluate.py data=folder data.root={tree}/test part=all"
+        f"{tree}: validation uses val/, not test/; test on it by "
+        f"python scripts/evaluate.py data=folder data.root={tree}/test part=all"
     )
     with pytest.warns(UserWarning, match=f"^{re.escape(line)}$"):
         data = open_data("folder", root=str(tree))

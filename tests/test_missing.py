@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from made_runs import make_run
-from sppnet.commands.evaluate import find_runs
-from sppnet.commands.settings import CONFIGS, run_directory
+from sppnet.commands.configs import CONFIGS
+from sppnet.commands.evaluated_runs import find_runs
+from sppnet.commands.naming import run_directory
 from sppnet.results.missing import hydra_value
 from sppnet.results.runs import read_runs
 from sppnet.results.tables import table_page

@@ -1,9 +1,15 @@
-"""config.yaml of run directories, which may come from anyone."""
+"""Run directories: config.yaml, which may come from anyone, and one process at a time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from sppnet.runtime.run_directory import read_run_config
+from conftest import started_process
+from sppnet.runtime.run_directory import RunDirectory, read_run_config
 
 CONFIG = {
     "backbone": {"architecture": "zf5", "width": 0.1, "normalization": "none"},
@@ -72,3 +78,71 @@ def test_a_malicious_or_damaged_configuration_is_refused(tmp_path, text, words):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"^{tmp_path}/config\.yaml: not the configuration of a run \(.*{words}"):
         read_run_config(tmp_path)
+
+
+def test_the_configuration_of_a_run_directory_runs_nothing(tmp_path):
+    owned = tmp_path / "owned"
+    for line in (f"!!python/object/apply:os.mkdir ['{owned}']", f"{{_target_: os.mkdir, path: {owned}}}"):
+        (tmp_path / "config.yaml").write_text(f"seed: {line}\n")
+        with pytest.raises(ValueError, match=r"config\.yaml"):
+            RunDirectory(tmp_path, CONFIG).claim()
+        assert not owned.exists()
+
+
+def test_a_run_directory_of_another_network_is_refused(tmp_path):
+    RunDirectory(tmp_path / "run", CONFIG).claim()
+    RunDirectory(tmp_path / "run", CONFIG).claim()
+    other = CONFIG | {"backbone": CONFIG["backbone"] | {"width": 0.5}}
+    with pytest.raises(ValueError, match=r"backbone\.width is 0\.1 there and 0\.5 here"):
+        RunDirectory(tmp_path / "run", other).claim()
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_a_folder_with_other_things_is_no_run_directory(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(ValueError, match=r"found letter\.txt, photos, expected a new folder or a run directory"):
+        RunDirectory(tmp_path, CONFIG).claim()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["letter.txt", "photos"]
+    with pytest.raises(ValueError, match=r"letter\.txt: found a file, expected a new folder"):
+        RunDirectory(tmp_path / "letter.txt", CONFIG).claim()
+
+
+def test_a_kill_while_a_run_directory_is_made_leaves_nothing(tmp_path):
+    stale = tmp_path / f"config.yaml.partial{2**22 + 1}"  # of a process that no longer runs
+    stale.touch()
+    RunDirectory(tmp_path, CONFIG).claim()
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_the_next_training_removes_the_temporary_files_of_a_killed_one(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    stale = [tmp_path / f"result.json.partial{2**22 + 1}", tmp_path / f"checkpoints/last.ckpt.partial{2**22 + 1}"]
+    for path in stale:
+        path.touch()
+    with RunDirectory(tmp_path, {}).training():
+        assert not any(path.exists() for path in stale)
+
+
+def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from sppnet.runtime.run_directory import RunDirectory
+with RunDirectory(Path(sys.argv[1]), {}).training():
+    print("holds it", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with started_process(command, env=environment, **pipes) as holder:
+        assert holder.stdout.readline() == "holds it\n"
+        held = rf": process {holder.pid} on \S+, since \S+ \S+, trains here"
+        with pytest.raises(ValueError, match=held), RunDirectory(tmp_path, {}).training():
+            pass
+        holder.kill()
+        holder.wait()
+    with RunDirectory(tmp_path, {}).training():  # the lock ends with its process
+        assert f"process {os.getpid()} on " in (tmp_path / "lock").read_text()
+    assert (tmp_path / "lock").read_text() == ""

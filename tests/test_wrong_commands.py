@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from conftest import make_image_folder, run_process, without_rights
 from sppnet.backbones import build_backbone
 from sppnet.commands.errors import one_line_errors
-from sppnet.commands.settings import run_directory
+from sppnet.commands.naming import run_directory
 from sppnet.data.sources import open_data
 from sppnet.network import SPPNet, save_network
 from sppnet.runtime.run_directory import RunDirectory

@@ -8,6 +8,7 @@ from sppnet.benchmark.side_by_side import Comparison
 from sppnet.benchmark.stages import FORWARD, LOADER, Stage, TrainingSetup, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio
 from sppnet.results.page import Page
+from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.progress import duration
 
 
@@ -53,7 +54,7 @@ def advice(setup: TrainingSetup, verdict: Verdict, *, prepared: bool, workers: i
     ideas = []
     if verdict.bottleneck == "loading":
         if not prepared:
-            ideas.append("prepare the data: scripts/prepare_data.py, then data=prepared")
+            ideas.append(f"prepare the data: {shown_command('prepare_data')}, then data=prepared")
         if workers < cores:
             ideas.append(f"trainer.workers={cores}: {workers} workers leave {cores - workers} cores idle")
         return ideas or ["more cores; loading is as cheap as it gets"]

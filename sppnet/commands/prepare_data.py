@@ -1,4 +1,4 @@
-"""Makes a store to train from at full speed: python scripts/prepare_data.py --help."""
+"""Makes a store to train from at full speed: `sppnet prepare_data --help`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,21 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from sppnet.commands.errors import CONFIGS
-from sppnet.commands.settings import bound, bound_choice, one_line_job, resolved, run_main
+from sppnet.commands.configs import CONFIGS
+from sppnet.commands.jobs import one_line_job, run_main
+from sppnet.commands.settings import bound, bound_choice, resolved
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="prepare_data")
 def main(config: DictConfig) -> None:
+    """Runs one job of the command."""
     with one_line_job("the same command resumes after the last finished shard"):
         prepare_data(**bound(resolved(config), settings))
 
 
 def check(config: DictConfig) -> None:
-    """Raises what is wrong with a resolved configuration. Opens no data."""
-    from sppnet.data.sources import DATA_SOURCES
+    """Raises ValueError for a resolved configuration that cannot be used. Opens no data."""
+    from sppnet.data.sources import DATA_SOURCES  # torch takes seconds, and --help should not
 
     bound(config, settings)
     bound_choice(config.data, "source", DATA_SOURCES, "data.")
@@ -33,6 +35,7 @@ def settings(
 def prepare_data(
     *, out: str, short_side: int, quality: int, exclude: list[str], workers: int | None, data: dict[str, Any]
 ) -> None:
+    """Checks every image of a data set, writes them into a store, and prints a report."""
     # Imported here because torch takes seconds, and --help should not.
     from sppnet.data.folders import ILSVRC_2012
     from sppnet.data.prepare import prepare
@@ -41,17 +44,20 @@ def prepare_data(
     from sppnet.data.survey import report_text
     from sppnet.runtime.machine import core_count
 
-    stored_as = Settings(short_side, quality)
+    store_settings = Settings(short_side, quality)
     source, options = bound_choice(OmegaConf.create(data), "source", DATA_SOURCES, "data.")
     images = without_images(open_data(source, **options), exclude)
-    print(f"{source}: {len(images.train):,} + {len(images.val):,} images of {len(images.classes)} classes", flush=True)
-    found = (len(images.train), len(images.val))
-    if source == "imagenet" and found != ILSVRC_2012:
+
+    counts = len(images.train), len(images.val)
+    print(f"{source}: {counts[0]:,} + {counts[1]:,} images of {len(images.classes)} classes", flush=True)
+    if source == "imagenet" and counts != ILSVRC_2012:
         print("warning: ILSVRC 2012 has {:,} + {:,} images".format(*ILSVRC_2012))
-    report = prepare(images, Path(out), stored_as, workers=core_count() if workers is None else workers)
+
+    report = prepare(images, Path(out), store_settings, workers=core_count() if workers is None else workers)
     print(report_text(report))
     print(f"written: {out}; train from it with data=prepared data.root={out}")
 
 
 def command() -> None:
+    """Runs the command with the words in sys.argv[1:]."""
     run_main(main)

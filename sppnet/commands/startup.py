@@ -1,14 +1,19 @@
-"""Starts a command: what must be set before anything slow is imported. Imports the standard library only."""
+"""Starts a command: sets what must be set before anything slow is imported. Imports no other package."""
 
 import difflib
 import os
+import select
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-# Each is a module of this package, whose `command()` reads sys.argv.
+from sppnet.runtime.checkout import ROOT, is_checkout
+
+# Modules of this package, whose function `command` reads sys.argv.
 COMMANDS = {
     "train": "train a classifier, resume it, or show its result",
     "evaluate": "test trained networks by the paper's protocols",
@@ -16,16 +21,16 @@ COMMANDS = {
     "prepare_data": "make a store to train from at full speed",
     "benchmark": "measure training and testing on this machine",
 }
-_LINES = "\n".join(f"  {name:<14}{words}" for name, words in COMMANDS.items())
-HELP = f"usage: sppnet COMMAND ...\n\n{_LINES}\n\nsppnet COMMAND --help shows the settings and examples of a command."
-ROOT = Path(__file__).resolve().parents[2]
+_LINES = "\n".join(f"  {name:<14}{summary}" for name, summary in COMMANDS.items())
+_HELP = f"usage: sppnet COMMAND ...\n\n{_LINES}\n\nsppnet COMMAND --help shows the settings and examples of a command."
 
 
 def main() -> None:
-    """The console command `sppnet`: its first word is the command to run."""
+    """Runs the console command `sppnet`: its first word is the command to run."""
     command, *rest = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        print(HELP)
+        with quiet_broken_pipe():
+            print(_HELP)
         return
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
@@ -40,15 +45,51 @@ def main() -> None:
 def run(command: str) -> None:
     """Runs one of COMMANDS with the words in sys.argv[1:]."""
     prepare_process()
-    import_module(f"sppnet.commands.{command}").command()
+    with quiet_broken_pipe():
+        import_module(f"sppnet.commands.{command}").command()
+
+
+@contextmanager
+def quiet_broken_pipe() -> Iterator[None]:
+    """Ends the process quietly with exit code 141 if nobody reads its output any more, as after `| head -1`.
+
+    That is the code of programs which SIGPIPE ends. Python ignores that signal, and so can a training that has to save
+    a checkpoint first.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # at the exit of the interpreter an error would be a traceback
+    except BrokenPipeError:
+        closed = closed_outputs()
+        if not closed:  # another pipe, such as that to a loader process
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in closed:
+            os.dup2(nowhere, stream.fileno())  # for what is still in its buffer
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def closed_outputs() -> list[TextIO]:
+    """Returns those of stdout and stderr that are pipes without a reader."""
+    closed = []
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        poll = select.poll()
+        with suppress(OSError):  # a stream that is no file
+            poll.register(stream.fileno(), 0)  # 0: errors only
+            if poll.poll(0):
+                closed.append(stream)
+    return closed
 
 
 def prepare_process() -> None:
-    """Sets how threads wait, makes Ctrl-C end with one line, and gives child processes the same checkout.
+    """Sets how threads wait, makes Ctrl-C end with one line, and makes child processes import the same checkout.
 
-    All but Ctrl-C holds for child processes too.
+    Child processes inherit all of it but Ctrl-C.
     """
-    if (ROOT / "scripts" / "train.py").is_file():
+    if is_checkout():
         # Children are started from other folders: by launchers such as submitit, by Lightning, as loader workers.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
@@ -61,7 +102,7 @@ def prepare_process() -> None:
 
 
 def interrupt_by_exception() -> None:
-    """From here on Ctrl-C raises KeyboardInterrupt, so that what is open can be saved and closed."""
+    """Makes Ctrl-C raise KeyboardInterrupt from here on, so that what is open can be saved and closed."""
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

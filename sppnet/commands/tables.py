@@ -1,6 +1,25 @@
-"""Tables and plots from finished runs. Reads records and saved scores, and runs no network.
+"""Prints and writes tables and plots from finished runs: `sppnet tables --help`."""
 
-python scripts/tables.py WHAT [runs=PATTERN] [out=FOLDER]
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from sppnet.commands.arguments import check_grammar, with_home
+from sppnet.commands.errors import configuration_errors
+from sppnet.commands.jobs import one_line_command
+from sppnet.commands.settings import bound, resolved
+from sppnet.commands.startup import interrupt_by_exception
+from sppnet.results.page import Page
+from sppnet.results.runs import Run, read_runs
+from sppnet.runtime.checkout import shown_command
+
+_HELP = """\
+Tables and plots from finished runs, made from records and saved scores; no network is run.
+
+{command} WHAT [runs=PATTERN] [out=FOLDER]
 
 table2 table3 table4   the paper's classification tables, paper beside ours where the data is ImageNet
 all                    those three
@@ -13,24 +32,12 @@ classes                errors by class and confusion matrix of one run
 runs=runs              folders of runs, run directories, or patterns of them: runs=[A,B] or runs='runs/demo*'
 out=runs/tables        where WHAT.md and WHAT.html are written
 """
-
-import sys
-from pathlib import Path
-from typing import Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
-
-from sppnet.commands.errors import check_grammar, configuration_errors
-from sppnet.commands.settings import bound, one_line_command, resolved, with_home
-from sppnet.commands.startup import interrupt_by_exception
-
 PAPER_TABLES = ("table2", "table3", "table4")
 CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "views", "compare", "classes")
 
 
 def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
-    """The arguments of the command line."""
+    """Returns the patterns of runs and the folder to write to. The signature is the schema of the command line."""
     patterns = [runs] if isinstance(runs, str) else runs
     if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise ValueError(
@@ -40,20 +47,19 @@ def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str]
 
 
 def main(arguments: list[str]) -> None:
+    """Prints and writes the page of one of CHOICES, or those of all tables of the paper."""
     if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(_HELP.format(command=shown_command("tables")))
         return
-    what, *rest = arguments
-    if what not in CHOICES:
-        raise ValueError(f"{what}: must be one of {', '.join(CHOICES)}")
-    if malformed := [word for word in rest if "=" not in word or word.startswith("-")]:
+    choice, *words = arguments
+    if choice not in CHOICES:
+        raise ValueError(f"{choice}: must be one of {', '.join(CHOICES)}")
+    if malformed := [word for word in words if "=" not in word or word.startswith("-")]:
         raise ValueError(f"{malformed[0]}: must be runs=PATTERN or out=FOLDER")
-    patterns, out = settings(**bound(_configuration(rest), settings))
-    # Imported here because torch takes a second, and --help should not.
-    from sppnet.results.runs import read_runs
+    patterns, out = settings(**bound(_configuration(words), settings))
 
     runs = read_runs(patterns)
-    for name in PAPER_TABLES if what == "all" else (what,):
+    for name in PAPER_TABLES if choice == "all" else (choice,):
         page = page_of(name, runs)
         print(page.markdown())
         print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
@@ -61,7 +67,7 @@ def main(arguments: list[str]) -> None:
 
 @configuration_errors()
 def _configuration(words: list[str]) -> DictConfig:
-    """The words as a configuration, read as those of the other commands."""
+    """Reads words such as runs=PATTERN as the other commands do."""
     config = OmegaConf.create()
     for word in map(with_home, words):
         check_grammar(word)
@@ -70,7 +76,9 @@ def _configuration(words: list[str]) -> DictConfig:
     return resolved(config)
 
 
-def page_of(name: str, runs: list[Any]) -> Any:
+def page_of(name: str, runs: list[Run]) -> Page:
+    """Returns the page of one of CHOICES but "all"."""
+    # Imported here because torch takes a second, and --help should not.
     from sppnet.results.comparisons import classes_page, comparison_page
     from sppnet.results.sweeps import pyramid_page, scales_page, views_page
     from sppnet.results.tables import table_page
@@ -86,6 +94,7 @@ def page_of(name: str, runs: list[Any]) -> Any:
 
 
 def command() -> None:
+    """Runs the command with the words in sys.argv[1:]."""
     with one_line_command():
         interrupt_by_exception()
         main(sys.argv[1:])

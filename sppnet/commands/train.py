@@ -1,4 +1,4 @@
-"""Trains an SPP-net classifier: python scripts/train.py --help."""
+"""Trains an SPP-net classifier: `sppnet train --help`."""
 
 import dataclasses
 import os
@@ -12,9 +12,13 @@ from omegaconf import DictConfig
 
 from sppnet.classify.recipe import Machine, Recipe, check_batch_size, few_steps_note
 from sppnet.classify.schedules import Sizes
-from sppnet.commands.errors import CONFIGS, configuration_errors
-from sppnet.commands.settings import bound, bound_choice, in_sweep, one_line_job, resolved, run_directory, run_main
+from sppnet.commands.configs import CONFIGS
+from sppnet.commands.errors import configuration_errors
+from sppnet.commands.jobs import one_line_job, run_main
+from sppnet.commands.naming import run_directory
+from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.commands.startup import run as run_command
+from sppnet.commands.sweeps import in_sweep
 from sppnet.runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> float:
-    """The top-1 error, a fraction: what a sweeper such as Optuna's minimizes."""
+    """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes."""
     with one_line_job("the same command resumes from its last checkpoint, if there is one"):
         config = resolved(config)
         bound(config, settings)
@@ -36,8 +40,7 @@ def main(config: DictConfig) -> float:
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be trained. Opens no data and writes nothing."""
     bound(config, settings)
-    read_plan(config)
-    run_directory(config)
+    _planned_directory(config, read_plan(config))
 
 
 def settings(
@@ -55,10 +58,11 @@ def settings(
     recipe: dict[str, Any],
     trainer: dict[str, Any],
 ) -> None:
-    """The schema of configs/train.yaml; `train` checks the sections against what they are given to."""
+    """The schema of configs/train.yaml; sections are checked against the functions that take them."""
 
 
 def pooling(*, levels: list[int] | None) -> list[int] | None:
+    """The schema of the section `pooling`."""
     return levels
 
 
@@ -106,8 +110,7 @@ def train(config: DictConfig) -> float:
     from sppnet.results.records import read_result, result_text
     from sppnet.runtime.machine import is_first_process
 
-    config.data = {"source": plan.source, **plan.data_options}  # data.root=2012 is a name, not a number
-    run = run_directory(config)
+    run = _planned_directory(config, plan)
     result = read_result(run.path)
     if result is None:
         result = train_plan(plan, run)
@@ -117,6 +120,12 @@ def train(config: DictConfig) -> float:
     if is_first_process():
         print(result_text(result, run.path))
     return result.top1_error
+
+
+def _planned_directory(config: DictConfig, plan: "TrainingPlan") -> RunDirectory:
+    """Returns the run directory of a resolved configuration and its plan."""
+    config.data = {"source": plan.source, **plan.data_options}  # data.root=2012 is a name, not a number
+    return run_directory(config)
 
 
 def train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
@@ -129,25 +138,26 @@ def train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
     if in_sweep() and machine.devices == "auto" and torch.cuda.device_count() > 1:
         machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
         plan = dataclasses.replace(plan, machine=machine)
+
     data = plan.open_data()
     processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
     check_batch_size(plan.recipe, processes, len(data.train), len(data.val))
 
-    # Lightning takes more seconds, which a command that went wrong until here need not wait for.
+    # Imported here because Lightning takes more seconds, and the errors above should not.
     from sppnet.classify.training import train_classifier
 
     with configuration_errors():
         network = plan.build_network(data.classes)
     run.claim()
-    if not is_first_process():
+    if not is_first_process():  # the lock is the first one's
         return train_classifier(plan, network, data, run.path)
-    announce(plan, network, data, processes, run.path)
+    _announce(plan, network, data, processes, run.path)
     with run.training():
         return train_classifier(plan, network, data, run.path)
 
 
-def announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", processes: int, run: Path) -> None:
-    """Prints what is going to be trained, and notes on settings that may disappoint."""
+def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", processes: int, run: Path) -> None:
+    """Prints what is trained, and notes on settings that may disappoint."""
     from sppnet.runtime.machine import busy_machine
 
     print(
@@ -155,6 +165,7 @@ def announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", process
         f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
         flush=True,
     )
+
     notes = [
         plan.sizes.last_epoch_note(plan.recipe.epochs),
         few_steps_note(plan.recipe, len(data.train), processes),
@@ -164,14 +175,16 @@ def announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", process
         print(f"note: {note}", flush=True)
 
 
-def stopped_before_training(number: int, frame: Any) -> None:
+def _stopped_before_training(number: int, frame: Any) -> None:
+    """Handles a stop signal outside of training, which has its own handlers."""
     print(f"stopped by {signal.Signals(number).name} outside of training; the same command resumes", file=sys.stderr)
     sys.exit(os.EX_TEMPFAIL)
 
 
 def command() -> None:
+    """Runs the command with the words in sys.argv[1:]."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stopped_before_training)
+        signal.signal(number, _stopped_before_training)
     run_main(main)
 
 

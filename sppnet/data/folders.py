@@ -12,6 +12,7 @@ import numpy as np
 
 from sppnet.data.images import read_image_file
 from sppnet.data.shapes import generate_shapes
+from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.names import is_utf8, listing, printable
 
 
@@ -76,7 +77,7 @@ def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0)
         if unused:
             warnings.warn(
                 f"{top}: validation uses {val_folder}/, not {', '.join(f'{name}/' for name in unused)}; test on it by "
-                f"evaluate.py data=folder data.root={top / unused[-1]} part=all",
+                f"{shown_command('evaluate')} data=folder data.root={top / unused[-1]} part=all",
                 stacklevel=2,
             )
         return _train_and_val(top, val_folder)

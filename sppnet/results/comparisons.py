@@ -11,6 +11,7 @@ from sppnet.results.plots import confusion_plot
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores
 from sppnet.results.statistics import paired_test, wilson_interval
+from sppnet.runtime.checkout import shown_command
 
 Rows = tuple[list[str], list[list[str]]]  # headers and rows of a table
 
@@ -157,7 +158,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     if not shared:
         raise ValueError(
             f"{', '.join(str(run.path) for run in runs)}: no views that all were tested on; do it with "
-            "python scripts/evaluate.py run=[RUN1,RUN2] views=[center]"
+            f"{shown_command('evaluate')} run=[RUN1,RUN2] views=[center]"
         )
     tested = {views: {run.path.name: run.scores[views] for run in runs} for views in shared}
 
@@ -183,7 +184,7 @@ def classes_page(run: Run) -> Page:
     page = Page(f"Errors by class: {run.path.name}")
     if not run.scores:
         raise ValueError(
-            f"{run.path}: not tested yet; do it with python scripts/evaluate.py run={run.path} views=[center]"
+            f"{run.path}: not tested yet; do it with {shown_command('evaluate')} run={run.path} views=[center]"
         )
     for views, scores in run.scores.items():
         classes = scores.about["classes"]

@@ -18,6 +18,7 @@ from sppnet.results.paper import (
     variant_label,
 )
 from sppnet.results.runs import VARIANTS, Run, naming_config
+from sppnet.runtime.checkout import shown_command
 
 _IMAGENET_CLASSES = 1000
 
@@ -34,7 +35,7 @@ def missing_tests(spec: TableSpec, seeds: Sequence[Run]) -> list[str]:
         missing = tuple(views for views, _ in wanted if views not in run.scores)
         if run.result is None:
             words = [f"run={hydra_value(str(run.path))}", *_overrides(run.config), f"seed={run.config['seed']}"]
-            command = _shell_command("python", "scripts/train.py", *words)
+            command = _shell_command("train", *words)
             lines.append(f"{label}, seed {run.config['seed']}, has not finished training: {command}")
         elif missing:
             untested.setdefault(missing, []).append(run)
@@ -43,7 +44,7 @@ def missing_tests(spec: TableSpec, seeds: Sequence[Run]) -> list[str]:
         numbers = ", ".join(str(run.config["seed"]) for run in runs)
         paths = [str(run.path) for run in runs]
         value = hydra_value(paths[0] if len(paths) == 1 else paths)
-        command = _shell_command("python", "scripts/evaluate.py", f"run={value}", f"views={hydra_value(list(missing))}")
+        command = _shell_command("evaluate", f"run={value}", f"views={hydra_value(list(missing))}")
         lines.append(f"{label}, seed{'s' if len(runs) > 1 else ''} {numbers}, by {', '.join(missing)}: {command}")
     return lines
 
@@ -75,7 +76,7 @@ def _missing_training(block: Sequence[Run], variant: str, spec: TableSpec, runs:
     config = _config_of(sibling, variant)
     seeds = sorted({int(run.config["seed"]) for run in block})
     words = [*(["-m"] if len(seeds) > 1 else []), *_name_override(sibling, variant), *_overrides(config)]
-    command = _shell_command("python", "scripts/train.py", *words, f"seed={','.join(map(str, seeds))}")
+    command = _shell_command("train", *words, f"seed={','.join(map(str, seeds))}")
 
     if sibling.on_imagenet:
         time = paper_estimate(sibling.architecture, variant, runs)
@@ -113,7 +114,7 @@ def _name_override(sibling: Run, variant: str) -> list[str]:
 
 
 def _overrides(config: dict[str, Any]) -> list[str]:
-    """Returns the words after scripts/train.py that give this configuration without its seed, whatever the defaults."""
+    """Returns the overrides of `train` that give this configuration without its seed, whatever the defaults."""
     recipe, sizes = config["recipe"], config["sizes"]
     words = [
         f"backbone={config['backbone']['architecture']}",
@@ -157,7 +158,7 @@ def paper_command(architecture: str, variant: str, runs: Sequence[Run]) -> str:
     words = [f"experiment={experiment_of(architecture, variant)}"]
     words += [f"data={data['source']}"] * (data["source"] != "imagenet")
     words.append(f"data.root={hydra_value(data['root']) if data.get('root') else 'PATH'}")
-    return _shell_command("python", "scripts/train.py", *words)
+    return _shell_command("train", *words)
 
 
 def paper_estimate(architecture: str, variant: str, runs: Sequence[Run]) -> str:
@@ -173,6 +174,6 @@ def paper_estimate(architecture: str, variant: str, runs: Sequence[Run]) -> str:
     return estimate(training_work(config, _IMAGENET_CLASSES, ILSVRC_2012[0]), runs)
 
 
-def _shell_command(*words: str) -> str:
-    """Returns a command that a shell splits into these words, between backticks."""
-    return f"`{shlex.join(words)}`"
+def _shell_command(name: str, *words: str) -> str:
+    """Returns a command of this package that a shell splits into these words, between backticks."""
+    return f"`{shown_command(name)} {shlex.join(words)}`"

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from sppnet.results.records import Result
+from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line
 
@@ -78,7 +79,7 @@ def read_scores(path: Path) -> Scores:
         if not np.isfinite(scores).all() or labels.min() < 0 or labels.max() >= classes:
             raise ValueError("scores that are not finite, or labels out of range")
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a scores file ({error}); delete it and run evaluate.py again") from error
+        raise ValueError(_not_scores(path, str(error))) from error
     return Scores(scores, labels, names, about)
 
 
@@ -140,9 +141,11 @@ def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and numpy fail on damaged files in a dozen ways
-        raise ValueError(
-            f"{path}: not a scores file ({first_line(error)}); delete it and run evaluate.py again"
-        ) from error
+        raise ValueError(_not_scores(path, first_line(error))) from error
+
+
+def _not_scores(path: Path, reason: str) -> str:
+    return f"{path}: not a scores file ({reason}); delete it and run {shown_command('evaluate')} again"
 
 
 # Numpy writes version 3 for field names that are not Latin, which no array here has.

@@ -11,6 +11,7 @@ from sppnet.results.page import Page
 from sppnet.results.plots import Errors, error_curves, error_dots
 from sppnet.results.runs import VARIANTS, Run, grouped
 from sppnet.results.statistics import gain_interval
+from sppnet.runtime.checkout import shown_command
 
 _REFERENCE_VIEWS = "ten_crop"
 _GRID_WITHOUT_PYRAMID = 6  # cells per side of the maps that fc6 sees without a pyramid
@@ -114,7 +115,7 @@ def scales_page(runs: Sequence[Run]) -> Page:
     if len(page.blocks) == 1:
         raise ValueError(
             "these runs were not tested at several scales; do it with "
-            "python scripts/evaluate.py run=RUN views=[center,full] scales=[180,224,256,300,360,448,560]"
+            f"{shown_command('evaluate')} run=RUN views=[center,full] scales=[180,224,256,300,360,448,560]"
         )
     return page
 
@@ -173,7 +174,7 @@ def views_page(runs: Sequence[Run]) -> Page:
     if len(page.blocks) == 1:
         raise ValueError(
             f"these runs were not tested by {_REFERENCE_VIEWS} and other views; do it with "
-            f"python scripts/evaluate.py run=RUN views=[{_REFERENCE_VIEWS},ten_crop_maps]"
+            f"{shown_command('evaluate')} run=RUN views=[{_REFERENCE_VIEWS},ten_crop_maps]"
         )
     return page
 

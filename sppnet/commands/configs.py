@@ -1,0 +1,67 @@
+"""The shipped configuration files: the groups of a command, the choices of a group, composed configurations."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from sppnet.runtime.checkout import ROOT, shown_command
+
+_PACKAGED = Path(__file__).parents[1] / "configs"  # only where the package was installed from a wheel
+CONFIGS = _PACKAGED if _PACKAGED.is_dir() else ROOT / "configs"
+
+
+def choices(group: str) -> list[str]:
+    """Returns the choices of a group, none if there is no such group; of "" the commands that have a configuration."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def groups_of(config_name: str) -> dict[str, list[str]]:
+    """Returns the groups that a command's configuration is composed of, each with its choices."""
+    groups: dict[str, list[str]] = {}
+    for entry in yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))["defaults"]:
+        if isinstance(entry, str):
+            groups |= groups_of(entry) if entry != "_self_" else {}
+        else:
+            groups |= {group: choices(group) for group in entry if choices(group)}
+    return groups
+
+
+def section_of_choice(group: str, choice: str) -> Any:
+    """Reads what a choice puts into the section that is named as its group."""
+    file = CONFIGS / group / f"{choice}.yaml"
+    config: Any = OmegaConf.load(file)
+    return config.get(group, {}) if "@package _global_" in file.read_text(encoding="utf-8") else config
+
+
+def given_overrides() -> list[str]:
+    """Returns the overrides on the command line."""
+    return [word for word in sys.argv[1:] if "=" in word or word.startswith("~")]
+
+
+def compose_here(overrides: list[str]) -> DictConfig:
+    """Composes the configuration of the command that runs, with Hydra's own section."""
+    name = Path(sys.argv[0]).stem
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(name, overrides, return_hydra_config=True)
+
+
+def compose_chosen() -> DictConfig:
+    """Composes the configuration of the command that runs, with the groups chosen on the command line if possible."""
+    chosen = [word for word in given_overrides() if choices(word.partition("=")[0])]
+    try:
+        return compose_here(chosen)
+    except Exception:  # a choice that does not exist, or several of a sweep
+        return compose_here([])
+
+
+# For the help of each command; Hydra's $APP_CONFIG_GROUPS lists the groups of all commands.
+OmegaConf.register_new_resolver(
+    "groups_of",
+    lambda name: "\n".join(f"{group}: {', '.join(listed)}" for group, listed in groups_of(name).items()),
+    replace=True,
+)
+OmegaConf.register_new_resolver("shown_command", shown_command, replace=True)

@@ -1,0 +1,107 @@
+"""The runs that `evaluate` tests: finds them, reads their records, and checks the protocols for each."""
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from sppnet.classify.schedules import Sizes
+from sppnet.classify.views import LARGEST_SCALE, ViewProtocol, in_pixels
+from sppnet.commands.configs import CONFIGS
+from sppnet.commands.settings import bound, plain
+from sppnet.geometry import CROP_SIDE
+from sppnet.results.records import Result, read_result
+from sppnet.runtime.run_directory import read_run_config
+
+
+class TestedRun(NamedTuple):
+    """A run directory or a checkpoint, what its training recorded, and the protocols to test it by."""
+
+    path: Path
+    config: dict[str, Any] | None  # None for a checkpoint
+    result: Result | None  # None for a checkpoint, and before training is finished
+    protocols: dict[str, ViewProtocol]  # title -> in pixels
+    shipped: set[str]  # titles of those that are as configs/views has them
+
+
+def find_runs(run: Any) -> list[Path]:
+    """Returns the run directories and checkpoints that `run` names: a path, a pattern, or a list of them."""
+    patterns = [run] if isinstance(run, str) else run
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(one, str) and one for one in patterns):
+        given = "null" if run is None else run
+        raise ValueError(f"run={given}: must be a run directory, a checkpoint, a pattern, or a list of them: run=[A,B]")
+
+    runs = []
+    for pattern in patterns:
+        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+        if not paths:
+            raise ValueError(f"run={pattern}: no such run directory or checkpoint")
+        runs += [Path(path) for path in paths]
+    return list(dict.fromkeys(runs))
+
+
+def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
+    """Reads the records of a run and checks the protocols for it; loads no network."""
+    if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
+        raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
+    trained = read_run_config(path)
+    side = CROP_SIDE
+    if trained is not None:
+        side = Sizes(cycle=trained["sizes"].get("cycle"), uniform=trained["sizes"].get("uniform")).largest
+    elif config.crop_side is None and path.is_file():
+        print(f"{path}: no config.yaml names its crop side; views are for crops of {side}, or give crop_side=PIXELS")
+
+    result = read_result(path) if path.is_dir() else None
+    return TestedRun(path, trained, result, *read_protocols(config, side))
+
+
+def read_protocols(config: DictConfig, trained_side: int) -> tuple[dict[str, ViewProtocol], set[str]]:
+    """Returns the protocols by title, and the titles of those that are as configs/views has them.
+
+    Each protocol is at its own scales, or once at every one of `config.scales`. A title is the protocol's name and what
+    differs from configs/views. Multiples such as "256/224" become pixels for crops of `config.crop_side`, or of
+    `trained_side`.
+    """
+    if config.scales is not None and not config.scales:
+        raise ValueError("scales=[]: must name at least one shorter side, as in scales=[224,256]; null: those of views")
+    if any(not 1 <= scale <= LARGEST_SCALE for scale in config.scales or []):
+        raise ValueError(f"scales={config.scales}: must be from 1 to {LARGEST_SCALE} pixels")
+
+    side = config.crop_side or trained_side
+    protocols: dict[str, ViewProtocol] = {}
+    shipped = set()
+    for name, section in config.views.items():
+        given = plain(section) if isinstance(section, DictConfig) else section
+        pixels = OmegaConf.create(in_pixels(given, side)) if isinstance(given, dict) else given
+        protocol = ViewProtocol(**bound(pixels, ViewProtocol, f"views.{name}."))
+
+        changes = _changed_settings(name, given) + ([f"crop_side={side}"] if side != trained_side else [])
+        suffix = " with " + " ".join(changes) if changes else ""
+        if config.scales is not None:
+            protocols |= _at_scales(protocol, name, suffix, config.scales)
+            continue
+        protocols[name + suffix] = protocol
+        if not changes:
+            shipped.add(name)
+    return protocols, shipped
+
+
+def _at_scales(protocol: ViewProtocol, name: str, suffix: str, scales: list[int]) -> dict[str, ViewProtocol]:
+    """Returns the protocol at each scale, by title. Prints the scales that its windows are too large for."""
+    protocols = {}
+    for scale in scales:
+        if (at_scale := protocol.at(scale)) is None:
+            print(f"{name} at {scale}: skipped, as its windows are {protocol.view_size} pixels wide")
+        else:
+            protocols[f"{name}-{scale}{suffix}"] = at_scale
+    return protocols
+
+
+def _changed_settings(name: str, section: dict[str, Any]) -> list[str]:
+    """Returns what of a protocol differs from the one that configs/views has under this name, as KEY=VALUE."""
+    file = CONFIGS / "views" / f"{name}.yaml"
+    shipped = plain(OmegaConf.load(file)) if file.is_file() else {}  # type: ignore[arg-type]
+    changed = {key: value for key, value in section.items() if value != shipped.get(key)}
+    return [f"{key}={value}".replace(" ", "") for key, value in changed.items()]

@@ -1,0 +1,15 @@
+"""Whether the package is in a checkout of the project or installed, and how its commands are called there."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]  # the folder of the package: the checkout, or site-packages
+
+
+def is_checkout() -> bool:
+    """Whether scripts/ is beside the package."""
+    return (ROOT / "scripts" / "train.py").is_file()
+
+
+def shown_command(name: str) -> str:
+    """Returns a command as messages show it: "python scripts/train.py" in a checkout, "sppnet train" elsewhere."""
+    return f"python scripts/{name}.py" if is_checkout() else f"sppnet {name}"

@@ -1,11 +1,14 @@
-"""Real image files, made on the fly, and what several tests need."""
+"""Image files made on the fly, and ways to run the commands: in a process of their own, or in this one."""
 
 import io
 import os
+import runpy
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,20 +18,22 @@ import pytest
 import torch
 from PIL import Image
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
 # As many test processes as cores run side by side.
-os.environ["OMP_NUM_THREADS"] = "1"  # for what they start
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that they start
 torch.set_num_threads(1)
 
 
 def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
-    """uint8 (h, w, 3) -> the bytes of a JPEG file without chroma subsampling."""
+    """Encodes uint8 (h, w, 3) as a JPEG file without chroma subsampling."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=0)
     return file.getvalue()
 
 
 def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 6, val: int = 4) -> Path:
-    """A tree of small JPEG files in which the class decides the colour: learnable in a few steps."""
+    """Makes folders of small JPEG files in which the class decides the colour: learnable in a few steps."""
     random = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):
@@ -43,21 +48,21 @@ def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), tra
 
 
 def rows(images: Any) -> list[tuple[bytes, int, str]]:
-    """(encoded, label, name) of every image of a `LabelledImages`."""
+    """Returns (encoded, label, name) of every image of a `LabelledImages`."""
     return [(images.read(i), int(images.labels[i]), images.name(i)) for i in range(len(images))]
 
 
 def names(images: Any) -> list[str]:
-    """The names of all images of an `Images`."""
+    """Returns the names of all images of an `Images`."""
     return [images.name(i) for i in range(len(images))]
 
 
 def make_tree(root: Path, counts: dict[str, int]) -> Path:
-    """Files `root`/FOLDER/image_0.jpg, ... for {folder: count}; the content of each is its own path."""
-    for place, count in counts.items():
-        (root / place).mkdir(parents=True, exist_ok=True)
+    """Makes files `root`/FOLDER/image_0.jpg, ... for {folder: count}; the content of each is its own path."""
+    for folder, count in counts.items():
+        (root / folder).mkdir(parents=True, exist_ok=True)
         for i in range(count):
-            (root / place / f"image_{i}.jpg").write_text(f"{place}/image_{i}.jpg")
+            (root / folder / f"image_{i}.jpg").write_text(f"{folder}/image_{i}.jpg")
     return root
 
 
@@ -80,9 +85,9 @@ def assert_refuses(pattern: str, source: str = "folder", error: type[Exception] 
 def started_process(
     command: Sequence[str | Path], *, limit: float = 300, **options: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process in a group of its own, which is killed as a whole at the end of the block, however that is left.
+    """Starts a process in a group of its own, and kills the group at the end of the block, however that is left.
 
-    After `limit` seconds it is killed earlier, so that nothing waits for it, and the test fails.
+    After `limit` seconds the group is killed earlier, so that nothing waits for it, and the test fails.
     """
     process = subprocess.Popen(list(map(str, command)), text=True, start_new_session=True, **options)
     late = threading.Event()
@@ -107,11 +112,54 @@ def started_process(
 def run_process(
     command: Sequence[str | Path], *, limit: float = 300, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` with both outputs captured and no input, under the limits of `started_process`."""
+    """As `subprocess.run` with both outputs captured and no input, and the limits of `started_process`."""
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started_process(command, limit=limit, **(pipes | options)) as process:
         output, errors = process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def call_script(name: str, *arguments: str, cwd: Path) -> int:
+    """Runs a script in this process, as its command line would in the folder `cwd`, and returns its exit code.
+
+    A process of its own would first import torch and Lightning for four seconds.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    path = SCRIPTS / f"{name}.py"
+    environment = dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "argv", [str(path), *arguments])
+        patch.setattr(warnings, "showwarning", warnings.showwarning)
+        for variable in ("HYDRA_FULL_ERROR", "SPPNET_ONE_LINE"):
+            os.environ.pop(variable, None)
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as stopped:
+            return stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return 0
+
+
+@pytest.fixture
+def run_here(capfd: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `run_process`, by `call_script` in this process."""
+
+    def run(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        code = call_script(name, *arguments, cwd=cwd)
+        output, errors = capfd.readouterr()
+        return subprocess.CompletedProcess([name, *arguments], code, output, errors)
+
+    return run
 
 
 @pytest.fixture
@@ -121,7 +169,10 @@ def image_folder(tmp_path: Path) -> Path:
 
 @contextmanager
 def without_rights() -> Iterator[None]:
-    """Root may write anywhere; so it steps down. What is needed has to be imported, and open or the current folder."""
+    """Runs a block without the rights of root, who may write anywhere.
+
+    Everything the block needs must be imported before, and open or in the current folder.
+    """
     if os.geteuid() != 0:
         yield
         return
@@ -133,7 +184,7 @@ def without_rights() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU, tests that are marked `gpu` are left out, and counted as deselected."""
+    """Deselects tests marked `gpu` where there is no GPU."""
     if not torch.cuda.is_available():
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left_out)

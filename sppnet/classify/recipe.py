@@ -4,8 +4,8 @@ import math
 import re
 from dataclasses import dataclass, field, fields
 
-MOST_EPOCHS = 100_000  # every epoch has an entry in each checkpoint
-FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
+_MOST_EPOCHS = 100_000  # every epoch has an entry in each checkpoint
+_FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,8 @@ class Recipe:
             if not getattr(self, name) >= bound:
                 raise ValueError(f"recipe.{name}={getattr(self, name)}: must be at least {bound}")
 
-        if self.epochs > MOST_EPOCHS:
-            raise ValueError(f"recipe.epochs={self.epochs}: must be at most {MOST_EPOCHS}")
+        if self.epochs > _MOST_EPOCHS:
+            raise ValueError(f"recipe.epochs={self.epochs}: must be at most {_MOST_EPOCHS}")
         if not self.learning_rate > 0:
             raise ValueError(f"recipe.learning_rate={self.learning_rate}: must be above 0")
         if not self.momentum < 1:
@@ -173,13 +173,13 @@ def check_batch_size(recipe: Recipe, processes: int, training_images: int, valid
 
 
 def few_steps_note(recipe: Recipe, images: int, processes: int = 1) -> str | None:
-    """Returns a note with better overrides if an epoch of so many images has fewer than FEW_STEPS steps, else None."""
+    """Returns a note with better overrides if an epoch of so many images has fewer than _FEW_STEPS steps, else None."""
     steps = images // recipe.batch_size
-    if steps >= FEW_STEPS:
+    if steps >= _FEW_STEPS:
         return None
 
     # The largest power of two per process that makes enough steps.
-    share = images // FEW_STEPS // processes
+    share = images // _FEW_STEPS // processes
     batch = processes * 2 ** max(0, share.bit_length() - 1)
     if batch >= recipe.batch_size:
         return None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # backbones import torch, which commands only load after they
     from sppnet.backbones import Backbone
     from sppnet.timm_backbone import TimmBackbone
 
-LARGEST_SIDE = 4096  # the largest side to train at, in pixels
+_LARGEST_SIDE = 4096  # the largest side to train at, in pixels
 
 
 def size_of_epoch(
@@ -29,7 +29,7 @@ def size_of_epoch(
         uniform: [smallest, largest]: one size per epoch, uniform over the integers between, both included (§3.1.3).
         seed: of the sizes drawn from `uniform`.
 
-    Raises ValueError unless exactly one of `cycle` and `uniform` is given, with sizes from 1 to LARGEST_SIDE.
+    Raises ValueError unless exactly one of `cycle` and `uniform` is given, with sizes from 1 to _LARGEST_SIDE.
     """
     _check_sizes(cycle, uniform)
     if cycle is not None:
@@ -82,13 +82,13 @@ class Sizes:
 
 
 def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> None:
-    """Raises ValueError unless exactly one is given, with sides from 1 to LARGEST_SIDE."""
+    """Raises ValueError unless exactly one is given, with sides from 1 to _LARGEST_SIDE."""
     if (cycle is None) == (uniform is None):
         raise ValueError("sizes: give either cycle, such as [224, 180], or uniform, such as [180, 224]")
     sizes = cycle if cycle is not None else uniform
     assert sizes is not None
-    if len(sizes) < 1 or min(sizes) < 1 or max(sizes) > LARGEST_SIDE:
-        raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1 to {LARGEST_SIDE}")
+    if len(sizes) < 1 or min(sizes) < 1 or max(sizes) > _LARGEST_SIDE:
+        raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1 to {_LARGEST_SIDE}")
     if uniform is not None and (len(uniform) != 2 or uniform[0] > uniform[1]):
         raise ValueError(f"sizes.uniform={list(uniform)}: must be [smallest, largest]")
 

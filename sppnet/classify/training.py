@@ -51,7 +51,7 @@ def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: 
     _silence_lightning()
     newest = newest_checkpoint(run / "checkpoints")
     if newest is not None:
-        plan = dataclasses.replace(plan, machine=resumed_machine(plan.machine, newest))
+        plan = dataclasses.replace(plan, machine=_resumed_machine(plan.machine, newest))
 
     signals = StopSignals()
     trainer = _build_trainer(plan, run, network, signals)
@@ -88,7 +88,7 @@ def precision(machine: Machine) -> str:
     return machine.precision or ("bf16-mixed" if bf16_is_fast(device_type(machine)) else "32-true")
 
 
-def resumed_machine(machine: Machine, checkpoint: Path) -> Machine:
+def _resumed_machine(machine: Machine, checkpoint: Path) -> Machine:
     """Returns the machine with the precision of the checkpoint, unless the user asks for another. Reports both."""
     recorded = recorded_precision(checkpoint)
     if is_first_process():

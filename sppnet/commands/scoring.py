@@ -45,7 +45,7 @@ def score_run(
         opened: data sets by section, kept for the next run.
     """
     network = load_network(run.path)
-    test = open_test_data(config, run, opened)
+    test = _open_test_data(config, run, opened)
     images = select_images(test.data, config.part, config.exclude, network.classes)
     source = test.section["source"]
     print(f"{run.path}: {network.summary()}; {len(images):,} images of {source} ({config.part})", flush=True)
@@ -60,7 +60,7 @@ def score_run(
         "classes": list(images.classes),
     }
     on_validation = run.config is not None and is_of_validation_images(about, run.config, run.result)
-    data_words = "" if on_validation else data_text(config)
+    data_words = "" if on_validation else _data_text(config)
     _print_notes(run, on_validation or bool(data_words))
 
     checkpoint = checkpoint_digest(run.path)
@@ -103,9 +103,9 @@ def _scores_folder(given: str | None, run: Path) -> Path:
     return run / "scores" if run.is_dir() else run.with_name(f"{run.name}.scores")
 
 
-def open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, OpenData]) -> OpenData:
+def _open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, OpenData]) -> OpenData:
     """Opens the data and hashes the images to test, unless an earlier run was tested on the same."""
-    section = data_section(config.data, run)
+    section = _data_section(config.data, run)
     source, options = bound_choice(OmegaConf.create(section), "source", DATA_SOURCES, "data.")
     key = str(section)
     if key in opened:
@@ -144,7 +144,7 @@ def _check_split(config: DictConfig, section: dict[str, Any], run: TestedRun, da
         )
 
 
-def data_section(given: DictConfig | None, run: TestedRun) -> dict[str, Any]:
+def _data_section(given: DictConfig | None, run: TestedRun) -> dict[str, Any]:
     """Returns the data to test on: the one given, or that of the run with the given keys changed.
 
     Roots become absolute. Raises ValueError if neither names the data.
@@ -159,7 +159,7 @@ def data_section(given: DictConfig | None, run: TestedRun) -> dict[str, Any]:
     return {**run.config["data"], **section}
 
 
-def data_text(config: DictConfig) -> str:
+def _data_text(config: DictConfig) -> str:
     """Returns what was given of the data, the part and the exclusions, as on the command line, without defaults."""
     given = {key: value for key, value in plain(config.data).items() if value is not None} if config.data else {}
     words, defaults = [], {}

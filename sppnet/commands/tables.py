@@ -32,8 +32,8 @@ classes                errors by class and confusion matrix of one run
 runs=runs              folders of runs, run directories, or patterns of them: runs=[A,B] or runs='runs/demo*'
 out=runs/tables        where WHAT.md and WHAT.html are written
 """
-PAPER_TABLES = ("table2", "table3", "table4")
-CHOICES = (*PAPER_TABLES, "all", "sweep", "scales", "views", "compare", "classes")
+_PAPER_TABLES = ("table2", "table3", "table4")
+CHOICES = (*_PAPER_TABLES, "all", "sweep", "scales", "views", "compare", "classes")
 
 
 def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> None:
     patterns, out = settings(**bound(_configuration(words), settings))
 
     runs = read_runs(patterns)
-    for name in PAPER_TABLES if choice == "all" else (choice,):
-        page = page_of(name, runs)
+    for name in _PAPER_TABLES if choice == "all" else (choice,):
+        page = _page_of(name, runs)
         print(page.markdown())
         print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
 
@@ -76,14 +76,14 @@ def _configuration(words: list[str]) -> DictConfig:
     return resolved(config)
 
 
-def page_of(name: str, runs: list[Run]) -> Page:
+def _page_of(name: str, runs: list[Run]) -> Page:
     """Returns the page of one of CHOICES but "all"."""
     # Imported here because torch takes a second, and --help should not.
     from sppnet.results.comparisons import classes_page, comparison_page
     from sppnet.results.sweeps import pyramid_page, scales_page, views_page
     from sppnet.results.tables import table_page
 
-    if name in PAPER_TABLES:
+    if name in _PAPER_TABLES:
         return table_page(name, runs)
     if name == "classes":
         if len(runs) != 1:

@@ -113,7 +113,7 @@ def train(config: DictConfig) -> float:
     run = _planned_directory(config, plan)
     result = read_result(run.path)
     if result is None:
-        result = train_plan(plan, run)
+        result = _train_plan(plan, run)
     else:
         run.claim()
         print("already finished")
@@ -128,7 +128,7 @@ def _planned_directory(config: DictConfig, plan: "TrainingPlan") -> RunDirectory
     return run_directory(config)
 
 
-def train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
+def _train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
     """Trains as planned, on the GPU of this job in a sweep."""
     import torch
 

@@ -41,8 +41,8 @@ def _max_pixels() -> int:
     return int(value)
 
 
-MAX_PIXELS = _max_pixels()
-_MAX_FILE_BYTES = 3 * MAX_PIXELS + 2**24  # the largest image without compression, and 16 MB for metadata
+_MAX_PIXELS = _max_pixels()
+_MAX_FILE_BYTES = 3 * _MAX_PIXELS + 2**24  # the largest image without compression, and 16 MB for metadata
 
 # The most memory that decoding takes, with the 3 bytes of the result. A test measures it for every kind of image.
 BYTES_PER_PIXEL = 7
@@ -99,7 +99,7 @@ def read_image_file(path: str, name: str, max_bytes: int = _MAX_FILE_BYTES) -> b
         raise UnreadableImage(printable(f"{name}: {error.strerror}")) from error
 
 
-def decode_image(encoded: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode_image(encoded: bytes, name: str, max_pixels: int = _MAX_PIXELS) -> Tensor:
     """Decodes an image file as an image viewer shows it: uint8 RGB (3, h, w), upright.
 
     Reads JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and PPM by content, whatever the file is called, and the first
@@ -196,7 +196,7 @@ def _reason(encoded: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"not an image that can be read ({', '.join(_FORMATS)})"
     if isinstance(error, Image.DecompressionBombError) and (pixels := re.search(r"\d+", str(error))):
-        return f"{pixels[0]} pixels, more than SPPNET_MAX_PIXELS={MAX_PIXELS}"
+        return f"{pixels[0]} pixels, more than SPPNET_MAX_PIXELS={_MAX_PIXELS}"
     return re.sub(r"^.*\.cpp:\d+, ", "", first_line(error))  # TorchCodec starts with the place in its source
 
 

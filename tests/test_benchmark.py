@@ -134,6 +134,19 @@ def test_ratios_are_compared_with_the_goal_of_the_device():
 
 
 @pytest.mark.slow
+def test_the_cost_of_the_pyramid_is_that_of_a_network_with_it_beside_one_without():
+    class Networks(SideBySide):
+        levels = ()
+
+        def _network(self, levels):
+            self.levels += (levels,)
+            return super()._network(levels)
+
+    with Networks("cpu", batch_size=1, files=4, hidden=16) as side_by_side:
+        side_by_side.pyramid_costs()
+        assert side_by_side.levels == ((6, 3, 2, 1), None)  # ours, then what it is compared with
+
+
 def test_every_comparison_runs_on_both_sides():
     run = []
     with SideBySide("cpu", batch_size=1, files=4, hidden=16) as side_by_side:

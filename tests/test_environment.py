@@ -62,3 +62,12 @@ def test_the_commit_is_that_of_the_source_tree_with_a_plus_where_it_was_changed(
     source.write_text("changed\n")
     assert environment()["commit"] == f"{commit}+"
     assert capfd.readouterr() == ("", "")  # git's own messages do not reach the user
+
+
+def test_the_hardware_counts_the_gpus_that_were_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert environment()["hardware"] == "8 x NVIDIA H200"
+    assert environment(gpus=1)["hardware"] == "1 x NVIDIA H200"
+    assert environment(gpus=32)["hardware"] == "32 x NVIDIA H200"

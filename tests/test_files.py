@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import without_rights
+from conftest import run_process, without_rights
 from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
 
+PROJECT = Path(__file__).parents[1]
 DEAD = 2**22 + 1  # Linux gives no process a higher number than 2**22
 
 
@@ -43,6 +44,40 @@ def test_the_previous_file_is_kept_on_request(tmp_path):
         assert path.read_bytes() == b"old"
         assert not previous.exists()
     assert (path.read_bytes(), previous.read_bytes()) == (b"new", b"old")
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from sppnet.runtime.files import atomic_file
+
+path, rename = Path("last"), Path.replace
+Path.replace = lambda self, target: os._exit(9) if target == path else rename(self, target)
+if "without hard links" in sys.argv:
+    def no_links(*names):
+        raise PermissionError
+    os.link = no_links
+with atomic_file(path, previous=Path("previous")) as file:
+    file.write(b"new")
+"""
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_a_kill_before_the_new_file_has_its_name_leaves_the_old_one(tmp_path, hard_links):
+    """Twice; with hard links `last` is always there, on other file systems it may be `previous` only."""
+    path, previous = tmp_path / "last", tmp_path / "previous"
+    path.write_bytes(b"old")
+    command = [sys.executable, "-c", KILLED, *([] if hard_links else ["without hard links"])]
+    for _ in range(2):
+        done = run_process(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+        assert done.returncode == 9, done.stderr
+        assert previous.read_bytes() == b"old"
+        assert path.exists() == hard_links
+
+    with atomic_file(path, previous=previous) as file:
+        file.write(b"new")
+    assert (path.read_bytes(), previous.read_bytes()) == (b"new", b"old")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last", "previous"]
 
 
 def test_content_and_names_are_flushed_to_the_disk(tmp_path, monkeypatch):

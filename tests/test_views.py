@@ -131,7 +131,7 @@ def test_a_protocol_is_described_in_words():
     corner = ViewProtocol(scales=[256], positions=["top_left"])
     assert corner.text() == "224 crops (top left) at shorter side 256"
     sides = ViewProtocol(scales=[256], positions=["left", "right"], maps=True)
-    assert sides.text().startswith("224 windows pooled from maps (2 positions) at shorter side 256")
+    assert sides.text().startswith("224 windows pooled from maps (left, right) at shorter side 256")
     assert shipped("multi_view_full").text() == (
         "224 windows pooled from maps (nine positions) at shorter side 224/256/300/360/448/560 + whole image at "
         "shorter side 256, each also mirrored"

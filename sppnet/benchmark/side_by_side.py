@@ -116,7 +116,7 @@ class SideBySide:
         return ours, with_default_malloc(self._step(reference, reference_autocast))
 
     def pyramid_costs(self) -> tuple[Work, Work]:
-        return self._step(self._network(None)), self._step(self._network((6, 3, 2, 1)))
+        return self._step(self._network((6, 3, 2, 1))), self._step(self._network(None))
 
     @cached_property
     def files(self) -> Path:

@@ -93,7 +93,7 @@ def evaluate_to_file(
         **identity,
         **fingerprint,
         **about,
-        **environment(),
+        **environment(gpus=hardware.processes),
         "protocol_text": protocol.text(),
         "n": len(images),
         "seconds": seconds,

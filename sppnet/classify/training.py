@@ -206,6 +206,6 @@ def _result(plan: TrainingPlan, classifier: Classifier, data_module: Classificat
         seconds=sum(epoch["seconds"] for epoch in history),
         seed=plan.seed,
         precision=precision(plan.machine),
-        **environment(),
+        **environment(gpus=classifier.trainer.world_size),
         history=tuple(map(Epoch.from_dict, history)),
     )

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sppnet.geometry import CROP_SIDE, POSITIONS, Window, window_at
+from sppnet.geometry import CROP_POSITIONS, CROP_SIDE, POSITIONS, Window, window_at
 
 if TYPE_CHECKING:  # the network imports torch, which takes seconds; commands check the views without it
     from sppnet.network import SPPNet
@@ -78,8 +78,8 @@ class ViewProtocol:
         """Describes the protocol in a few words."""
         parts = []
         if self.scales:
-            names = {1: self.positions[0], 5: "centre and corners", 9: "nine positions"}
-            positions = names.get(len(self.positions), f"{len(self.positions)} positions").replace("_", " ")
+            names = {CROP_POSITIONS: "centre and corners", tuple(POSITIONS): "nine positions"}
+            positions = names.get(tuple(self.positions), ", ".join(self.positions)).replace("_", " ")
             kind = "windows pooled from maps" if self.maps else "crops"
             parts.append(f"{self.view_size} {kind} ({positions}) at shorter side {_joined(self.scales)}")
         if self.full_scales:

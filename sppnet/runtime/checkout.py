@@ -1,4 +1,4 @@
-"""Whether the package is in a checkout of the project or installed, and how its commands are called there."""
+"""Whether the package is in a checkout of the project or installed, and how its commands are called."""
 
 from pathlib import Path
 
@@ -11,5 +11,8 @@ def is_checkout() -> bool:
 
 
 def shown_command(name: str) -> str:
-    """Returns a command as messages show it: "python scripts/train.py" in a checkout, "sppnet train" elsewhere."""
-    return f"python scripts/{name}.py" if is_checkout() else f"sppnet {name}"
+    """Returns a command as messages show it: "python scripts/train.py" inside a checkout, "sppnet train" elsewhere.
+
+    An editable installation of a checkout is used from other folders, too, where scripts/ does not exist.
+    """
+    return f"python scripts/{name}.py" if is_checkout() and Path.cwd() == ROOT else f"sppnet {name}"

@@ -11,13 +11,17 @@ import torch
 from sppnet.runtime.machine import core_count
 
 
-def environment() -> dict[str, Any]:
-    """The versions of packages, the commit and the hardware that a number is made with, as plain values."""
+def environment(gpus: int | None = None) -> dict[str, Any]:
+    """The versions of packages, the commit and the hardware that a number is made with, as plain values.
+
+    Args:
+        gpus: how many were used, over all machines; None: all of this machine.
+    """
     packages = ("sppnet", "torch", "torchvision", "pytorch-lightning", "timm")
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "commit": _commit(),
-        "hardware": _hardware(),
+        "hardware": _hardware(gpus),
     }
 
 
@@ -38,10 +42,10 @@ def _commit() -> str | None:
         return None
 
 
-def _hardware() -> str:
-    """The GPUs of this machine, or the cores that this process may use."""
+def _hardware(gpus: int | None) -> str:
+    """The GPUs, or the cores that this process may use."""
     if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        return f"{gpus or torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{core_count()} cores of {_processor()}"
 
 

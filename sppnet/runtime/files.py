@@ -36,13 +36,28 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
             os.fsync(file.fileno())
 
         if previous is not None:
-            with suppress(FileNotFoundError):
-                path.replace(previous)
+            _keep_as(path, previous)
         temporary.replace(path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     _flush_names(path.parent)
+
+
+def _keep_as(path: Path, previous: Path) -> None:
+    """Gives the file at `path`, if any, the name `previous` as well: `path` exists whenever this process dies."""
+    link = previous.with_name(f"{previous.name}.partial{os.getpid()}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+    except FileNotFoundError:
+        return
+    except OSError:  # no hard links on this file system
+        with suppress(FileNotFoundError):
+            path.replace(previous)
+        return
+    link.replace(previous)
+    link.unlink(missing_ok=True)  # renaming one name of a file to another name of it does nothing
 
 
 def is_temporary(name: str) -> bool:

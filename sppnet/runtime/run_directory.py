@@ -133,8 +133,9 @@ class RunDirectory:
 
         self._created = [folder for folder in (self.path, self.path.parent) if not folder.exists()]
         config = self.config
-        if config["data"].get("root"):  # evaluate.py may be called from another folder
-            config = {**config, "data": {**config["data"], "root": os.path.abspath(config["data"]["root"])}}
+        root = config["data"].get("root")
+        if root and "://" not in root:  # evaluate.py may be called from another folder
+            config = {**config, "data": {**config["data"], "root": os.path.abspath(root)}}
         with atomic_file(self.path / "config.yaml") as file:
             file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# Often set in containers. Then every process would compile 3,500 files anew, which is more than half of its start.
+# Often set in containers. Then every process would compile 3,500 files again, which is more than half of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test stress lint format tensorboard

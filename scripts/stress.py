@@ -81,7 +81,8 @@ def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
         lost += sum(ending.seconds for ending in endings) - seconds
         print(f"run {run}, {name}: {len(endings) - 1} kills, {'the same' if same else 'ANOTHER OUTCOME'}", flush=True)
     print(
-        f"{run} runs, {killed} kills, {resumed} resumes (the others began anew), {differences} differences; "
+        f"{run} runs, {killed} kills, {resumed} resumes (the others had no checkpoint and started again), "
+        f"{differences} differences; "
         f"{lost / max(1, killed):.1f} seconds of training lost per kill"
     )
     return differences

@@ -1,6 +1,6 @@
 """Exact geometry of images, networks and pyramids: sides, crops, pyramid bins, image windows on feature maps.
 
-Pooling, training crops, views and detection all take their positions and cells from here. Pixels and cells are counted
+Pooling, training crops and views all take their positions and cells from here. Pixels and cells are counted
 from 0; boxes are half-open (x0, y0, x1, y1), sizes are (height, width).
 """
 
@@ -223,7 +223,7 @@ def windows_to_cells(
 def crop_to_cells(
     window: tuple[int, int, int, int], stride: int, crop_size: tuple[int, int], map_size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """Maps a crop to the cells of the whole image's feature map that stand for the crop's own map.
+    """Maps a crop to the cells of the whole image's feature map that replace the map of the crop.
 
     They are as many cells as the crop's own map has, from the cell whose centre is nearest to that of the crop's first
     cell: a crop that starts at pixel x has its first cell at x + offset, the map has cell i at stride * i + offset, so

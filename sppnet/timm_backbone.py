@@ -103,12 +103,11 @@ def _create_timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
 
 
 class _TimmOutline:
-    """A timm model without weights, run to measure what it does to the size of images.
+    """A timm model without weights, used to measure stride, offset and map sizes.
 
     stride, channels: as timm states them, checked against the maps.
     channels_last: whether the model returns maps as (N, h, w, C).
-    smallest_input: the smallest side in pixels that gives a cell, without a gap up to the next multiple of the stride.
-        Some models accept few of the sides above it.
+    smallest_input: the smallest accepted side in pixels; larger sides may be refused.
 
     Raises ValueError for a model without feature maps, or whose maps do not grow by one cell per stride.
     """
@@ -219,7 +218,7 @@ class _TimmOutline:
             middle = slice((cells - 1) // 2, cells // 2 + 1)
             inner = maps[:, :, middle, middle]
 
-            # How much each column of the image matters to the middle cells; their centre of mass is what the cells see.
+            # How much each image column matters to the middle cells; the centre of mass estimates the centre.
             (gradient,) = torch.autograd.grad((inner * torch.randn_like(inner)).sum(), images)
             weights = gradient.square().sum(dim=(0, 1, 2))
             center = (weights * torch.arange(side)).sum() / weights.sum()

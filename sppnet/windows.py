@@ -1,7 +1,7 @@
 """Windows of an image, pooled from its feature maps: pixels -> cells -> pooled vectors.
 
-Testing with many views and detection ask for up to thousands of windows of one image. Its maps are computed once,
-windows that cover the same cells are pooled once, and the pooled vectors are consumed in chunks to bound the memory.
+Testing with many views asks for many windows of one image. Its maps are computed once, windows that cover the same
+cells are pooled once, and the pooled vectors are consumed in chunks to bound the memory.
 
 Letters: N images of equal size, C channels, (H, W) cells of the map, K windows, B bins of the pyramid.
 """

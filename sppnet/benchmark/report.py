@@ -57,7 +57,7 @@ def advice(setup: TrainingSetup, verdict: Verdict, *, prepared: bool, workers: i
             ideas.append(f"prepare the data: {shown_command('prepare_data')}, then data=prepared")
         if workers < cores:
             ideas.append(f"trainer.workers={cores}: {workers} workers leave {cores - workers} cores idle")
-        return ideas or ["more cores; loading is as cheap as it gets"]
+        return ideas or ["more cores; loading has no cheaper setting left"]
 
     if not gpu:
         ideas.append("a GPU; on a CPU backbone.width=0.25 and recipe.epochs make runs shorter")

@@ -92,7 +92,7 @@ class SideBySide:
         yield Comparison("training step of ZF-5: without a pyramid", Goal(1 / 1.15, 1 / 1.08), self.pyramid_costs)
         yield Comparison("loading from files: ImageFolder and Pillow", Goal(2, None), self.loaders)
         yield Comparison("loading from a prepared store: the same", Goal(4, None), self.prepared_loaders)
-        yield Comparison("end to end: the slower of loading and steps alone", Goal(0.9, 0.9), self.end_to_end)
+        yield Comparison("end to end: the slower of loading only and steps only", Goal(0.9, 0.9), self.end_to_end)
         yield Comparison("ten views on maps: ten crops", Goal(2, 1.5), self.ten_views)
         yield Comparison("96 views on maps: 96 crops", Goal(1.7, 1.5), self.many_views)
 

@@ -105,7 +105,7 @@ def evaluate_to_file(
 
 
 def _saved_scores(path: Path, identity: dict[str, Any], title: str) -> Scores | None:
-    """Returns the scores in `path` if they have this identity. Prints that, or why the images are scored again."""
+    """Returns the scores in `path` if they have this identity. Prints that they are reused, or why not."""
     if not path.is_file():
         return None
 
@@ -204,7 +204,7 @@ def _score_share(rank: int, evaluation: Evaluation, left: np.ndarray, title: str
         stack.callback(lambda: _save_part(evaluation, indices, scores))
         # Around the whole loop, autocast converts each weight once instead of once per batch.
         stack.enter_context(torch.autocast(scorer.device.type, scorer.autocast, enabled=scorer.autocast is not None))
-        # The shares of all processes are equal, so one of them shows the progress of all.
+        # The shares of all processes differ by at most one image, so one of them shows the progress of all.
         progress = stack.enter_context(Progress(title, len(share))) if rank == 0 else None
         stack.enter_context(explained_loader_failures("hardware.workers"))
         scored = score_images(scorer, evaluation.images, share, workers=evaluation.workers)

@@ -92,7 +92,10 @@ class StepLines(Callback):
 
 
 class ProgressBar(TQDMProgressBar):
-    """A progress bar for the epoch under way, with size, loss and images/s. It disappears; `EpochLines` stay."""
+    """A progress bar for the epoch under way, with size, loss and images/s.
+
+    It is removed at the end of the epoch; the lines of `EpochLines` remain.
+    """
 
     def init_train_tqdm(self) -> Tqdm:
         # Lightning sets the length when an epoch begins, which does not happen when a run resumes inside one.

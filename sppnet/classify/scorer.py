@@ -101,7 +101,7 @@ class Scorer:
         return _softmax(self.map_network.classify(pooled))
 
     def _sides(self) -> tuple[bool, ...]:
-        """Returns whether to mirror, for each side of the images that the protocol looks at."""
+        """Returns whether to mirror, (False,), or (False, True) if mirror images are views too."""
         return (False, True) if self.protocol.mirrored else (False,)
 
     def _input(self, pixels: Tensor, mirrored: bool) -> Tensor:

@@ -69,7 +69,7 @@ def write_to_stderr(line: str) -> None:
 
 
 def requeue_slurm_job() -> None:
-    """Puts this SLURM job, or this task of a job array, back into the queue. Only reports a failure."""
+    """Puts this SLURM job, or this task of a job array, back into the queue. Prints a failure instead of raising."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"

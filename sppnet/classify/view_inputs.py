@@ -124,8 +124,7 @@ def load_inputs(
 ) -> Generator[Inputs, None, None]:
     """Yields the inputs of the images at `indices`, in this order.
 
-    Close it to end its workers. As long as torch looks after a dead worker, it interrupts this process again for every
-    child that exits.
+    Close it to end its workers. Otherwise, after a worker died, torch raises in this process each time any child exits.
     """
     loader = DataLoader(
         ViewInputs(images, protocol),

@@ -29,7 +29,7 @@ class ViewProtocol:
         maps: True pools windows from the feature maps of the whole image, computed once per scale (§3.1.5); False sends
             crops through the network.
         aligned: True sends whole images through `network.aligned()`, whose paddings are floor(kernel / 2) (Appendix A);
-            False through the network with the paddings of training, through which crops always go.
+            False through the network with the paddings of training, crops always use the paddings of training.
 
     Sections and appendices are those of arXiv:1406.4729v4.
 

@@ -53,8 +53,8 @@ def run(command: str) -> None:
 def quiet_broken_pipe() -> Iterator[None]:
     """Ends the process quietly with exit code 141 if nobody reads its output any more, as after `| head -1`.
 
-    That is the code of programs which SIGPIPE ends. Python ignores that signal, and so can a training that has to save
-    a checkpoint first.
+    That is the code of programs which SIGPIPE ends. Python ignores SIGPIPE, so training
+    can still save a checkpoint.
     """
     try:
         try:

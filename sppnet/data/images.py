@@ -131,7 +131,7 @@ def _decode(encoded: bytes, max_pixels: int) -> Tensor:
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
-    """Raises ValueError for an image with more pixels than `max_pixels`, counted as often as their memory asks for."""
+    """Raises ValueError for more pixels than `max_pixels`, weighted by the memory that their format needs."""
     width, height = image.size
     kind, bytes_per_pixel = image.format, _BYTES_PER_PIXEL_OF.get(image.format or "", BYTES_PER_PIXEL)
     if image.info.get("progressive"):

@@ -2,8 +2,8 @@
 
 There are ten classes in three families: three dots, two bars, a ring with a dot. The classes of a family have the same
 parts and differ only in where the parts are. Colour, texture, scale, place and deformation have the same distributions
-for every class, so that a small patch shows the family at best. Rotation is small enough to keep "above" above, and
-every class is closed under mirroring left to right, because training mirrors.
+for every class, so a small patch can reveal only the family, not the class. Rotation is small enough to keep "above"
+above, and every class is closed under mirroring left to right, because training mirrors.
 
 Points and centres are (x, y), y downwards. Objects are laid out around (0, 0), reaching to about 1 in each direction.
 """

@@ -1,4 +1,4 @@
-"""Shards of a prepared store: some images of a split in one Arrow file, and what is known of them beside it.
+"""Shards of a prepared store: some images of a split in one Arrow file, with a JSON file of findings beside it.
 
 Columns are image, label, name and the SHA-256 of the source file. Training images are stored small, validation images
 with the bytes of their files.

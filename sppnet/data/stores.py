@@ -33,8 +33,8 @@ class StoredImages:
     split: str
     labels: np.ndarray
     classes: tuple[str, ...]
-    stored_fingerprint: str  # by which `datasets` tells one content from another
-    folders: tuple[str, ...]  # the only places from which files are read that rows name instead of holding bytes
+    stored_fingerprint: str  # the fingerprint that `datasets` computed for the content
+    folders: tuple[str, ...]  # if a row holds a path instead of bytes, the file must be in one of these folders
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -72,9 +72,10 @@ class Run:
         return "30bins" if self.levels == (4, 3, 2, 1) and not several else None
 
     def setting(self, *ignored: str) -> str:
-        """Returns all that two runs must share to be compared: their configuration without seed and `ignored` sections.
+        """Returns the settings that must be equal for two runs to be compared, as JSON.
 
-        As JSON text, with the root of the data reduced to its last folder.
+        They are the configuration without the seed and the `ignored` sections, with the root of the data reduced to its
+        last folder.
         """
         config = {key: value for key, value in self.config.items() if key not in {"seed", *ignored}}
         return json.dumps({**config, "data": without_folders(self.config["data"])}, sort_keys=True)

@@ -95,7 +95,7 @@ def add_score_part(folder: Path, identity: dict[str, Any], part: ScorePart) -> N
     """Saves the scores of some images in a new file in `folder`.
 
     Args:
-        identity: all that decides the scores of an image beside its content.
+        identity: everything but the content of an image that decides its scores.
     """
     about = np.array(json.dumps(identity, sort_keys=True))
     with atomic_file(folder / f"{uuid.uuid4().hex}.npz") as file:

@@ -31,8 +31,8 @@ OVER_BOTH, OVER_IMAGES = "over images and training runs", "over images only"
 def table_page(name: str, runs: Sequence[Run]) -> Page:
     """Makes the page of one of TABLES, for every network, data set and recipe of the runs.
 
-    Compared runs differ in pyramid, sizes and seed only. With runs on other data than ImageNet only, networks that were
-    not trained on ImageNet are not listed.
+    Compared runs differ in pyramid, sizes and seed only. If all runs used other data, the paper's untrained networks
+    are not listed.
     """
     spec = TABLES[name]
     page = Page(spec.title)

@@ -113,7 +113,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Makes glibc's malloc keep freed memory. `keep=False` restores its default, which maps every large tensor afresh.
+    """Makes glibc's malloc keep freed memory; `keep=False` restores its default, new pages for every large tensor.
 
     The kernel has to fill every new page with zeros, 250,000 of them in a step of ZF-5 on 32 images: a third of the
     time on a CPU. Kept memory costs a tenth more at the peak. Does nothing if malloc is not glibc's.

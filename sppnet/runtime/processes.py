@@ -92,8 +92,8 @@ def explained_loader_failures(setting: str) -> Iterator[None]:
 def _stop_watching_workers() -> Callable[[], None]:
     """Makes torch report no dead worker again, until the next loader is made or the returned function is called.
 
-    torch raises for a dead worker whenever any child of this process ends, wherever this process is at that moment: in
-    the handling of its own error, or while the loader is deleted.
+    torch raises for a dead worker whenever any child of this process ends, at any point: even while its own error is
+    handled, or the loader is deleted.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None

@@ -1,4 +1,4 @@
-"""Kills training again and again, and compares what comes out with training undisturbed."""
+"""Kills training at random moments, and compares the outcome bit for bit with undisturbed training."""
 
 import argparse
 import json
@@ -40,11 +40,11 @@ class Ending(NamedTuple):
 
 
 def main() -> None:
-    """Reads the command line; ends with exit code 1 if a run ended differently."""
+    """Runs the command; exits with 1 if a run ended differently from the undisturbed one."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=10, help="at least so many (default: 10)")
-    parser.add_argument("--kills", type=int, default=30, help="at least so many, over all runs (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
+    parser.add_argument("--runs", type=int, default=10, help="at least this many (default: 10)")
+    parser.add_argument("--kills", type=int, default=30, help="at least this many, over all runs (default: 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default: 0)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         differences = stress(Path(folder), arguments.runs, arguments.kills, arguments.seed)
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
-    """Prints a line per run and the sums; returns how many runs ended with something else than the undisturbed one."""
+    """Prints a line per run and the sums; returns how many runs ended differently from the undisturbed one."""
     moments = random.Random(seed)
     undisturbed: dict[str, tuple[float, Any]] = {}
     run = killed = resumed = differences = 0
@@ -61,9 +61,10 @@ def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
         run += 1
         name = list(SCHEDULES)[run % len(SCHEDULES)]
         if name not in undisturbed:
-            whole = attempt(folder, name, [*SCHEDULES[name], "trainer.workers=0"], None)
-            undisturbed[name] = whole.seconds, outcome(folder / name)
+            ending = attempt(folder, name, [*SCHEDULES[name], "trainer.workers=0"], None)
+            undisturbed[name] = ending.seconds, outcome(folder / name)
         seconds, expected = undisturbed[name]
+
         endings: list[Ending] = []
         while not (endings and endings[-1].finished):
             # Other workers and intervals every time: neither may matter.
@@ -74,25 +75,26 @@ def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
             # Half of it: late moments come with the later kills.
             kill_after = moments.uniform(0, seconds / 2) if len(endings) < kills / runs else None
             endings.append(attempt(folder, f"run{run}", [*SCHEDULES[name], *machine], kill_after))
+
         same = outcome(folder / f"run{run}") == expected
         differences += not same
         killed += len(endings) - 1
         resumed += sum(ending.resumed for ending in endings)
         lost += sum(ending.seconds for ending in endings) - seconds
-        print(f"run {run}, {name}: {len(endings) - 1} kills, {'the same' if same else 'ANOTHER OUTCOME'}", flush=True)
+        print(f"run {run}, {name}: {len(endings) - 1} kills, {'the same' if same else 'DIFFERENT'}", flush=True)
     print(
-        f"{run} runs, {killed} kills, {resumed} resumes (the others had no checkpoint and started again), "
-        f"{differences} differences; "
+        f"{run} runs, {killed} kills, {resumed} resumes (the others started again), {differences} differences; "
         f"{lost / max(1, killed):.1f} seconds of training lost per kill"
     )
     return differences
 
 
 def attempt(folder: Path, run: str, overrides: list[str], kill_after: float | None) -> Ending:
-    """Trains until the end, or until SIGKILL some seconds after training began. Counts seconds of training only.
+    """Trains until the end, or until SIGKILL `kill_after` seconds after training began.
 
-    Only the trainer is killed: its loader processes have to end by themselves. Raises RuntimeError where they do not,
-    where training takes longer than LIMIT, and with what it said where it fails.
+    Counts seconds of training only. Only the trainer is killed: its loader processes have to end by themselves.
+
+    Raises RuntimeError if they do not, if training takes longer than LIMIT, and if it fails.
     """
     command = [sys.executable, str(TRAIN), *SMALL, *overrides, f"data.root={folder / 'shapes'}", f"run={folder / run}"]
     with tempfile.TemporaryFile() as errors, limited(command, errors) as process:
@@ -106,22 +108,22 @@ def attempt(folder: Path, run: str, overrides: list[str], kill_after: float | No
 
         began = time.monotonic()
         try:
-            said, _ = process.communicate(timeout=kill_after)
+            output, _ = process.communicate(timeout=kill_after)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            said, _ = process.communicate(timeout=LIMIT_OF_WORKERS)  # until nobody is left who could write
+            output, _ = process.communicate(timeout=LIMIT_OF_WORKERS)  # until the last process that could write ends
         seconds = time.monotonic() - began
 
         if process.returncode not in (0, -signal.SIGKILL):
             raise failure(process, errors)
-        return Ending(process.returncode == 0, "resuming from" in said, seconds)
+        return Ending(process.returncode == 0, "resuming from" in output, seconds)
 
 
 @contextmanager
 def limited(command: list[str], errors: IO[bytes]) -> Iterator["subprocess.Popen[str]"]:
-    """A process in a group of its own, killed as a whole at the end of the block and after LIMIT seconds.
+    """Starts a process in a group of its own, and kills the group at the end of the block and after LIMIT seconds.
 
-    Raises RuntimeError after LIMIT seconds, and where processes outlive their parent.
+    Raises RuntimeError after LIMIT seconds, and if loader processes outlive the trainer.
     """
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True) as process:
         timer = threading.Timer(LIMIT, kill_group, [process])
@@ -139,13 +141,13 @@ def limited(command: list[str], errors: IO[bytes]) -> Iterator["subprocess.Popen
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
-    """Kills a process and everything that it started."""
+    """Kills a process and those that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def failure(process: "subprocess.Popen[str]", errors: IO[bytes]) -> RuntimeError:
-    """What a process that failed, or was killed for taking too long, said."""
+    """Returns an error with what a process wrote to stderr that failed, or was killed for taking too long."""
     process.wait()
     errors.seek(0)
     return RuntimeError(
@@ -154,13 +156,14 @@ def failure(process: "subprocess.Popen[str]", errors: IO[bytes]) -> RuntimeError
 
 
 def outcome(run: Path) -> tuple[Any, ...]:
-    """What must not depend on kills: every bit of the weights and of the optimizer, metrics, schedule."""
+    """Returns what must not depend on kills: every bit of the weights and of the optimizer, metrics, schedule."""
     import torch  # takes seconds, and --help should not
 
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     clocks = ("seconds", "images_per_second")
     history = json.loads((run / "result.json").read_text())["history"]
     metrics = [{key: value for key, value in epoch.items() if key not in clocks} for epoch in history]
+
     tensors, rest = [], []
     for leaf in torch.utils._pytree.tree_leaves((checkpoint["state_dict"], checkpoint["optimizer_states"])):
         if isinstance(leaf, torch.Tensor):

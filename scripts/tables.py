@@ -1,4 +1,4 @@
-"""Tables and plots from finished runs: python scripts/tables.py --help."""
+"""Makes tables and plots from finished runs: python scripts/tables.py --help."""
 
 import sys
 from pathlib import Path

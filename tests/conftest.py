@@ -130,11 +130,13 @@ def call_script(name: str, *arguments: str, cwd: Path) -> int:
     path = SCRIPTS / f"{name}.py"
     environment = dict(os.environ)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("default")  # shown, not raised
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+            warnings.simplefilter("ignore", category)
         patch.chdir(cwd)
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(sys, "argv", [str(path), *arguments])
-        patch.setattr(warnings, "showwarning", warnings.showwarning)
         for variable in ("HYDRA_FULL_ERROR", "SPPNET_ONE_LINE"):
             os.environ.pop(variable, None)
         try:

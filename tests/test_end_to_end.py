@@ -1,4 +1,4 @@
-"""The command line as a person uses it: train at two sizes, be killed, resume, be finished; and what goes wrong."""
+"""The command line as users type it: training at two sizes, killed, resumed and finished; and what can go wrong."""
 
 import json
 import os
@@ -26,12 +26,12 @@ SMALL = [
 
 
 def train(*overrides, cwd, **environment):
-    """Runs scripts/train.py in the folder `cwd`, away from a terminal."""
+    """Runs scripts/train.py in a process of its own in the folder `cwd`, away from a terminal."""
     return run_process([*SCRIPT, *overrides], cwd=cwd, env=os.environ | environment)
 
 
 def kill_after_epoch(epoch, *overrides, cwd):
-    """Starts the same and sends SIGKILL when the line of `epoch` appears."""
+    """Starts scripts/train.py and sends SIGKILL when the line of `epoch` appears."""
     with started_process([*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         for line in process.stdout:
             if line.startswith(f"epoch {epoch}/"):
@@ -50,8 +50,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path):
-    """The same batches in the same order, split in two: but for rounding, the same losses and the same counts.
+def test_two_processes_learn_what_one_does(tmp_path, run_here):
+    """The same batches in the same order, split in two: the same counts, and the same losses but for rounding.
 
     One process validates three batches, the other two.
     """
@@ -59,8 +59,10 @@ def test_two_processes_learn_what_one_does(tmp_path):
     arguments = [*SMALL, f"data.root={root}", "recipe.dropout=0"]
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
     results = []
-    for name, more in (("one", []), ("two", two)):
-        done = train(*arguments, f"run={name}", *more, cwd=tmp_path)
+    for name, done in (
+        ("one", run_here("train", *arguments, "run=one", cwd=tmp_path)),
+        ("two", train(*arguments, "run=two", *two, cwd=tmp_path)),
+    ):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("run directory") == 2
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
@@ -70,37 +72,37 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_be_killed_resume_be_finished(folder, tmp_path):
+def test_a_killed_run_resumes_and_ends_as_an_undisturbed_one(folder, tmp_path, run_here):
     arguments = [*SMALL, f"data.root={folder}"]
-    whole = train(*arguments, "run=whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    assert whole.stderr == ""
-    lines = [line for line in whole.stdout.splitlines() if line.startswith("epoch")]
+    undisturbed = train(*arguments, "run=undisturbed", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert undisturbed.stderr == ""
+    lines = [line for line in undisturbed.stdout.splitlines() if line.startswith("epoch")]
     assert [line.split("size ")[1].split()[0] for line in lines] == ["64", "48", "64"]
-    assert "top-1 error" in whole.stdout.splitlines()[-5]
+    assert "top-1 error" in undisturbed.stdout.splitlines()[-5]
 
-    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    result = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
     assert [epoch["size"] for epoch in result["history"]] == [64, 48, 64]
     assert (result["n"], result["num_classes"], result["training_images"]) == (6, 2, 10)
     assert result["top1_error"] == result["top1_wrong"] / 6
-    assert sorted(path.name for path in (tmp_path / "whole").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "undisturbed").iterdir()) == [
         "checkpoints", "config.yaml", "lock", "result.json", "tensorboard",
     ]  # fmt: skip
 
-    network = load_network(tmp_path / "whole")
+    network = load_network(tmp_path / "undisturbed")
     assert network.classes == ("cat", "dog")
     assert network(torch.zeros(1, 3, 70, 91)).shape == (1, 2)
 
     kill_after_epoch(2, *arguments, "run=killed", cwd=tmp_path)
     assert not (tmp_path / "killed" / "result.json").exists()
-    resumed = train(*arguments, "run=killed", cwd=tmp_path)
+    resumed = run_here("train", *arguments, "run=killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from killed/checkpoints/last.ckpt" in resumed.stdout
     assert resumed.stdout.count("epoch 1/3") + resumed.stdout.count("epoch 2/3") <= 1
-    one, other = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    one, other = weights(tmp_path / "undisturbed"), weights(tmp_path / "killed")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-    again = train(*arguments, "run=killed", cwd=tmp_path)
+    again = run_here("train", *arguments, "run=killed", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "already finished" in again.stdout
     assert "epoch 3/3" not in again.stdout
@@ -108,7 +110,7 @@ def test_train_be_killed_resume_be_finished(folder, tmp_path):
 
 @contextmanager
 def training(*overrides, cwd, stderr=subprocess.PIPE):
-    """The same, in a process group of its own, from the line of its first epoch on."""
+    """Starts scripts/train.py in a process group of its own, and waits for the line of its first epoch."""
     with started_process([*SCRIPT, *overrides], cwd=cwd, stdout=subprocess.PIPE, stderr=stderr) as process:
         while not (line := process.stdout.readline()).startswith("epoch "):
             assert line, "ended before its first epoch did"
@@ -116,22 +118,22 @@ def training(*overrides, cwd, stderr=subprocess.PIPE):
 
 
 @pytest.mark.slow
-def test_told_to_stop_with_all_its_workers_it_saves_and_says_what_schedulers_understand(folder, tmp_path):
+def test_a_stop_signal_to_it_and_its_workers_saves_and_exits_with_the_code_for_schedulers(folder, tmp_path, run_here):
     command = [*SMALL, "trainer.workers=2", f"data.root={folder}", "recipe.epochs=2000", "run=run"]
     with training(*command, cwd=tmp_path) as process:
-        again = train(*command, cwd=tmp_path)
+        again = run_here("train", *command, cwd=tmp_path)
         assert again.returncode == 2
         assert f"run: process {process.pid} on " in again.stderr
         os.killpg(process.pid, signal.SIGTERM)
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
     assert process.returncode == os.EX_TEMPFAIL
-    assert said.count("SIGTERM: stopping after this step") == 1
-    assert said.strip().splitlines()[-1].startswith("stopped by SIGTERM; run/checkpoints/last.ckpt is of epoch ")
-    assert "Traceback" not in said
+    assert errors.count("SIGTERM: stopping after this step") == 1
+    assert errors.strip().splitlines()[-1].startswith("stopped by SIGTERM; run/checkpoints/last.ckpt is of epoch ")
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow
-def test_with_nobody_left_to_read_it_saves_all_the_same(folder, tmp_path):
+def test_ctrl_c_saves_even_if_nobody_reads_its_messages(folder, tmp_path):
     """As in `train.py 2>&1 | tee log`, where Ctrl-C ends tee as well."""
     read, write = os.pipe()
     with training(
@@ -157,14 +159,14 @@ def test_a_second_ctrl_c_ends_it_at_once(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_told_to_stop_before_training_it_says_so(folder, tmp_path):
+def test_a_stop_signal_before_training_is_reported(folder, tmp_path):
     command = [*SCRIPT, *SMALL, f"data.root={folder}", "run=run"]
     with started_process(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
     assert process.returncode == os.EX_TEMPFAIL
-    assert said.strip().splitlines()[-1].startswith("stopped by SIGTERM")
+    assert errors.strip().splitlines()[-1].startswith("stopped by SIGTERM")
 
 
 @pytest.mark.slow
@@ -177,7 +179,7 @@ def test_a_sweep_that_is_stopped_does_not_start_its_next_job(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_it_and_what_is_saved_stays(folder, tmp_path):
+def test_a_full_disk_stops_it_in_one_line(folder, tmp_path):
     """A limit on the size of files fails as a full disk does."""
     limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " + (
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -193,14 +195,14 @@ def test_a_full_disk_stops_it_and_what_is_saved_stays(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unreadable_training_image_is_named_and_counted(tmp_path):
+def test_an_unreadable_training_image_is_named_and_counted(tmp_path, run_here):
     root = make_image_folder(tmp_path / "images", train=5, val=3)
     (root / "train" / "cat" / "0.jpg").write_bytes(b"")
     arguments = [*SMALL, "trainer.workers=1", f"data.root={root}"]
-    stopped = train(*arguments, "run=stopped", cwd=tmp_path)
+    stopped = run_here("train", *arguments, "run=stopped", cwd=tmp_path)
     assert stopped.returncode == 2
     assert "1 of 10 training images cannot be read, more than trainer.max_unreadable=0.01" in stopped.stderr
-    done = train(*arguments, "run=done", "trainer.max_unreadable=0.1", cwd=tmp_path)
+    done = run_here("train", *arguments, "run=done", "trainer.max_unreadable=0.1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ("warning: skipping an unreadable training image: train/cat/0.jpg: the file is empty")
     assert json.loads((tmp_path / "done" / "result.json").read_text())["unreadable_training_images"] == 1
@@ -218,18 +220,18 @@ def test_a_killed_loader_process_stops_it_in_one_line_and_it_resumes(folder, tmp
         # The loader processes, of training and of validation, are the only children.
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
-        said = process.communicate()[1]
+        errors = process.communicate()[1]
     assert process.returncode == 2
-    assert said == (
+    assert errors == (
         "error: a loader process was killed (signal 9), perhaps for lack of memory; use fewer trainer.workers\n"
     )
     assert list(checkpoints.glob("*.ckpt"))  # previous.ckpt only, if it was just being replaced
 
 
 @pytest.mark.slow
-def test_a_sweep_trains_every_combination_into_its_own_directory(folder, tmp_path):
+def test_a_sweep_trains_every_combination_into_its_own_directory(folder, tmp_path, run_here):
     arguments = [*SMALL, f"data.root={folder}", "recipe.epochs=1"]
-    done = train("-m", *arguments, "pooling=spp50,spp30", "backbone=zf5,convnet5", cwd=tmp_path)
+    done = run_here("train", "-m", *arguments, "pooling=spp50,spp30", "backbone=zf5,convnet5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     runs = sorted(path.name.split("-seed")[0] for path in (tmp_path / "runs").iterdir() if path.name != "sweeps")
     assert runs == [f"{b}-{p}-64-48-folder" for b in ("convnet5", "zf5") for p in ("spp30", "spp50")]
@@ -238,11 +240,11 @@ def test_a_sweep_trains_every_combination_into_its_own_directory(folder, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
-def test_a_timm_backbone_trains_with_a_pyramid_at_two_sizes(folder, tmp_path, name):
+def test_a_timm_backbone_trains_with_a_pyramid_at_two_sizes(folder, tmp_path, name, run_here):
     """50 pixels are no multiple of the patches of test_vit, which is made for 160."""
     backbone = ["backbone=timm", f"backbone.name={name}", "sizes.cycle=[64,50]"]
     arguments = [word for word in SMALL if not word.startswith("backbone")]
-    done = train(*arguments, *backbone, f"data.root={folder}", "recipe.epochs=2", "run=run", cwd=tmp_path)
+    done = run_here("train", *arguments, *backbone, f"data.root={folder}", "recipe.epochs=2", "run=run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert [epoch["size"] for epoch in result["history"]] == [64, 50]
@@ -250,9 +252,9 @@ def test_a_timm_backbone_trains_with_a_pyramid_at_two_sizes(folder, tmp_path, na
 
 
 @pytest.mark.slow
-def test_a_network_without_a_pyramid_trains_at_a_size_of_its_own(folder, tmp_path):
+def test_a_network_without_a_pyramid_trains_at_a_size_of_its_own(folder, tmp_path, run_here):
     arguments = [*SMALL, "pooling=none", "sizes.cycle=[64]", "recipe.epochs=1", f"data.root={folder}", "run=run"]
-    done = train(*arguments, cwd=tmp_path)
+    done = run_here("train", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "no pyramid, 64 pixels only" in done.stdout
     network = load_network(tmp_path / "run")
@@ -265,7 +267,7 @@ def with_class_in_one_split(root):
 
 
 def with_damaged_validation_image(root):
-    (root / "val" / "cat" / "0.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (root / "val" / "cat" / "0.jpg").write_bytes(b"\xff\xd8\xff no image")
 
 
 @pytest.mark.slow
@@ -278,10 +280,10 @@ def with_damaged_validation_image(root):
         (["trainer.workers=1"], with_damaged_validation_image, "error: val/cat/0.jpg: "),
     ],
 )
-def test_what_is_wrong_with_the_data_is_said_in_one_line(tmp_path, overrides, change, message):
+def test_wrong_data_is_reported_in_one_line(tmp_path, overrides, change, message, run_here):
     root = make_image_folder(tmp_path / "images", train=2, val=2)
     change(root)
-    done = train(*SMALL, f"data.root={root}", *overrides, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    done = run_here("train", *SMALL, f"data.root={root}", *overrides, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -289,16 +291,16 @@ def test_what_is_wrong_with_the_data_is_said_in_one_line(tmp_path, overrides, ch
 
 
 @pytest.mark.slow
-def test_what_is_wrong_in_an_experiment_file_is_said(folder, tmp_path):
+def test_a_wrong_experiment_file_is_reported_in_one_line(folder, tmp_path, run_here):
     configs = tmp_path / "configs"
     shutil.copytree(PROJECT / "configs", configs)
     mine = configs / "experiment" / "mine.yaml"
     mine.write_text("# @package _global_\nrecipe:\n  epochz: 3\n")
-    done = train("-cd", str(configs), "experiment=mine", *SMALL, f"data.root={folder}", cwd=tmp_path)
+    done = run_here("train", "-cd", str(configs), "experiment=mine", *SMALL, f"data.root={folder}", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == "error: recipe.epochz: no such key; did you mean epochs?"
     mine.write_text("# @package _global_\nrecipe: [\n")
-    done = train("-cd", str(configs), "experiment=mine", *SMALL, f"data.root={folder}", cwd=tmp_path)
+    done = run_here("train", "-cd", str(configs), "experiment=mine", *SMALL, f"data.root={folder}", cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert 'mine.yaml", line 3' in done.stderr

@@ -1,4 +1,4 @@
-"""scripts/evaluate.py, called in this process: what is tested, on which images, under which name; what is refused."""
+"""The command `evaluate`: which images it tests on, by which views, under which name; which commands it refuses."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=flo
 
 
 def make_run(run, root, *overrides, finished=True):
-    """A run directory on a folder of images with an untrained network."""
+    """Makes a run directory of an untrained network on a folder of images."""
     config = composed("data=folder", f"data.root={root}", "backbone.width=0.05", "hidden=8", *overrides)
     RunDirectory(run, run_directory(config).config).claim()
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ test.__test__ = False  # for pytest
 
 
 def make_place(place):
-    """A folder with images and a run on them."""
+    """Makes a folder with images and a run on them."""
     make_image_folder(place / "images", train=2, val=3)
     make_run(place / "run", place / "images", "sizes.cycle=[64]")
     return place
@@ -87,7 +87,7 @@ def files(run="run"):
 # Which images.
 
 
-def test_the_runs_own_images_are_known_wherever_they_are(place, capsys):
+def test_the_images_of_a_run_are_recognized_wherever_they_are(place, capsys):
     test("run=run")
     shutil.move("images", "moved elsewhere")
     test("run=run", "data.root='moved elsewhere'")
@@ -96,7 +96,7 @@ def test_the_runs_own_images_are_known_wherever_they_are(place, capsys):
     assert list(read_runs(["run"])[0].scores) == ["center"]
 
 
-def test_other_images_of_the_same_folder_name_have_scores_of_their_own(place, capsys):
+def test_other_images_in_a_folder_of_the_same_name_get_other_scores(place, capsys):
     make_image_folder(place / "B" / "images", train=2, val=3)
     dog, cat = (place / "B" / "images" / "val" / name / "1.jpg" for name in ("dog", "cat"))
     dog.write_bytes(cat.read_bytes())
@@ -104,17 +104,17 @@ def test_other_images_of_the_same_folder_name_have_scores_of_their_own(place, ca
     test("run=run", "data.root=B/images")
     assert "scored already" not in capsys.readouterr().out
     assert len(files()) == 2
-    own = read_scores(place / "run" / "scores" / "center.npz")
+    validation = read_scores(place / "run" / "scores" / "center.npz")
     (other,) = (read_scores(path) for path in (place / "run" / "scores").glob("center-*.npz"))
-    assert own.about["images"] != other.about["images"]
-    assert list(own.names) == list(other.names)
-    same = np.flatnonzero(own.names != "val/dog/1.jpg")
-    assert np.array_equal(own.scores[same], other.scores[same])
-    assert not np.array_equal(own.scores, other.scores)
-    assert [scores.about["images"] for scores in read_runs(["run"])[0].scores.values()] == [own.about["images"]]
+    assert validation.about["images"] != other.about["images"]
+    assert list(validation.names) == list(other.names)
+    same = np.flatnonzero(validation.names != "val/dog/1.jpg")
+    assert np.array_equal(validation.scores[same], other.scores[same])
+    assert not np.array_equal(validation.scores, other.scores)
+    assert [scores.about["images"] for scores in read_runs(["run"])[0].scores.values()] == [validation.about["images"]]
 
 
-def test_changed_validation_images_are_said(place, capsys):
+def test_changed_validation_images_are_reported(place, capsys):
     (place / "images" / "val" / "cat" / "2.jpg").unlink()
     test("run=run")
     assert "run: its validation images have changed since training; tables will skip these" in capsys.readouterr().out
@@ -142,7 +142,7 @@ def test_a_run_that_is_not_finished_is_tested_on_its_data(place, capsys):
 # Splitting.
 
 
-def test_a_folder_without_parts_is_tested_as_a_whole_or_not_at_all(place):
+def test_a_folder_without_splits_is_tested_only_if_part_is_given(place):
     command = ["run=run", "data=folder", "data.root=images/val"]
     with pytest.raises(ValueError, match=r"^data\.root=\S+/images/val: has no val/ part; give part=all to test on all"):
         test(*command)
@@ -195,13 +195,15 @@ def test_a_crop_side_can_be_given(place, capsys):
     assert list(read_runs(["run"])[0].scores) == ["center with crop_side=112"]
 
 
-def test_a_checkpoint_without_configuration_is_tested_at_224_and_says_so(place, capsys):
-    shutil.copy("run/checkpoints/last.ckpt", "alone.ckpt")
-    test("run=alone.ckpt", "data=folder", "data.root=images")
+def test_a_checkpoint_without_configuration_is_tested_at_224_with_a_note(place, capsys):
+    shutil.copy("run/checkpoints/last.ckpt", "copied.ckpt")
+    test("run=copied.ckpt", "data=folder", "data.root=images")
     out = capsys.readouterr().out
-    assert "alone.ckpt: no config.yaml names its crop side; views are for crops of 224, or give crop_side=PIXELS" in out
+    assert (
+        "copied.ckpt: no config.yaml names its crop side; views are for crops of 224, or give crop_side=PIXELS" in out
+    )
     assert "center: 224 crops (center) at shorter side 256" in out
-    test("run=alone.ckpt", "data=folder", "data.root=images", "crop_side=64")
+    test("run=copied.ckpt", "data=folder", "data.root=images", "crop_side=64")
     assert "64 crops (center) at shorter side 73" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Imports run one way, and heavy libraries are loaded by those alone who need them."""
+"""Imports run one way, and heavy libraries are loaded only by the modules that need them."""
 
 import ast
 import os
@@ -33,7 +33,7 @@ def python_files(folder):
 
 
 def imports(file):
-    """Dotted names of all modules that a file imports anywhere, inside functions and type checks too."""
+    """Returns dotted names of all modules that a file imports, inside functions and type checks too."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
         if isinstance(node, ast.Import):
@@ -45,46 +45,47 @@ def imports(file):
     return names
 
 
-def own_imports(file):
+def package_imports(file):
+    """Returns the modules of the package that a file imports."""
     return {name for name in imports(file) if name.split(".")[0] == "sppnet" and name != "sppnet"}
 
 
 def part(file):
-    """The module or folder directly in the package to which a file belongs."""
+    """Returns the module or folder directly in the package to which a file belongs."""
     return file.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
 def loaded_by(statement):
-    """Top-level names of all modules that a fresh interpreter has loaded after a statement."""
+    """Returns the top-level names of all modules that a fresh interpreter has loaded after a statement."""
     code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
     return set(run_process([sys.executable, "-c", code], cwd=ROOT).stdout.split())
 
 
 def importers(library):
-    """All files of the package and the scripts that import a library."""
+    """Returns all files of the package and the scripts that import a library."""
     files = python_files(PACKAGE) + python_files(SCRIPTS)
     return [file for file in files if library in {name.split(".")[0] for name in imports(file)}]
 
 
-def test_every_module_has_its_place():
+def test_every_module_has_its_row():
     assert {part(file) for file in python_files(PACKAGE)} - {"__init__"} <= set(ROW)
 
 
 @pytest.mark.parametrize("file", python_files(PACKAGE), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_run_one_way(file):
     if file == PACKAGE / "__init__.py":
-        assert not own_imports(file)
+        assert not package_imports(file)
         return
-    for name in own_imports(file):
+    for name in package_imports(file):
         imported = name.split(".")[1]
         assert imported == part(file) or ROW[imported] < ROW[part(file)], f"{part(file)} must not import {name}"
 
 
-def test_no_imports_in_circles():
+def test_no_import_is_circular():
     graph = {}
     for file in python_files(PACKAGE):
         name = ".".join(("sppnet", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        graph[name] = own_imports(file) - {name}
+        graph[name] = package_imports(file) - {name}
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
@@ -95,21 +96,21 @@ def test_the_package_imports_no_script():
 @pytest.mark.parametrize("script", python_files(SCRIPTS), ids=lambda file: file.stem)
 def test_scripts_only_start_a_command(script):
     if script.stem != "stress":
-        assert own_imports(script) == {"sppnet.commands.startup"}
+        assert package_imports(script) == {"sppnet.commands.startup"}
         assert len(script.read_text(encoding="utf-8").splitlines()) <= 12
 
 
 @pytest.mark.parametrize("library", ["pytorch_lightning", "lightning", "lightning_fabric"])
-def test_lightning_lives_in_classify_alone(library):
+def test_lightning_is_imported_in_classify_only(library):
     assert all(PACKAGE / "classify" in file.parents for file in importers(library))
 
 
 @pytest.mark.parametrize("library", ["hydra", "omegaconf"])
-def test_hydra_lives_in_commands_alone(library):
+def test_hydra_is_imported_in_commands_only(library):
     assert all(PACKAGE / "commands" in file.parents for file in importers(library))
 
 
-def test_the_package_alone_loads_nothing_heavy():
+def test_the_package_itself_loads_nothing_heavy():
     heavy = {
         "torch",
         "torchvision",
@@ -145,5 +146,5 @@ def test_commands_set_how_threads_wait_before_torch_is_loaded_unless_the_user_di
         "import sys; from sppnet.commands import settings, startup; startup.prepare_process(); "
         "assert 'torch' not in sys.modules; import torch; torch.ones(9).sum()"
     )
-    said = run_process([sys.executable, "-c", code], env=environment, cwd=ROOT).stderr
-    assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", said) == [used]
+    errors = run_process([sys.executable, "-c", code], env=environment, cwd=ROOT).stderr
+    assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", errors) == [used]

@@ -1,4 +1,4 @@
-"""The built wheel, installed elsewhere: the commands run from any folder, with the configurations that it carries."""
+"""The built wheel, installed elsewhere: the commands run from any folder, with the configurations in the wheel."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def sppnet(tmp_path_factory):
-    """Runs `sppnet WORDS` of an installed wheel in a folder away from this checkout."""
+    """Returns a function that runs `sppnet WORDS` of an installed wheel, in a folder away from this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     source, installed, place = folder / "source", folder / "installed", folder / "place"
     place.mkdir()
@@ -39,7 +39,7 @@ def sppnet(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_wheel_trains_on_two_devices_and_tests_what_it_trained(sppnet):
-    """Further processes are started by the name of the command's file, and have to find everything as well."""
+    """Lightning starts the second process by the name of the command's file."""
     make_image_folder(sppnet.place / "images", train=8, val=3)
     two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.workers=0"]
     done = sppnet("train", *SMALL, *two, "recipe.epochs=2", "run=runs/two")
@@ -75,3 +75,11 @@ def test_the_first_word_is_a_command(sppnet):
         "error: trian: must be one of train, evaluate, tables, prepare_data, benchmark; did you mean train?\n"
     )
     assert (sppnet.installed / "sppnet" / "py.typed").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "tables"])
+def test_help_shows_commands_that_can_be_typed_there(sppnet, command):
+    shown = sppnet(command, "--help").stdout
+    assert f"sppnet {command} " in shown
+    assert "scripts/" not in shown

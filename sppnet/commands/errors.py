@@ -78,7 +78,7 @@ def before_job_error(error: Exception) -> ValueError:
     """Returns the same error in one line that names the override which caused it, if there is one."""
     words = one_line(error) if is_user_error(error) else f"{type(error).__name__}: {one_line(error)}"
     named = [word for word in given_overrides() if word in words or _key(word) in words]
-    culprit = None if named else next((word for word in given_overrides() if _fails_alone(word, error)), None)
+    culprit = None if named else next((word for word in given_overrides() if _fails_by_itself(word, error)), None)
     if culprit is None:
         return ValueError(words)
     options = choices(_key(culprit))
@@ -89,7 +89,7 @@ def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
 
 
-def _fails_alone(override: str, error: Exception) -> bool:
+def _fails_by_itself(override: str, error: Exception) -> bool:
     """Whether composing the configuration with this override only fails in the same way."""
     try:
         compose_here([override])

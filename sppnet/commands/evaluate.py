@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Runs one job of the command."""
+    """Runs the command on a configuration that Hydra composed."""
     with one_line_job("the same command resumes with the images that are left"):
         evaluate(resolved(config))
 

@@ -13,7 +13,7 @@ from sppnet.commands.settings import bound, bound_choice, resolved
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="prepare_data")
 def main(config: DictConfig) -> None:
-    """Runs one job of the command."""
+    """Runs the command on a configuration that Hydra composed."""
     with one_line_job("the same command resumes after the last finished shard"):
         prepare_data(**bound(resolved(config), settings))
 

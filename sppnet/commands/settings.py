@@ -25,7 +25,8 @@ def resolved(config: DictConfig) -> DictConfig:
     Raises ValueError for an interpolation that has no value.
     """
     with configuration_errors():
-        return OmegaConf.create(_without_tilde(OmegaConf.to_container(config, resolve=True)))
+        values = _without_tilde(OmegaConf.to_container(config, resolve=True))
+        return typing.cast("DictConfig", OmegaConf.create(values))
 
 
 def _without_tilde(value: Any) -> Any:

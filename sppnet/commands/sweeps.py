@@ -38,6 +38,7 @@ class SweepCheck(Callback):
         self.command = command
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Exits with one line if a job is wrong. Hydra calls this before a sweep."""
         if not config.hydra.sweeper._target_.endswith(f".{BasicSweeper.__name__}"):
             return
         try:

@@ -310,6 +310,6 @@ def test_a_wrong_experiment_file_is_reported_in_one_line(folder, tmp_path, run_h
 def test_help_fits_a_page_and_names_groups_overrides_and_examples(tmp_path):
     done = train("--help", cwd=tmp_path)
     assert done.returncode == 0
-    for word in ("backbone: convnet5", "experiment=demo", "data.root=PATH", "python scripts/train.py -m"):
+    for word in ("backbone: convnet5", "experiment=demo", "data.root=PATH", "sppnet train -m"):
         assert word in done.stdout
     assert len(done.stdout.splitlines()) <= 40

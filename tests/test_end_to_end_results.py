@@ -199,5 +199,5 @@ def test_a_wrong_table_is_refused(place, monkeypatch, arguments, message):
 @pytest.mark.parametrize("script", ["evaluate", "tables"])
 def test_help_fits_a_page(script, tmp_path, run_here):
     out = succeeds(run_here(script, "--help", cwd=tmp_path))
-    assert f"python scripts/{script}.py" in out
+    assert f"sppnet {script}" in out
     assert len(out.splitlines()) <= 40

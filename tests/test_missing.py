@@ -35,8 +35,12 @@ def start_run(folder, *words):
 
 
 def commands(page):
-    """Returns the words of every command of a page, as a shell splits them."""
-    return [shlex.split(text) for text in re.findall("`(python [^`]*)`", page.markdown())]
+    """Returns the words of every command of a page, as a shell splits them, from the command's name on.
+
+    Inside a checkout a page shows `python scripts/train.py ...`, elsewhere `sppnet train ...`.
+    """
+    shown = re.findall(r"`(?:python scripts/(\w+)\.py|sppnet (\w+)) ([^`]*)`", page.markdown())
+    return [[script or command, *shlex.split(words)] for script, command, words in shown]
 
 
 STRANGE = 'it\'s $5, a="b" [x] {y} \\ & more'
@@ -68,8 +72,8 @@ def test_hydra_reads_every_value_back(text):
 def test_the_command_for_an_unfinished_run_is_that_run(tmp_path, monkeypatch, setting):
     monkeypatch.chdir(tmp_path)
     run = start_run("runs", *setting, "seed=3")
-    python, script, *words = commands(table_page("table2", read_runs(["runs"])))[0]
-    assert (python, script) == ("python", "scripts/train.py")
+    command, *words = commands(table_page("table2", read_runs(["runs"])))[0]
+    assert command == "train"
     again = run_directory(composed("train", words))
     assert again.path == run
     again.claim()  # refuses another setting
@@ -86,7 +90,7 @@ def test_commands_for_missing_networks_differ_in_pyramid_and_sizes_only(tmp_path
     variants = []
     for words in trainings:
         assert words[-1] == "seed=0,1"
-        new = start_run("new", *words[3:-1], "seed=0")
+        new = start_run("new", *words[2:-1], "seed=0")
         (run,) = [run for run in read_runs(["new"]) if run.path == new]
         assert run.setting("pooling", "sizes") == found[0].setting("pooling", "sizes")
         assert run.config["data"] == found[0].config["data"]  # the root, too
@@ -98,9 +102,11 @@ def test_commands_for_missing_networks_differ_in_pyramid_and_sizes_only(tmp_path
 def test_missing_networks_get_the_name_and_the_sizes_of_their_siblings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     start_run("runs", "experiment=caltech101_zf5_alternate", "data.root=data", "sizes.cycle=[112,96]")
-    for words in commands(table_page("table2", read_runs(["runs"])))[1:]:
-        name, variant = re.fullmatch(r"name=(caltech101_zf5_(\w+))", words[2]).groups()
-        assert start_run("new", *words[2:]).name.startswith(f"{name}-seed0-")
+    trainings = commands(table_page("table2", read_runs(["runs"])))[1:]
+    assert len(trainings) == 2
+    for words in trainings:
+        name, variant = re.fullmatch(r"name=(caltech101_zf5_(\w+))", words[1]).groups()
+        assert start_run("new", *words[1:]).name.startswith(f"{name}-seed0-")
         (sizes,) = [word for word in words if word.startswith("sizes.cycle")]
         assert (variant, sizes) in {("none", "sizes.cycle=[112]"), ("single", "sizes.cycle=[112]")}
 
@@ -109,8 +115,8 @@ def test_commands_for_missing_tests_name_the_runs(tmp_path):
     folder = tmp_path / STRANGE
     made = [make_run(folder, "single", seed, wrong={"center": 3}) for seed in (0, 1)]
     one, two = commands(table_page("table3", read_runs([str(tmp_path / "*")])))[:2]
-    assert two[1] == "scripts/train.py"
-    assert one[:2] == ["python", "scripts/evaluate.py"]
-    config = composed("evaluate", one[2:])
+    assert two[0] == "train"
+    assert one[0] == "evaluate"
+    config = composed("evaluate", one[1:])
     assert find_runs(config.run) == [Path(path) for path in made]
     assert list(config.views) == ["full"]

@@ -100,7 +100,7 @@ EXAMPLE = {
 def test_a_damaged_scores_file_is_refused_in_one_line(tmp_path, fields):
     np.savez(tmp_path / "file.npz", **fields)
     with pytest.raises(
-        ValueError, match=r"file\.npz: not a scores file \(.*delete it and run evaluate\.py again$"
+        ValueError, match=r"file\.npz: not a scores file \(.*delete it and run .*evaluate.* again$"
     ) as error:
         read_scores(tmp_path / "file.npz")
     assert "\n" not in str(error.value)

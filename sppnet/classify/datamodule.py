@@ -25,6 +25,7 @@ from sppnet.classify.loading import (
 )
 from sppnet.data.batches import to_network_input, training_input
 from sppnet.data.sources import ImageData
+from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.processes import LOADER_TIMEOUT
 
 
@@ -152,5 +153,5 @@ class ClassificationData(LightningDataModule):
             raise ValueError(
                 f"{bad} of {total} training images cannot be read, more than "
                 f"trainer.max_unreadable={self.max_unreadable}; the warnings name them; "
-                "scripts/prepare_data.py makes a store without them"
+                f"{shown_command('prepare_data')} makes a store without them"
             )

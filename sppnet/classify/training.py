@@ -155,6 +155,7 @@ def _build_trainer(plan: TrainingPlan, run: Path, network: SPPNet, signals: Stop
         ),
         ProgressBar(refresh_rate=10) if terminal else StepLines(),
     ]
+
     return Trainer(
         accelerator=machine.accelerator,
         devices=machine.devices,
@@ -167,11 +168,11 @@ def _build_trainer(plan: TrainingPlan, run: Path, network: SPPNet, signals: Stop
         logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
+        enable_checkpointing=False,  # SaveCheckpoints does it
         enable_progress_bar=terminal,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,
+        use_distributed_sampler=False,  # EpochSampler and ShareSampler share the images themselves
     )
 
 
@@ -191,6 +192,7 @@ def _silence_lightning() -> None:
 def _result(plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData) -> Result:
     side, history = plan.crop_side, classifier.history
     last = history[-1]
+
     return Result(
         data=plan.source,
         network=classifier.network.summary(),

@@ -32,6 +32,34 @@ def jpeg(pixels: np.ndarray, quality: int = 95) -> bytes:
     return file.getvalue()
 
 
+class PngImages:
+    """Labelled images of given pixels, uint8 (h, w, 3) each, as PNG files in memory."""
+
+    def __init__(self, pixels: Sequence[np.ndarray]) -> None:
+        self.pixels, self.classes = pixels, ("a", "b", "c")
+        self.labels = np.zeros(len(pixels), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, index: int) -> str:
+        return f"{index}.png"
+
+    def read(self, index: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(self.pixels[index]).save(file, "PNG")
+        return file.getvalue()
+
+
+SIZES = [(70, 93), (93, 70), (40, 160), (160, 40), (64, 64), (33, 47)]
+
+
+def random_images(sizes: Sequence[tuple[int, int]] = SIZES, seed: int = 0) -> PngImages:
+    """Returns images of random pixels, (height, width) each."""
+    random = np.random.default_rng(seed)
+    return PngImages([random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes])
+
+
 def make_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), train: int = 6, val: int = 4) -> Path:
     """Makes folders of small JPEG files in which the class decides the colour: learnable in a few steps."""
     random = np.random.default_rng(0)

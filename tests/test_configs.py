@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppnet.backbones import BACKBONES
-from sppnet.classify.hardware import Hardware
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.commands import evaluate as evaluate_script
@@ -24,6 +23,7 @@ from sppnet.commands.settings import bound, bound_choice
 from sppnet.data.sources import DATA_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
 from sppnet.results.runs import Run
+from sppnet.runtime.hardware import Hardware
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")

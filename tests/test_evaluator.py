@@ -10,7 +10,6 @@ from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.classify import evaluator
 from sppnet.classify.evaluator import Evaluation, evaluate, evaluate_to_file
-from sppnet.classify.hardware import Hardware
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import UnreadableImage
 from sppnet.data.sources import content_digests, images_fingerprint, open_data, select_images
@@ -24,6 +23,7 @@ from sppnet.results.scores import (
     read_scores,
     write_scores,
 )
+from sppnet.runtime.hardware import Hardware
 
 PROTOCOL = ViewProtocol(full_scales=[48])
 CPU = Hardware(accelerator="cpu", workers=0, precision="float32")
@@ -203,8 +203,8 @@ def test_a_stopped_evaluation_resumes(network, images, tmp_path, monkeypatch):
 def stopped(network, tmp_path, monkeypatch):
     """A folder of images and a test of it that stopped at the unreadable val/dog/2.jpg, with parts saved."""
     monkeypatch.setattr(evaluator, "SECONDS_BETWEEN_PARTS", 0)
-    monkeypatch.setattr("sppnet.classify.scorer.MAX_WAITING_BYTES", 1)  # so that each image is scored at once
-    monkeypatch.setattr("sppnet.classify.view_inputs.MAX_LOADER_BATCH", 1)
+    monkeypatch.setattr("sppnet.data.inputs.MAX_WAITING_BYTES", 1)  # so that each image is scored at once
+    monkeypatch.setattr("sppnet.data.inputs.MAX_LOADER_BATCH", 1)
     root = make_image_folder(tmp_path / "images", train=2, val=4)
     (root / "val" / "dog" / "2.jpg").write_bytes(b"no image")
     with pytest.raises(UnreadableImage, match=r"val/dog/2\.jpg: .*skip it with exclude=\[val/dog/2\.jpg\]"):

@@ -13,12 +13,13 @@ import torch
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.classify import evaluator, scorer, view_inputs
+from sppnet.classify import evaluator
 from sppnet.classify.evaluator import evaluate_to_file
-from sppnet.classify.hardware import Hardware
 from sppnet.classify.views import ViewProtocol
+from sppnet.data import inputs
 from sppnet.data.sources import content_digests, open_data
 from sppnet.network import SPPNet
+from sppnet.runtime.hardware import Hardware
 
 PROJECT = Path(__file__).parents[1]
 
@@ -34,7 +35,7 @@ def score_eight_images(before=lambda: None, saved=lambda: None):
         digests = content_digests(data.val, "reading")
         network = SPPNet(build_backbone("zf5", width=0.05), (2, 1), 2, hidden=8, initialization="fan_in").eval()
         evaluator.SECONDS_BETWEEN_PARTS = 0
-        scorer.MAX_WAITING_BYTES = view_inputs.MAX_LOADER_BATCH = 1
+        inputs.MAX_WAITING_BYTES = inputs.MAX_LOADER_BATCH = 1
         save = evaluator._save_part
         evaluator._save_part = lambda *arguments: (save(*arguments), saved())
         before()

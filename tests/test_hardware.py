@@ -1,8 +1,12 @@
-"""Hardware settings of evaluations: values out of range are refused."""
+"""Hardware settings out of range are refused; work on several devices raises its errors in the process that waits."""
+
+import os
+import signal
 
 import pytest
 
-from sppnet.classify.hardware import Hardware
+from sppnet.data.images import UnreadableImage
+from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
 
 
 @pytest.mark.parametrize(
@@ -21,3 +25,51 @@ from sppnet.classify.hardware import Hardware
 def test_hardware_out_of_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Hardware(**options)
+
+
+def write_rank(rank, folder):
+    (folder / str(rank)).touch()
+
+
+def fail(rank, error):
+    if rank == 1:
+        raise error
+
+
+def die(rank):
+    prepare_device(rank, TWO)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+TWO = Hardware(accelerator="cpu", devices=2)
+
+
+def test_one_device_works_in_this_process():
+    ranks = []
+    run_on_devices(ranks.append, (), Hardware(accelerator="cpu"))
+    assert ranks == [0]
+
+
+def test_every_device_works_once(tmp_path):
+    run_on_devices(write_rank, (tmp_path,), TWO)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "error", [UnreadableImage("a.jpg: the file is empty"), FileNotFoundError("b.jpg"), ValueError("three: words: here")]
+)
+def test_an_error_of_the_user_in_one_process_is_raised_here(error):
+    with pytest.raises(type(error), match=str(error)) as raised:
+        run_on_devices(fail, (error,), TWO)
+    assert type(raised.value) is type(error)
+    assert str(raised.value) == str(error)
+
+
+def test_a_bug_in_one_process_keeps_its_traceback():
+    with pytest.raises(Exception, match="in fail"):
+        run_on_devices(fail, (ZeroDivisionError("bug"),), TWO)
+
+
+def test_a_killed_process_is_explained_in_one_line():
+    with pytest.raises(ChildProcessError, match=r"killed \(.*SIGKILL\), perhaps for lack of memory: use fewer"):
+        run_on_devices(die, (), TWO)

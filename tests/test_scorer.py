@@ -1,13 +1,10 @@
 """The scorer against plain loops over crops, windows and whole images."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from conftest import make_image_folder
+from conftest import PngImages, make_image_folder, random_images
 from references import mirrored_window, views_of
 from sppnet.backbones import build_backbone
 from sppnet.classify.scorer import (
@@ -23,31 +20,6 @@ from sppnet.network import SPPNet
 
 TEN = {"scales": [72], "view_size": 64, "positions": list(POSITIONS)[:5], "mirrored": True}
 MANY = {"scales": [64, 72, 95], "view_size": 64, "positions": list(POSITIONS), "mirrored": True, "maps": True}
-SIZES = [(70, 93), (93, 70), (40, 160), (160, 40), (64, 64), (33, 47)]
-
-
-class PngImages:
-    """Images of given pixels, as PNG files."""
-
-    def __init__(self, pixels):
-        self.pixels, self.classes = pixels, ("a", "b", "c")
-        self.labels = np.zeros(len(pixels), np.int64)
-
-    def __len__(self):
-        return len(self.pixels)
-
-    def name(self, index):
-        return f"{index}.png"
-
-    def read(self, index):
-        file = io.BytesIO()
-        Image.fromarray(self.pixels[index]).save(file, "PNG")
-        return file.getvalue()
-
-
-def random_images(sizes=SIZES, seed=0):
-    random = np.random.default_rng(seed)
-    return PngImages([random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes])
 
 
 @pytest.fixture(scope="module", params=["zf5", "overfeat5"])
@@ -260,7 +232,7 @@ def test_images_of_equal_size_share_a_pass_and_waiting_ones_are_bounded(network,
     scores_of(network, images, ViewProtocol(full_scales=[64]))
     assert calls == [4, 4]
     calls.clear()
-    monkeypatch.setattr("sppnet.classify.scorer.MAX_WAITING_BYTES", 1)
+    monkeypatch.setattr("sppnet.data.inputs.MAX_WAITING_BYTES", 1)
     scores_of(network, images, ViewProtocol(full_scales=[64]))
     assert calls == [1] * 8
 

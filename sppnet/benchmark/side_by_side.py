@@ -19,10 +19,9 @@ from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.timing import Work, forward_backward, on_one_thread, seconds_of, with_default_malloc
 from sppnet.classify.datamodule import ClassificationData
-from sppnet.classify.hardware import Hardware
 from sppnet.classify.scorer import Scorer
-from sppnet.classify.view_inputs import Inputs
 from sppnet.classify.views import ViewProtocol, windows_at
+from sppnet.data.inputs import Inputs, images_per_pass
 from sppnet.data.prepare import prepare
 from sppnet.data.shards import Settings
 from sppnet.data.sources import ImageData, open_data, select_images
@@ -30,6 +29,7 @@ from sppnet.geometry import POSITIONS
 from sppnet.network import IMAGENET_MEAN, SPPNet
 from sppnet.normalization import LocalResponseNorm
 from sppnet.pyramid import SpatialPyramidPool
+from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.machine import bf16_is_fast, core_count, keep_freed_memory
 
 CLASSES = 1000
@@ -207,8 +207,8 @@ class SideBySide:
         for maps in (True, False):
             protocol = ViewProtocol(scales=scales, positions=positions, mirrored=True, maps=maps)
             scorer = Scorer(network, protocol, pixels=Hardware(accelerator=self.device.type).pixels, autocast=autocast)
-            inputs = Inputs(0, None, whole) if maps else Inputs(0, _crops(protocol, whole), [])
-            images = images or min(self.batch_size, scorer.images_per_pass(inputs))  # as many on either side
+            inputs = Inputs(0, whole if maps else [_crops(protocol, whole)])
+            images = images or min(self.batch_size, images_per_pass(inputs, scorer.pixels))  # as many on either side
             works.append(partial(_score, scorer, [inputs] * images))
         return works[0], works[1]
 
@@ -251,7 +251,7 @@ class SideBySide:
 
 def _score(scorer: Scorer, batch: list[Inputs]) -> None:
     """Scores a batch in passes as large as those of a test."""
-    size = scorer.images_per_pass(batch[0])
+    size = images_per_pass(batch[0], scorer.pixels)
     for start in range(0, len(batch), size):
         scorer(batch[start : start + size])
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sppnet.benchmark.timing import rate
 from sppnet.classify.datamodule import ClassificationData
-from sppnet.classify.hardware import Hardware
 from sppnet.classify.loading import TrainingCrops
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.schedules import Sizes
@@ -27,8 +26,10 @@ from sppnet.classify.training import train_classifier
 from sppnet.classify.view_inputs import ViewInputs
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import decode_image
+from sppnet.data.inputs import ImageInputs, images_per_pass
 from sppnet.data.sources import ImageData, LabelledImages, SelectedImages
 from sppnet.network import SPPNet
+from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.machine import keep_freed_memory
 
 _DISTINCT_IMAGES = 256  # that a single stage repeats
@@ -167,8 +168,8 @@ def view_stages(
         if protocol.unsuited_to(network):
             continue
         scorer = Scorer(network, protocol, pixels=hardware.pixels, autocast=hardware.autocast)
-        inputs = ViewInputs(setup.data.val, protocol)[0]
-        batch = [inputs] * min(64, scorer.images_per_pass(inputs))
+        inputs = ImageInputs(setup.data.val, ViewInputs(protocol))[0]
+        batch = [inputs] * min(64, images_per_pass(inputs, scorer.pixels))
         work = partial(scorer, batch)
         stages.append(Stage(f"test by {name}", rate(work, len(batch), seconds), hardware.device, testing=True))
     return stages

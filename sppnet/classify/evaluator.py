@@ -1,6 +1,5 @@
 """Scores every image exactly once on one or several devices; an interrupted evaluation resumes."""
 
-import builtins
 import contextlib
 import time
 from pathlib import Path
@@ -9,12 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from sppnet.classify.hardware import Hardware
 from sppnet.classify.scorer import Scorer, score_images
 from sppnet.classify.views import ViewProtocol
-from sppnet.data.images import UnreadableImage
 from sppnet.data.sources import Images, LabelledImages, images_fingerprint
 from sppnet.network import SPPNet
 from sppnet.results.scores import (
@@ -28,8 +24,9 @@ from sppnet.results.scores import (
     write_scores,
 )
 from sppnet.runtime.environment import environment
-from sppnet.runtime.machine import keep_freed_memory, worker_count
-from sppnet.runtime.processes import exit_with_parent, explained_loader_failures
+from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
+from sppnet.runtime.machine import worker_count
+from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.progress import Progress
 
 SECONDS_BETWEEN_PARTS = 20.0
@@ -143,10 +140,8 @@ def evaluate(evaluation: Evaluation, title: str) -> np.ndarray:
     if len(left) < len(scores):
         print(f"{title}: resuming after {len(scores) - len(left):,} of {len(scores):,} images", flush=True)
 
-    if len(left) and evaluation.hardware.processes == 1:
-        _score_share(0, evaluation, left, title)
-    elif len(left):
-        _score_in_processes(evaluation, left, title)
+    if len(left):
+        run_on_devices(_score_share, (evaluation, left, title), evaluation.hardware)
 
     # All processes have saved their scores in parts.
     done = _fill_in_saved(evaluation, scores)
@@ -170,30 +165,11 @@ def _fill_in_saved(evaluation: Evaluation, scores: np.ndarray) -> np.ndarray:
     return done
 
 
-def _score_in_processes(evaluation: Evaluation, left: np.ndarray, title: str) -> None:
-    """Scores the images `left` in one process per device, and raises their errors in this one."""
-    try:
-        torch.multiprocessing.spawn(_score_share, (evaluation, left, title), nprocs=evaluation.hardware.processes)
-    except ProcessRaisedException as error:
-        # The text of a traceback, whose last line is the error.
-        name, _, reason = str(error).strip().splitlines()[-1].partition(": ")
-        kind = UnreadableImage if name.endswith(".UnreadableImage") else getattr(builtins, name, RuntimeError)
-        if not issubclass(kind, (OSError, ValueError)):
-            raise
-        raise kind(reason) from error
-    except ProcessExitedException as error:
-        raise ChildProcessError(
-            f"a process that scores images was killed ({error}), perhaps for lack of memory: use fewer "
-            "hardware.devices, hardware.workers or hardware.megapixels"
-        ) from error
-
-
 def _score_share(rank: int, evaluation: Evaluation, left: np.ndarray, title: str) -> None:
     """Scores this process's share of the images `left`, and saves the scores in parts along the way."""
     hardware = evaluation.hardware
-    if hardware.processes > 1:  # spawned
-        exit_with_parent()
-    scorer = _build_scorer(rank, evaluation)
+    network = evaluation.network.to(prepare_device(rank, hardware))
+    scorer = Scorer(network, evaluation.protocol, pixels=hardware.pixels, autocast=hardware.autocast)
     share = left[rank :: hardware.processes].tolist()
     indices: list[int] = []
     scores: list[Tensor] = []
@@ -218,17 +194,6 @@ def _score_share(rank: int, evaluation: Evaluation, left: np.ndarray, title: str
             if time.perf_counter() - saved_at > SECONDS_BETWEEN_PARTS:
                 _save_part(evaluation, indices, scores)
                 saved_at = time.perf_counter()
-
-
-def _build_scorer(rank: int, evaluation: Evaluation) -> Scorer:
-    """Builds the scorer of a process on its device, and shares the cores of the CPU among the processes."""
-    hardware = evaluation.hardware
-    device = torch.device("cuda", rank) if hardware.device == "cuda" else torch.device("cpu")
-    if device.type == "cpu":
-        keep_freed_memory()
-        torch.set_num_threads(max(1, torch.get_num_threads() // hardware.processes))
-    network = evaluation.network.to(device)
-    return Scorer(network, evaluation.protocol, pixels=hardware.pixels, autocast=hardware.autocast)
 
 
 def _save_part(evaluation: Evaluation, indices: list[int], scores: list[Tensor]) -> None:

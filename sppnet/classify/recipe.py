@@ -88,7 +88,7 @@ class Machine:
     depends on precision, devices and compilation. The masks of dropout, and the statistics of BatchNorm, which each
     process computes of its share of a batch, depend on the number of processes (devices x nodes).
 
-    Testing has the same settings in `sppnet.classify.hardware.Hardware`, with its own values:
+    Testing has the same settings in `sppnet.runtime.hardware.Hardware`, with its own values:
 
         trainer.accelerator              hardware.accelerator   the same values
         trainer.devices: "auto" or -1    hardware.devices: null (every GPU, or one process on the CPU)

@@ -5,20 +5,18 @@ Shape letters: N images of equal size, P crops of an image, W windows of an imag
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.classify.view_inputs import Inputs, load_inputs, whole_scales
+from sppnet.classify.view_inputs import ViewInputs, has_crops, whole_scales
 from sppnet.classify.views import ViewProtocol, windows_at
 from sppnet.data.batches import to_network_input
+from sppnet.data.inputs import Inputs, load_groups
 from sppnet.data.sources import Images
 from sppnet.network import SPPNet
 from sppnet.windows import mirrored_windows, pool_image_windows
-
-MAX_WAITING_BYTES = 1 << 30  # of images that wait for others of their size
 
 
 class Scorer:
@@ -54,11 +52,6 @@ class Scorer:
         self.map_network = self.network.aligned() if protocol.aligned else self.network
         self.device = network.fc8.weight.device
 
-    def images_per_pass(self, inputs: Inputs) -> int:
-        """Returns how many images like this one fit into `pixels`, at least 1."""
-        largest = max(tensor.numel() for tensor in inputs.tensors)
-        return max(1, 3 * self.pixels // largest)
-
     @torch.no_grad()  # in inference mode autocast would convert every weight again in every call
     def __call__(self, batch: Sequence[Inputs]) -> Tensor:
         """Scores images whose inputs have equal shapes: float32 (N, classes) on the CPU."""
@@ -68,11 +61,10 @@ class Scorer:
 
     def _crop_views(self, batch: Sequence[Inputs]) -> Iterator[Tensor]:
         """Yields the scores (N, P, classes) of crops, then of mirrored crops."""
-        crops = [inputs.crops for inputs in batch if inputs.crops is not None]
-        if not crops:
+        if not has_crops(self.protocol):
             return
 
-        images = torch.cat(crops)
+        images = torch.cat([inputs.tensors[0] for inputs in batch])
         per_pass = max(1, 3 * self.pixels // images[0].numel())
         for mirrored in self._sides():
             scores = [_softmax(self.network(self._input(part, mirrored))) for part in images.split(per_pass)]
@@ -80,8 +72,8 @@ class Scorer:
 
     def _map_views(self, batch: Sequence[Inputs]) -> Iterator[Tensor]:
         """Yields the scores (N, W, classes) per scale and side: of windows on the maps, then of whole images."""
-        for i, scale in enumerate(whole_scales(self.protocol)):
-            images = torch.stack([inputs.whole[i] for inputs in batch])
+        for i, scale in enumerate(whole_scales(self.protocol), start=int(has_crops(self.protocol))):
+            images = torch.stack([inputs.tensors[i] for inputs in batch])
             for mirrored in self._sides():
                 maps = self.map_network.maps(self._input(images, mirrored))
                 if self.protocol.maps and scale in self.protocol.scales:
@@ -122,29 +114,8 @@ def score_images(
 
     Use it inside `explained_loader_failures`, and close it.
     """
-    with closing(load_inputs(images, scorer.protocol, indices, workers=workers)) as loaded:
-        for group in _groups(scorer, loaded):
+    prepare = ViewInputs(scorer.protocol)
+    loaded = load_groups(images, prepare, indices, pixels=prepare.pixels, per_pass=scorer.pixels, workers=workers)
+    with closing(loaded):
+        for group in loaded:
             yield [inputs.image_index for inputs in group], scorer(group)
-
-
-def _groups(scorer: Scorer, arriving: Iterator[Inputs]) -> Iterator[list[Inputs]]:
-    """Groups inputs of equal shapes, as many as one pass takes.
-
-    Groups are smaller at the end, and when the images that wait for others exceed MAX_WAITING_BYTES.
-    """
-    waiting: dict[tuple[Any, ...], list[Inputs]] = {}
-    waiting_bytes = 0
-    for inputs in arriving:
-        shapes = tuple(tensor.shape for tensor in inputs.tensors)
-        group = waiting.setdefault(shapes, [])
-        group.append(inputs)
-        waiting_bytes += inputs.nbytes
-
-        full = shapes if len(group) >= scorer.images_per_pass(inputs) else None
-        if full is None and waiting_bytes > MAX_WAITING_BYTES:  # the group that takes the most memory goes first
-            full = max(waiting, key=lambda key: len(waiting[key]) * waiting[key][0].nbytes)
-        if full is not None:
-            group = waiting.pop(full)
-            waiting_bytes -= len(group) * group[0].nbytes
-            yield group
-    yield from waiting.values()

@@ -121,8 +121,8 @@ def _measure(setup: "TrainingSetup", protocols: dict[str, ViewProtocol], seconds
     import torch
 
     from sppnet.benchmark.stages import device_stages, end_to_end, loading_stages, view_stages
-    from sppnet.classify.hardware import Hardware
     from sppnet.classify.training import device_type, is_compiled, precision
+    from sppnet.runtime.hardware import Hardware
     from sppnet.runtime.machine import worker_count
 
     machine = setup.plan.machine

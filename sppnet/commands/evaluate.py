@@ -25,7 +25,7 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be tested. Opens no data."""
-    from sppnet.classify.hardware import Hardware  # torch takes seconds, and --help should not
+    from sppnet.runtime.hardware import Hardware  # torch takes seconds, and --help should not
 
     bound(config, settings)
     Hardware(**bound(config.hardware, Hardware, "hardware."))
@@ -57,8 +57,8 @@ def evaluate(config: DictConfig) -> None:
     runs = [read_tested_run(config, path) for path in paths]
 
     # Imported here because torch takes seconds, and --help and the errors above should not.
-    from sppnet.classify.hardware import Hardware
     from sppnet.commands.scoring import score_run
+    from sppnet.runtime.hardware import Hardware
 
     hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
     tested: dict[str, dict[str, Scores]] = {}

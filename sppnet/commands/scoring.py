@@ -9,7 +9,6 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.classify.evaluator import evaluate_to_file
-from sppnet.classify.hardware import Hardware
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import TestedRun
 from sppnet.commands.naming import content_hash
@@ -25,6 +24,7 @@ from sppnet.data.sources import (
 )
 from sppnet.network import load_network
 from sppnet.results.scores import Scores, is_of_validation_images
+from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.run_directory import checkpoint_digest
 
 

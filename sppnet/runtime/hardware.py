@@ -1,18 +1,24 @@
-"""The hardware of an evaluation: devices, loader processes, precision and memory."""
+"""The hardware that networks are tested on: devices, loader processes, precision, memory; running work on all of it."""
 
+import builtins
 import os
+import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from sppnet.runtime.machine import bf16_is_fast, most_processes
+from sppnet.runtime.machine import bf16_is_fast, keep_freed_memory, most_processes
+from sppnet.runtime.processes import exit_with_parent
 
 _MAX_MEGAPIXELS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The hardware of an evaluation, and how it is used: the `hardware` section. Raises ValueError out of range.
+    """The hardware of a test or of a transfer, and how it is used: the `hardware` section. ValueError out of range.
 
     None means what suits the machine. Training has the same settings in `sppnet.classify.recipe.Machine`, with
     Lightning's values:
@@ -66,3 +72,56 @@ class Hardware:
     def pixels(self) -> int:
         """The input pixels of one forward pass."""
         return round(1e6 * (self.megapixels or (32 if self.device == "cuda" else 2)))
+
+
+def run_on_devices(work: Callable[..., None], arguments: tuple[Any, ...], hardware: Hardware) -> None:
+    """Calls work(rank, *arguments) once per device: in this process if there is one device, else in one process each.
+
+    Raises what `work` raises, if it is an OSError or ValueError, and ChildProcessError if a process dies.
+
+    Args:
+        work: a function at the top level of a module. It calls `prepare_device` first.
+        arguments: are pickled for other processes; tensors are shared.
+        hardware: the devices.
+    """
+    if hardware.processes == 1:
+        work(0, *arguments)
+        return
+
+    try:
+        torch.multiprocessing.spawn(work, arguments, nprocs=hardware.processes)
+    except ProcessRaisedException as error:
+        # The text of a traceback, whose last line is the error.
+        name, _, reason = str(error).strip().splitlines()[-1].partition(": ")
+        kind = _error_kind(name)
+        if not issubclass(kind, (OSError, ValueError)):
+            raise
+        raise kind(reason) from error
+    except ProcessExitedException as error:
+        raise ChildProcessError(
+            f"a process that runs the network was killed ({error}), perhaps for lack of memory: use fewer "
+            "hardware.devices, hardware.workers or hardware.megapixels"
+        ) from error
+
+
+def prepare_device(rank: int, hardware: Hardware) -> torch.device:
+    """Returns the device of a process of `run_on_devices`, and sets the process up for it.
+
+    A spawned process exits with its parent. Processes on the CPU share its cores.
+    """
+    if hardware.processes > 1:
+        exit_with_parent()
+    if hardware.device == "cuda":
+        return torch.device("cuda", rank)
+    keep_freed_memory()
+    torch.set_num_threads(max(1, torch.get_num_threads() // hardware.processes))
+    return torch.device("cpu")
+
+
+def _error_kind(name: str) -> type:
+    """Returns the class of an error from its name in a traceback; RuntimeError if there is no such class."""
+    try:
+        kind = pkgutil.resolve_name(name) if "." in name else getattr(builtins, name)
+    except (ImportError, AttributeError, ValueError):
+        return RuntimeError
+    return kind if isinstance(kind, type) else RuntimeError

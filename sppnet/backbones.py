@@ -7,12 +7,12 @@ A backbone maps images (N, 3, H, W) to feature maps (N, channels, h, w) and has
     offset          pixel on which the first cell is centred, counted from 0
     smallest_input  smallest side in pixels that still gives a cell
     map_side(side)  cells along one side of the map of an image of that side
-    layers          names of the layers that `features(images, layer)` can return
+    layers          names of the layers that `layer_outputs(images, layers)` can return
     options         plain values: `build_backbone(**options)` builds the same backbone
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sppnet.geometry import Footprint, first_center, side_lengths, smallest_input, total_stride
 from sppnet.normalization import LocalResponseNorm, WithinChannelResponseNorm
+from sppnet.runtime.names import check_names
 from sppnet.timm_backbone import TimmBackbone
 
 
@@ -156,15 +157,20 @@ class Backbone(nn.Sequential):
         """Returns the cells along one side of the map of an image with `side` pixels there; 0 if it is too small."""
         return side_lengths(side, self.footprints)[-1]
 
-    def features(self, images: Tensor, layer: str) -> Tensor:
-        """Returns the (N, C, h, w) output of a named layer. Raises ValueError for a name that is not in `layers`."""
-        if layer not in self.layers:
-            raise ValueError(f"layer={layer!r}: must be one of {', '.join(self.layers)}")
+    def layer_outputs(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Returns the outputs (N, C, h, w) of named layers, from one forward pass that ends at the last of them.
+
+        Raises ValueError for a name that is not in `layers`.
+        """
+        check_names("layer", layers, self.layers)
+        outputs: dict[str, Tensor] = {}
         for name, module in self.named_children():
-            images = module(images)
-            if name == layer:
+            if len(outputs) == len(set(layers)):
                 break
-        return images
+            images = module(images)
+            if name in layers:
+                outputs[name] = images
+        return outputs
 
     def aligned(self) -> "Backbone":
         """Returns the same network with every padding floor(kernel / 2), so that cell i is centred on pixel stride * i.

@@ -5,7 +5,7 @@ Shape letters: N images, C channels of the last convolution, B bins of the pyram
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from sppnet.backbones import Backbone, Convolution, build_backbone
 from sppnet.geometry import CROP_SIDE
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.runtime.files import atomic_file
-from sppnet.runtime.names import first_line
+from sppnet.runtime.names import check_names, first_line
 from sppnet.runtime.run_directory import checkpoint_file
 from sppnet.timm_backbone import TimmBackbone
 
@@ -95,6 +95,10 @@ class SPPNet(nn.Module):
         Raises ValueError for images too small for the backbone; without a pyramid, for images that are not
         `input_side` x `input_side`.
         """
+        self._check_size(images)
+        return self.backbone(images)
+
+    def _check_size(self, images: Tensor) -> None:
         smallest, sides = self.backbone.smallest_input, tuple(images.shape[-2:])
         if min(sides) < smallest:
             raise ValueError(f"images of {sides[0]} x {sides[1]} pixels: the backbone needs at least {smallest}")
@@ -103,7 +107,6 @@ class SPPNet(nn.Module):
                 f"images of {sides[0]} x {sides[1]} pixels: this network without a pyramid takes "
                 f"{self.input_side} x {self.input_side} images only"
             )
-        return self.backbone(images)
 
     def pool(self, maps: Tensor) -> Tensor:
         """Pools feature maps (N, C, h, w) into vectors (N, C * B) for `classify`.
@@ -148,18 +151,31 @@ class SPPNet(nn.Module):
 
         Raises ValueError for a layer that is not in `layers`.
         """
-        if layer not in self.layers:
-            raise ValueError(f"layer={layer!r}: must be one of {', '.join(self.layers)}")
-        if layer in self.backbone.layers:
-            return self.backbone.features(images, layer)
-        pooled = self.pool(self.maps(images))
-        if layer.startswith("pool5"):
-            return self._level(pooled, layer)
-        fc6 = torch.relu(self.fc6(pooled))
-        if layer == "fc6":
-            return fc6
-        fc7 = torch.relu(self.fc7(self.dropout(fc6)))
-        return fc7 if layer == "fc7" else self._logits(self.dropout(fc7))
+        return self.layer_outputs(images, [layer])[layer]
+
+    def layer_outputs(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Returns the `features` of several layers, from one forward pass that ends at the last of them."""
+        check_names("layer", layers, self.layers)
+        maps, last = set(layers).intersection(self.backbone.layers), self.backbone.layers[-1]
+        if maps == set(layers):
+            outputs = self.backbone.layer_outputs(images, maps)
+        else:
+            self._check_size(images)
+            outputs = self.backbone.layer_outputs(images, {*maps, last})
+            outputs |= self._outputs_after(outputs[last], layers)
+        return {layer: outputs[layer] for layer in layers}
+
+    def _outputs_after(self, maps: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Returns the outputs of those of `layers` that follow the last feature maps."""
+        pooled = self.pool(maps)
+        outputs = {layer: self._level(pooled, layer) for layer in layers if layer.startswith("pool5")}
+        if not {"fc6", "fc7", "fc8"}.isdisjoint(layers):
+            outputs["fc6"] = torch.relu(self.fc6(pooled))
+        if not {"fc7", "fc8"}.isdisjoint(layers):
+            outputs["fc7"] = torch.relu(self.fc7(self.dropout(outputs["fc6"])))
+        if "fc8" in layers:
+            outputs["fc8"] = self._logits(self.dropout(outputs["fc7"]))
+        return outputs
 
     def _level(self, pooled: Tensor, layer: str) -> Tensor:
         start = 0

@@ -1,15 +1,17 @@
 """Any timm model as a backbone; see `sppnet.backbones` for what a backbone has."""
 
 import copy
+from collections.abc import Collection
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sppnet.runtime.names import first_line
+from sppnet.runtime.names import check_names, first_line
 
 
 class TimmBackbone(nn.Module):
@@ -20,37 +22,51 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: any model of `timm.list_models()` that returns feature maps, such as "resnet18".
-        pretrained: start from timm's weights (downloads them).
+        pretrained: True starts from timm's weights, which are downloaded; a path from the weights in that file.
+        out_indices: one index, that of the feature map, as timm counts them. None is [-1], the last; [-2] of a ResNet
+            has stride 16.
 
-    Raises ValueError for an unknown model, or one without feature maps whose cells lie at a fixed stride.
+    Raises ValueError for an unknown model, one without such feature maps, or whose cells do not lie at a fixed stride,
+    and for a file that does not hold weights of the model.
     """
 
-    def __init__(self, *, name: str, pretrained: bool = False) -> None:
+    def __init__(self, *, name: str, pretrained: bool | str = False, out_indices: list[int] | None = None) -> None:
         import timm  # takes seconds, and only this class needs it
 
         super().__init__()
         if not timm.is_model(name):
             close = ", ".join(get_close_matches(name, timm.list_models(), 6)) or "timm.list_models() shows all"
             raise ValueError(f"backbone.name={name!r}: timm has no such model (close: {close})")
-        outline = _outline(name)
-        self.body = _create_timm_model(name, pretrained=pretrained)
+        if out_indices is not None and len(out_indices) != 1:
+            raise ValueError(f"backbone.out_indices={out_indices}: must be one index, such as [-1]")
+        self._index = int(out_indices[0]) if out_indices else -1
+        outline = _outline(name, self._index)
+        self.body = _create_timm_model(name, self._index, pretrained)
+        if isinstance(pretrained, str):
+            _check_all_weights_loaded(self.body, name, self._index, pretrained)
         # A network built from these options gets its weights from a checkpoint and must not download any.
         self.options = {"architecture": "timm", "name": name, "pretrained": False}
+        if self._index != -1:
+            self.options["out_indices"] = [self._index]
         self.channels, self.channels_last = outline.channels, outline.channels_last
         self.stride, self.smallest_input = outline.stride, outline.smallest_input
         self.layers = ("conv5",)
 
     @property
+    def _outline(self) -> "_TimmOutline":
+        return _outline(str(self.options["name"]), self._index)
+
+    @property
     def offset(self) -> int | Fraction:
         """See `_TimmOutline.offset`."""
-        return _outline(str(self.options["name"])).offset
+        return self._outline.offset
 
     def map_side(self, side: int) -> int:
         """Cells along one side of the feature map of an image with `side` x `side` pixels.
 
         Raises ValueError, with the model's own reason, for a side that the model does not take.
         """
-        return _outline(str(self.options["name"])).map_size(side, side)[1]
+        return self._outline.map_size(side, side)[1]
 
     def forward(self, images: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
@@ -59,17 +75,16 @@ class TimmBackbone(nn.Module):
             return self._channels_first(self.body(images)[-1])
         except (AssertionError, RuntimeError):
             # Raises one clear line if the image size is the cause; many models fail by an assertion deep inside.
-            _outline(str(self.options["name"])).map_size(*images.shape[-2:])
+            self._outline.map_size(*images.shape[-2:])
             raise
 
     def _channels_first(self, maps: Tensor) -> Tensor:
         return maps.permute(0, 3, 1, 2) if self.channels_last else maps
 
-    def features(self, images: Tensor, layer: str) -> Tensor:
+    def layer_outputs(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Returns the feature map, named conv5. Raises ValueError for any other name."""
-        if layer not in self.layers:
-            raise ValueError(f"layer={layer!r}: must be one of {', '.join(self.layers)}")
-        return self(images)
+        check_names("layer", layers, self.layers)
+        return {layer: self(images) for layer in set(layers)}
 
     def aligned(self) -> "TimmBackbone":
         """Returns a copy with unchanged paddings, whose `offset` therefore stays the same.
@@ -83,23 +98,64 @@ class TimmBackbone(nn.Module):
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
-def _create_timm_model(name: str, *, pretrained: bool = False) -> nn.Module:
-    """Returns a timm model that outputs its last feature map. Raises ValueError for a model without feature maps."""
+def _create_timm_model(name: str, index: int, pretrained: bool | str = False) -> nn.Module:
+    """Returns a timm model that outputs one of its feature maps.
+
+    Raises ValueError for a model without this feature map, and for a file that does not hold its weights.
+    """
     import timm
 
+    weights: dict[str, Any] = {}
+    if isinstance(pretrained, str):
+        weights = {"pretrained_cfg_overlay": {"file": _weights_file(pretrained)}}
     for options in _ANY_SIZE:
         try:
-            body = timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,), **options)
+            body = timm.create_model(
+                name, pretrained=bool(pretrained), features_only=True, out_indices=(index,), **weights, **options
+            )
             break
         except TypeError:  # the model does not accept the option
             if not options:
                 raise
-        except (RuntimeError, AttributeError, NotImplementedError) as error:
-            raise ValueError(f"backbone.name={name!r}: timm gives no feature maps of this model ({error})") from error
+        except (RuntimeError, AttributeError, NotImplementedError, AssertionError, IndexError) as error:
+            if weights:
+                reason = f"backbone.pretrained={pretrained}: not weights of timm's {name}"
+            else:
+                reason = f"backbone.name={name!r}: timm gives no feature maps of this model at out_indices=[{index}]"
+            raise ValueError(f"{reason} ({first_line(error)})") from error
     for module in body.modules():
         if hasattr(module, "dynamic_img_pad"):  # pads incomplete patches with zeros on the right and below
             setattr(module, "dynamic_img_pad", True)  # noqa: B010
     return body
+
+
+def _check_all_weights_loaded(body: nn.Module, name: str, index: int, path: str) -> None:
+    """Raises ValueError if the file left a weight of the body at its random initial value.
+
+    timm only warns about weights that a file lacks.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() + 1)
+        again = _create_timm_model(name, index, path)
+    for key, value in body.state_dict().items():
+        if not torch.equal(value, again.state_dict()[key]):
+            raise ValueError(f"backbone.pretrained={path}: not weights of timm's {name} ({key} is missing)")
+
+
+def _weights_file(path: str) -> str:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"backbone.pretrained={path}: no such file of weights")
+    return path
+
+
+def pretrained_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns mean and standard deviation per channel, in 0..255, of the inputs that timm's weights were trained on."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        raise ValueError(f"backbone.name={name!r}: timm has no weights of this model")
+    return tuple(255 * value for value in config.mean), tuple(255 * value for value in config.std)
 
 
 class _TimmOutline:
@@ -112,12 +168,12 @@ class _TimmOutline:
     Raises ValueError for a model without feature maps, or whose maps do not grow by one cell per stride.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self.channels_last = name, False
+    def __init__(self, name: str, index: int) -> None:
+        self.name, self.index, self.channels_last = name, index, False
         # A few models read values while they run; tensors on "meta" have none, so these models run on the CPU.
         for device in ("meta", "cpu"):
             with torch.random.fork_rng(devices=[]), torch.device(device):
-                self.device, self.model = device, _create_timm_model(name).eval()
+                self.device, self.model = device, _create_timm_model(name, index).eval()
             info: Any = self.model.feature_info
             self.channels, self.stride = int(info.channels()[-1]), int(info.reduction()[-1])
             self.shapes: dict[tuple[int, int], tuple[int, ...]] = {}
@@ -209,7 +265,7 @@ class _TimmOutline:
             torch.enable_grad(),
         ):
             torch.manual_seed(0)
-            model = _create_timm_model(self.name).eval().requires_grad_(False)
+            model = _create_timm_model(self.name, self.index).eval().requires_grad_(False)
             images = torch.randn(2, 3, side, side, requires_grad=True)
 
             maps = model(images)[-1]
@@ -226,5 +282,5 @@ class _TimmOutline:
 
 
 @cache
-def _outline(name: str) -> _TimmOutline:
-    return _TimmOutline(name)
+def _outline(name: str, index: int) -> _TimmOutline:
+    return _TimmOutline(name, index)

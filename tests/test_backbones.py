@@ -8,11 +8,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from sppnet.backbones import BACKBONES, CONVNET5, NORMALIZATIONS, OVERFEAT5, ZF5, build_backbone
 from sppnet.geometry import Footprint, first_center
 from sppnet.normalization import LocalResponseNorm, WithinChannelResponseNorm
+from sppnet.timm_backbone import pretrained_statistics
 
 TABLE_1 = ("zf5", "convnet5", "overfeat5", "overfeat7")
 
@@ -27,7 +29,7 @@ def heights(backbone, side):
     images = torch.zeros(1, 3, side, 50)
     layers = [layer for layer in backbone.layers if not layer.startswith("norm")]
     with torch.no_grad():
-        return [backbone.features(images, layer).shape[2] for layer in layers]
+        return [backbone.layer_outputs(images, [layer])[layer].shape[2] for layer in layers]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_every_named_layer_is_a_step_of_the_forward_pass(name):
     x = images = torch.randn(2, 3, 97, 120)
     for layer, module in zip(backbone.layers, backbone, strict=True):
         x = module(x)
-        assert torch.equal(backbone.features(images, layer), x)
+        assert torch.equal(backbone.layer_outputs(images, [layer])[layer], x)
         if layer.startswith("conv"):
             assert x.min() == 0  # after its ReLU
     assert torch.equal(backbone(images), x)
@@ -310,7 +312,7 @@ def test_wrong_names_are_named_with_the_right_ones():
     with pytest.raises(ValueError, match=r"normalization='batch'.*within_channel, across_channels, none"):
         build_backbone("zf5", normalization="batch")
     with pytest.raises(ValueError, match=r"layer='conv6'.*conv1, norm1, .*conv5"):
-        small("zf5").features(torch.zeros(1, 3, 64, 64), "conv6")
+        small("zf5").layer_outputs(torch.zeros(1, 3, 64, 64), ["conv5", "conv6"])
     with pytest.raises(TypeError, match="depth"):
         build_backbone("zf5", depth=3)
     assert set(BACKBONES) == {*TABLE_1, "timm"}
@@ -335,9 +337,9 @@ def test_timm_model_as_a_backbone(resnet18):
     with torch.no_grad():
         maps = resnet18(images)
     assert maps.shape == (1, 512, resnet18.map_side(100), resnet18.map_side(65)) == (1, 512, 4, 3)
-    assert torch.equal(resnet18.features(images, "conv5"), maps)
+    assert torch.equal(resnet18.layer_outputs(images, ["conv5"])["conv5"], maps)
     with pytest.raises(ValueError, match=r"layer='conv4'.*conv5"):
-        resnet18.features(images, "conv4")
+        resnet18.layer_outputs(images, ["conv4"])
 
 
 def test_aligned_timm_model_shares_weights_but_not_its_mode(resnet18):
@@ -355,6 +357,52 @@ def test_aligned_timm_model_shares_weights_but_not_its_mode(resnet18):
 
 def test_options_build_the_same_timm_model_again_without_a_download(resnet18):
     assert resnet18.options == {"architecture": "timm", "name": "resnet18", "pretrained": False}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_of_timm_are_taken_from_a_local_file(tmp_path, suffix):
+    weights = timm.create_model("resnet18").state_dict()
+    path = tmp_path / f"weights{suffix}"
+    save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
+    backbone = build_backbone("timm", name="resnet18", pretrained=str(path))
+    for name, value in backbone.body.state_dict().items():
+        assert torch.equal(value, weights[name])
+    assert backbone.options["pretrained"] is False  # a checkpoint holds the weights then
+
+
+def test_files_that_do_not_hold_the_weights_are_refused(tmp_path, caplog):
+    some = {name: value for name, value in timm.create_model("resnet18").state_dict().items() if "layer3" not in name}
+    contents = {"nothing.pth": {}, "others.pth": {"weight": torch.zeros(3)}, "some.pth": some}
+    for name, content in contents.items():
+        torch.save(content, tmp_path / name)
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in (*contents, "text.pth"):
+        with pytest.raises(ValueError, match=rf"{name}: not weights of timm's resnet18 \(.+\)"):
+            build_backbone("timm", name="resnet18", pretrained=str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match=r"backbone\.pretrained=no\.pth: no such file"):
+        build_backbone("timm", name="resnet18", pretrained="no.pth")
+
+
+@pytest.mark.parametrize(("index", "stride", "channels"), [(-1, 32, 512), (-2, 16, 256), (2, 8, 128)])
+def test_the_feature_map_of_a_timm_model_can_be_chosen(index, stride, channels):
+    with torch.device("meta"):
+        backbone = build_backbone("timm", name="resnet18", out_indices=[index])
+        again = build_backbone(**backbone.options)
+    assert (backbone.stride, backbone.channels) == (again.stride, again.channels) == (stride, channels)
+    assert backbone.map_side(224) == 224 // stride
+
+
+@pytest.mark.parametrize("indices", [[7], [-9], [], [-1, -2]])
+def test_feature_maps_that_a_timm_model_does_not_have_are_refused(indices):
+    with pytest.raises(ValueError, match=r"out_indices=\[.*\]"):
+        build_backbone("timm", name="resnet18", out_indices=indices)
+
+
+def test_the_inputs_of_pretrained_weights_are_those_that_timm_names():
+    mean, std = pretrained_statistics("resnet18")
+    assert mean == pytest.approx((123.675, 116.28, 103.53))
+    assert std == pytest.approx((58.395, 57.12, 57.375))
+    assert pretrained_statistics("vit_base_patch16_224")[0] == (127.5, 127.5, 127.5)
 
 
 def test_an_unknown_timm_model_is_named_with_similar_ones():

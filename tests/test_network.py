@@ -160,12 +160,33 @@ def test_every_layer_has_features(backbone):
     assert network.layers[-8:] == ("pool5", "pool5_6x6", "pool5_3x3", "pool5_2x2", "pool5_1x1", "fc6", "fc7", "fc8")
     assert network.layers[:-8] == network.backbone.layers
     for layer in network.backbone.layers:
-        assert torch.equal(network.features(batch, layer), network.backbone.features(batch, layer))
+        assert torch.equal(network.features(batch, layer), network.backbone.layer_outputs(batch, [layer])[layer])
     assert torch.equal(network.features(batch, network.backbone.layers[-1]), network.maps(batch))
     assert torch.equal(network.features(batch, "fc8"), network(batch))
     for layer in ("fc6", "fc7"):
         assert network.features(batch, layer).shape == (2, 16)
         assert network.features(batch, layer).min() >= 0
+
+
+@pytest.mark.parametrize(
+    "layers", [["conv1"], ["norm2", "conv2"], ["fc7"], ["pool5_2x2", "conv4", "fc8"], ["fc7", "pool5", "conv5"], []]
+)
+def test_several_layers_at_once_are_each_layer_by_itself(layers):
+    network, batch = small(), images(64, 50)
+    outputs = network.layer_outputs(batch, layers)
+    assert list(outputs) == layers
+    assert all(torch.equal(outputs[layer], network.features(batch, layer)) for layer in layers)
+
+
+def test_several_layers_take_one_forward_pass_that_ends_at_the_last_of_them():
+    network, batch, calls = small(), images(64, 50), []
+    for name, module in network.backbone.named_children():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    network.layer_outputs(batch, ["conv2", "conv1"])
+    assert calls == list(network.backbone.layers[: network.backbone.layers.index("conv2") + 1])
+    calls.clear()
+    network.layer_outputs(batch, list(network.layers))
+    assert calls == list(network.backbone.layers)
 
 
 def test_pool5_is_its_levels_side_by_side():

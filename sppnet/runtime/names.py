@@ -1,6 +1,6 @@
-"""Makes names and messages safe to print on a terminal."""
+"""Makes names and messages safe to print on a terminal, and checks names against the known ones."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def printable(text: str) -> str:
@@ -36,3 +36,10 @@ def listing(names: Sequence[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_names(key: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raises ValueError, with `key` and the known names, for a given name that is not known."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{key}={name!r}: must be one of {', '.join(known)}")

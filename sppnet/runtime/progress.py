@@ -7,14 +7,20 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Shows images/s and the time left: a bar on a terminal, otherwise a line every `SECONDS`."""
+    """Shows the rate and the time left: a bar on a terminal, otherwise a line every `SECONDS`.
+
+    Args:
+        title: of the work.
+        total: units in all.
+        unit: what is counted, in the plural.
+    """
 
     SECONDS = 30.0
 
-    def __init__(self, title: str, total: int) -> None:
+    def __init__(self, title: str, total: int, unit: str = "images") -> None:
         terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=title, unit=" images", leave=False, disable=not terminal)
-        self.title, self.total, self.done = title, total, 0
+        self.bar = tqdm(total=total, desc=title, unit=f" {unit}", leave=False, disable=not terminal)
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
         self.started = self.last_line = time.perf_counter()
         self.lines = not terminal
 
@@ -25,7 +31,7 @@ class Progress:
         self.bar.close()
 
     def add(self, count: int) -> None:
-        """Adds `count` finished images."""
+        """Adds `count` finished units."""
         self.done += count
         self.bar.update(count)
 
@@ -33,9 +39,8 @@ class Progress:
         if self.lines and now - self.last_line > self.SECONDS:
             self.last_line, rate = now, self.done / (now - self.started)
             left = clock((self.total - self.done) / rate)
-            print(
-                f"{self.title}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, {left} left", flush=True
-            )
+            done = f"{self.done:,} of {self.total:,} {self.unit}"
+            print(f"{self.title}: {done}, {rate:,.0f} {self.unit}/s, {left} left", flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,204 @@
+"""Trains linear SVMs on the features of every layer and split, and saves their decision values."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sppnet.network import SPPNet
+from sppnet.results.scores import Scores, read_scores, write_scores
+from sppnet.results.transfers import TRANSFER_RULES
+from sppnet.runtime.environment import environment
+from sppnet.runtime.hardware import Hardware
+from sppnet.runtime.progress import Progress
+from sppnet.transfer.feature_files import Features
+from sppnet.transfer.features import extract_features, weights_digest
+from sppnet.transfer.probe import Svm, decisions_by_features, decisions_by_gram, gram_matrix
+from sppnet.transfer.protocols import TransferData
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenNetwork:
+    """A network whose features are tested, and where that leaves its files.
+
+    network: in eval mode.
+    record: plain values that describe it in saved decisions.
+    layers: names of `SPPNet.layers`, or "pixels".
+    features: folder of the features.
+    decisions: folder of the decision values.
+    suffix: after the names of layers in names of files: "-untrained" for the baseline of random weights.
+    """
+
+    network: SPPNet
+    record: dict[str, Any]
+    layers: Sequence[str]
+    features: Path
+    decisions: Path
+    suffix: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What of an image goes through the network: see `sppnet.transfer.features.extract_features`."""
+
+    view: str
+    scale: int
+    aligned: bool
+
+
+def transfer_to_files(
+    frozen: FrozenNetwork,
+    data: TransferData,
+    digests: np.ndarray,
+    view: View,
+    svm: Svm,
+    hardware: Hardware,
+    *,
+    title: str,
+    about: dict[str, Any],
+) -> list[Scores]:
+    """Returns the decision values of every layer and split, layer by layer, from files or by training SVMs.
+
+    Saved decision values count if network, layer, view, precision, C and the images of the split (names, labels and
+    contents) are the same. Features are extracted only for layers that lack decision values.
+
+    Args:
+        frozen: the network, its layers and folders.
+        data: the images and splits.
+        digests: `content_digests` of the images.
+        view: what goes through the network.
+        svm: settings of the SVMs.
+        hardware: what the network runs on.
+        title: the name of the work in messages.
+        about: more plain values to save.
+
+    Raises what `extract_features` and `decisions_by_features` raise.
+    """
+    jobs = _jobs(frozen, data, digests, view, svm, hardware)
+    saved = {job.path: decisions for job in jobs if (decisions := _saved(job)) is not None}
+    missing = list(dict.fromkeys(job.layer for job in jobs if job.path not in saved))
+    if not missing:
+        print(f"{title}: done already ({frozen.decisions})", flush=True)
+        return [saved[job.path] for job in jobs]
+
+    features = extract_features(
+        frozen.network,
+        data.images,
+        missing,
+        view=view.view,
+        scale=view.scale,
+        aligned=view.aligned,
+        folder=frozen.features,
+        digests=digests,
+        hardware=hardware,
+        title=title,
+    )
+    for layer in missing:
+        of_layer = [job for job in jobs if job.layer == layer and job.path not in saved]
+        saved |= _decide(of_layer, features[layer], frozen, data, svm, hardware, f"{title}, {layer}", about)
+    return [saved[job.path] for job in jobs]
+
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """The SVMs of one layer and split.
+
+    identity: everything that decides the decision values, as it is saved with them.
+    """
+
+    layer: str
+    split: int
+    path: Path
+    identity: dict[str, Any]
+
+
+def _jobs(
+    frozen: FrozenNetwork, data: TransferData, digests: np.ndarray, view: View, svm: Svm, hardware: Hardware
+) -> list[_Job]:
+    common = {
+        "rules": TRANSFER_RULES,
+        "checkpoint": weights_digest(frozen.network),
+        "precision": "float32" if hardware.autocast is None else "bf16",
+        **vars(view),
+        "C": svm.C,
+        "solver": _solver(data, svm),
+    }
+    images = [
+        {"train_images": data.fingerprint(split.train, digests), "images": data.fingerprint(split.test, digests)}
+        for split in data.splits
+    ]
+    return [
+        _Job(
+            layer,
+            number,
+            frozen.decisions / f"{layer}{frozen.suffix}-split{number}.npz",
+            {**common, "layer": layer, **images[number]},
+        )
+        for layer in frozen.layers
+        for number in range(len(data.splits))
+    ]
+
+
+def _solver(data: TransferData, svm: Svm) -> str:
+    return "SVC on the Gram matrix" if svm.gram_fits(len(data.truth)) else "LinearSVC"
+
+
+def _saved(job: _Job) -> Scores | None:
+    """Returns the saved decision values of a job, None if there are none or others."""
+    if not job.path.is_file():
+        return None
+    saved = read_scores(job.path)
+    return saved if all(saved.about.get(key) == value for key, value in job.identity.items()) else None
+
+
+def _decide(
+    jobs: list[_Job],
+    features: Features,
+    frozen: FrozenNetwork,
+    data: TransferData,
+    svm: Svm,
+    hardware: Hardware,
+    title: str,
+    about: dict[str, Any],
+) -> dict[Path, Scores]:
+    """Trains the SVMs of some splits on the features of one layer, and saves their decision values by path."""
+    gram = None
+    if svm.gram_fits(len(data.truth)):
+        gram = gram_matrix(features, memory=svm.memory, device=hardware.device, title=f"{title}: Gram matrix")
+    else:
+        print(
+            f"{title}: the Gram matrix of {len(data.truth):,} images does not fit into svm.gigabytes="
+            f"{svm.memory / 1e9:.1f}; using LinearSVC, which also regularizes the bias",
+            flush=True,
+        )
+
+    results = {}
+    with Progress(f"{title}: SVMs", len(jobs), "splits") as progress:
+        for job in jobs:
+            started = time.perf_counter()
+            train, test = data.splits[job.split]
+            if gram is not None:
+                values = decisions_by_gram(gram, data.truth, train, test, svm)
+            else:
+                values = decisions_by_features(features, data.truth, train, test, svm)
+
+            names = np.array([data.images.name(int(i)) for i in test])
+            record = {
+                **job.identity,
+                **about,
+                **environment(gpus=hardware.processes),
+                "network": frozen.record,
+                "classes": list(data.classes),
+                "length": features.length,
+                "split": job.split,
+                "splits": len(data.splits),
+                "n_train": len(train),
+                "seconds": time.perf_counter() - started,
+            }
+            results[job.path] = Scores(values, data.labels(test), names, record)
+            write_scores(job.path, results[job.path])
+            progress.add(1)
+    return results

@@ -24,6 +24,7 @@ from sppnet.data.sources import (
     select_images,
 )
 from sppnet.network import load_network
+from sppnet.results.missing import hydra_value
 from sppnet.results.scores import Scores, is_of_validation_images
 from sppnet.runtime.run_directory import checkpoint_digest
 
@@ -112,7 +113,7 @@ def _open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, OpenDa
         return opened[key]
 
     if source == "folder" and config.part == "all" and not _has_parts(Path(options["root"])):
-        everything, nothing = unsplit_folder(root=options["root"])
+        everything, nothing = unsplit_folder(root=options["root"], classes=options.get("classes"))
         data = ImageData(everything, nothing, everything.classes)
     else:
         data = open_data(source, **options)
@@ -166,7 +167,8 @@ def _data_text(config: DictConfig) -> str:
     if (source := given.pop("source", None)) is not None:
         words.append(f"data={source}")
         defaults = plain(OmegaConf.load(CONFIGS / "data" / f"{source}.yaml"))  # type: ignore[arg-type]
-    words += [f"data.{key}={value}" for key, value in given.items() if value != defaults.get(key)]
+    changed = {key: value for key, value in given.items() if value != defaults.get(key)}
+    words += [f"data.{k}={hydra_value(v) if isinstance(v, list) else v}" for k, v in changed.items()]
 
     if config.part != "val":
         words.append(f"part={config.part}")

@@ -300,6 +300,7 @@ TRAIN = [
     ("data=folder data.root=images data.classes=[]", "classes=[]: must name at least one class, or be null for all"),
     ("data=folder data.root=images data.classes=cat", "data.classes: "),
     ("data=imagenet data.root=images data.classes=[cat]", "data.classes: data=imagenet has no such key; data="),
+    ("data=voc2007 data.root=images", "data.source=voc2007: has several labels per image", "sppnet transfer"),
     ("data=imagenet data.root=images", "images", "1000"),
     ("data=caltech101 data.root=images", "expected Caltech101's 102"),
     ("data=prepared data.root=images", "images: not a prepared store"),
@@ -360,6 +361,7 @@ EVALUATE = [
     ("run=run views=[center,centre]", "views=centre: must be one of", "did you mean center?"),
     ("run=run data=nothing", "data=nothing: must be one of caltech101"),
     ("run=run data.rot=images", "data.rot: no such key; did you mean root?"),
+    ("run=run views=[center] data=voc2007 data.root=images", "data.source=voc2007: has several labels per image"),
     (
         "run=run views=[center] data=folder data.root=images data.classes=[dog]",
         "the data has 1 classes and the network 2",
@@ -394,6 +396,7 @@ PREPARE = [
     ),
     ("data.root=images out=new quality=x", "quality: Value 'x'"),
     ("data=null out=new", "data=null: must be one of caltech101"),
+    ("data=voc2007 data.root=images out=new", "data.source=voc2007: has several labels per image"),
     ("data.root=~/nowhere out=new", f"{Path.home()}/nowhere: there is no such folder"),
     ("data.root=images out=new exclude=[val/cat/9.jpg]", "exclude=val/cat/9.jpg: no image has this name"),
     ("-m data.root=images,nowhere out=", "out: empty", "(job 1 of 2: data.root=images out=)"),

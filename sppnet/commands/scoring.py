@@ -13,10 +13,9 @@ from sppnet.classify.hardware import Hardware
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import TestedRun
 from sppnet.commands.naming import content_hash
-from sppnet.commands.settings import bound_choice, plain
+from sppnet.commands.settings import bound_source, plain
 from sppnet.data.folders import unsplit_folder, val_folders
 from sppnet.data.sources import (
-    DATA_SOURCES,
     ImageData,
     content_digests,
     images_fingerprint,
@@ -107,7 +106,7 @@ def _scores_folder(given: str | None, run: Path) -> Path:
 def _open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, OpenData]) -> OpenData:
     """Opens the data and hashes the images to test, unless an earlier run was tested on the same."""
     section = _data_section(config.data, run)
-    source, options = bound_choice(OmegaConf.create(section), "source", DATA_SOURCES, "data.")
+    source, options = bound_source(OmegaConf.create(section))
     key = str(section)
     if key in opened:
         return opened[key]

@@ -1,6 +1,8 @@
-"""Top-k error."""
+"""Top-k error and average precision."""
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -25,3 +27,54 @@ def count_wrong(scores: Tensor, labels: Tensor) -> Tensor:
     """Returns (3,) int64 on the device of `scores`: images wrong by top-1, images wrong by top-5, all images."""
     counts = [top_k_wrong(scores, labels, 1).sum(), top_k_wrong(scores, labels, 5).sum()]
     return torch.stack([*counts, torch.tensor(len(labels), device=scores.device)])
+
+
+def average_precision(scores: ArrayLike, positive: ArrayLike, count: int, points: int | None = 11) -> float:
+    """Returns the average precision of a ranking by the rules of PASCAL VOC, from 0 to 1; NaN if `count` is 0.
+
+    Precision and recall are taken at every distinct score, where all items of equal score enter together, so that the
+    value does not depend on their order. The devkit instead ranks equal scores in the order of its files; without equal
+    scores both agree. scikit-learn's `average_precision_score` does not interpolate and has other values.
+
+    Args:
+        scores: (n,) numbers, higher for items more likely to be positive.
+        positive: (n,) bool, which items are true positives.
+        count: how many positives there are to find: as many as in `positive`, or more if the ranking lacks some, as in
+            detection.
+        points: 11 for the mean, over the recalls 0, 0.1, ..., 1, of the highest precision at that recall or more (VOC
+            2007); None for the area under that curve over all recalls (VOC 2010 and later).
+
+    Raises ValueError for other shapes, types or `points`, for NaN among the scores, and if `count` is less than the
+    number of positives.
+    """
+    scores, positive = np.asarray(scores, np.float64), np.asarray(positive)
+    _check_ranking(scores, positive, count, points)
+    if count == 0:
+        return float("nan")
+
+    order = np.argsort(-scores)
+    ranked = scores[order]
+    last = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]  # whether it ends the items of its score
+    retrieved = np.flatnonzero(last) + 1
+    found = np.cumsum(positive[order], dtype=np.int64)[last]
+    highest = np.maximum.accumulate((found / retrieved)[::-1])[::-1]  # precision at this recall or more
+
+    if points is None:
+        return float(np.sum(np.diff(found, prepend=0) * highest) / count)
+    # recall >= k / 10 in integers: 3 / 10 and 0.1 * 3 are different floating-point numbers.
+    reached = np.searchsorted(10 * found, np.arange(11) * count)
+    return float(np.append(highest, 0.0)[reached].mean())
+
+
+def _check_ranking(scores: np.ndarray, positive: np.ndarray, count: int, points: int | None) -> None:
+    """Raises ValueError for arguments of `average_precision` that cannot be used."""
+    if points not in (11, None):
+        raise ValueError(f"points={points}: must be 11 or None")
+    if scores.ndim != 1 or positive.shape != scores.shape:
+        raise ValueError(f"scores {scores.shape} and positive {positive.shape}: must both be (n,)")
+    if len(positive) and positive.dtype != bool:
+        raise ValueError(f"positive: has the type {positive.dtype}, must be bool")
+    if np.isnan(scores).any():
+        raise ValueError(f"scores: {np.isnan(scores).sum()} of {len(scores)} are NaN, which cannot be ranked")
+    if count < (positives := np.count_nonzero(positive)):
+        raise ValueError(f"count={count}: must be at least {positives}, the number of positive items")

@@ -19,8 +19,8 @@ from sppnet.commands import evaluate as evaluate_script
 from sppnet.commands import train as train_script
 from sppnet.commands.configs import groups_of
 from sppnet.commands.evaluated_runs import read_protocols
-from sppnet.commands.settings import bound, bound_choice
-from sppnet.data.sources import DATA_SOURCES
+from sppnet.commands.settings import bound, bound_choice, bound_source
+from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
 from sppnet.results.runs import Run
 from sppnet.runtime.hardware import Hardware
@@ -44,7 +44,7 @@ def check(config):
     bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     bound(config.pooling, train_script.pooling, "pooling.")
     bound(config.sizes, Sizes, "sizes.")
-    bound_choice(config.data, "source", DATA_SOURCES, "data.")
+    bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
     Recipe(**bound(config.recipe, Recipe, "recipe."))
     Machine(**bound(config.trainer, Machine, "trainer."))
 
@@ -63,7 +63,7 @@ def test_there_is_a_choice_in_every_group():
 
 @pytest.mark.parametrize(("group", "choice"), choices())
 def test_every_shipped_choice_fits_the_code(group, choice):
-    needs_root = group == "experiment" or choice in {"folder", "imagenet", "caltech101", "prepared"}
+    needs_root = group == "experiment" or choice in {"folder", "imagenet", "caltech101", "prepared", "voc2007"}
     check(composed(f"{group}={choice}", *([ROOT] if needs_root else [])))
 
 
@@ -97,7 +97,15 @@ def test_the_experiments_train_the_networks_of_the_paper(architecture, variant):
 
 def test_every_backbone_and_data_source_has_a_config():
     assert {choice for group, choice in choices() if group == "backbone"} == set(BACKBONES)
-    assert {choice for group, choice in choices() if group == "data"} == set(DATA_SOURCES)
+    assert {choice for group, choice in choices() if group == "data"} == set(DATA_SOURCES | MULTI_LABEL_SOURCES)
+
+
+def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():
+    for source in DATA_SOURCES:
+        assert bound_source(composed(f"data={source}", *([ROOT] if source not in ("shapes", "hub") else [])).data)
+    for source in MULTI_LABEL_SOURCES:
+        with pytest.raises(ValueError, match=rf"^data\.source={source}: has several labels per image.*transfer"):
+            bound_source(composed(f"data={source}", ROOT).data)
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,10 @@ def make_run(run, root, *overrides, finished=True):
     config = composed("data=folder", f"data.root={root}", "backbone.width=0.05", "hidden=8", *overrides)
     RunDirectory(run, run_directory(config).config).claim()
     torch.manual_seed(0)
-    data = open_data("folder", root=str(root))
+    data = open_data("folder", root=str(root), classes=config.data.classes)
     network = SPPNet(
-        build_backbone("zf5", width=0.05), tuple(config.pooling.levels), 2, hidden=8, classes=data.classes,
-        initialization="fan_in",
+        build_backbone("zf5", width=0.05), tuple(config.pooling.levels), len(data.classes), hidden=8,
+        classes=data.classes, initialization="fan_in",
     )  # fmt: skip
     (run / "checkpoints").mkdir()
     save_network(network, run / "checkpoints" / "last.ckpt")
@@ -171,6 +171,29 @@ def test_the_split_of_training_is_the_split_of_the_test(place):
     assert files("split") == ["center"]
     with pytest.raises(ValueError, match="has no val/ part"):
         test("run=split", "data.root=images/val")
+
+
+def test_a_run_of_some_classes_is_tested_on_those(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_image_folder(tmp_path / "images", ("ant", "cat", "dog"), train=2, val=3)
+    make_run(tmp_path / "run", tmp_path / "images", "sizes.cycle=[64]", "data.classes=[dog,ant]")
+    test("run=run")
+    assert files() == ["center"]
+    assert list(read_runs(["run"])[0].scores) == ["center"]
+    expected = [f"val/{name}/{i}.jpg" for name in ("ant", "dog") for i in range(3)]
+    assert read_scores(tmp_path / "run/scores/center.npz").names.tolist() == expected
+
+    # Elsewhere, too, with part=all on a folder without parts.
+    shutil.move("images", "moved")
+    test("run=run", "data.root=moved")
+    assert files() == ["center"]
+    test("run=run", "data.root=moved/train", "part=all")
+    (other,) = (read_scores(path) for path in (tmp_path / "run" / "scores").glob("center-*.npz"))
+    assert other.names.tolist() == [f"{name}/{i}.jpg" for name in ("ant", "dog") for i in range(2)]
+
+    capsys.readouterr()
+    test("run=run", "data=folder", "data.root=moved/train", "data.classes=[ant,dog]", "part=all")
+    assert "center on data=folder data.root=moved/train data.classes=[ant,dog] part=all" in capsys.readouterr().out
 
 
 # Views.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import assert_refuses, make_tree, names, rows
-from sppnet.data.folders import ImageFiles
+from sppnet.data.folders import ImageFiles, unsplit_folder
 from sppnet.data.sources import open_data
 
 
@@ -183,6 +183,66 @@ def test_fractions_that_cannot_be_used(tree):
     assert_refuses("found one image of lonely", root=str(tree), val_fraction=0.1)
 
 
+# Some of the classes.
+
+
+LAYOUTS = {
+    "with val": ({"train/a": 5, "train/b": 3, "train/c": 4, "val/a": 2, "val/b": 1, "val/c": 2}, {}),
+    "split train": ({"train/a": 9, "train/b": 5, "train/c": 7}, {"val_fraction": 0.4, "split_seed": 5}),
+    "one tree": ({"a": 9, "b": 5, "c": 7}, {}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("classes", [["c"], ["c", "a"], ["b", "c"], ["b", "c", "a"]])
+def test_chosen_classes_have_the_same_images_in_the_same_splits(tmp_path, layout, classes):
+    counts, options = LAYOUTS[layout]
+    root = str(make_tree(tmp_path, counts))
+    everything = open_data("folder", root=root, **options)
+    data = open_data("folder", root=root, classes=classes, **options)
+    assert_only(classes, data, everything)
+
+
+def assert_only(classes, data, everything):
+    """Checks that `data` is `everything` reduced to `classes`."""
+    assert data.classes == tuple(sorted(classes))
+    for images, all_images in zip(data[:2], everything[:2], strict=True):
+        assert images.labels.dtype == np.int64
+        named = [(encoded, images.classes[label], name) for encoded, label, name in rows(images)]
+        all_named = [(encoded, all_images.classes[label], name) for encoded, label, name in rows(all_images)]
+        assert named == [row for row in all_named if row[1] in classes]
+        assert (images.fingerprint() == all_images.fingerprint()) == (data.classes == everything.classes)
+
+
+def test_all_images_of_chosen_classes_can_be_tested_on(tmp_path):
+    root = str(make_tree(tmp_path, {"a": 2, "b": 3, "c": 1}))
+    images, nothing = unsplit_folder(root=root, classes=["c", "b"])
+    assert rows(images) == [(name.encode(), "bc".index(name[0]), name) for name in names(images)]
+    assert (len(images), len(nothing), nothing.classes) == (4, 0, ("b", "c"))
+
+
+def test_a_class_that_only_one_split_has_can_be_left_out_but_not_chosen(tree):
+    make_tree(tree, {"train/only_here": 2})
+    assert open_data("folder", root=str(tree), classes=["b", "a"]).classes == ("a", "b")
+    assert_refuses(r"only in train \(only_here\)", root=str(tree), classes=["a", "only_here"])
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ([], r"^classes=\[\]: must name at least one class, or be null for all$"),
+        (["a", "b", "a"], r"^classes: a is there twice$"),
+        (["a", "zebra"], r"tree has no class zebra; there are a, b$"),
+        (["A\n"], r"tree has no class A\\n; there are a, b$"),
+        (["cats", "a"], r"tree has no class cats; did you mean cat\?$"),
+    ],
+)
+def test_classes_that_cannot_be_chosen(tree, classes, words):
+    if "cats" in classes:
+        make_tree(tree, {"train/cat": 1, "val/cat": 1})
+    assert_refuses(words, root=str(tree), classes=classes)
+
+
 # Loader processes.
 
 
@@ -267,3 +327,10 @@ def test_caltech101_refuses_too_few_images_and_other_data(small_caltech, tmp_pat
     assert_refuses("test_per_class=0", "caltech101", root=root, train_per_class=3, test_per_class=0)
     make_tree(tmp_path, {"a": 2, "b": 2})
     assert_refuses("found 2 class folders, expected Caltech101's 102", "caltech101", root=str(tmp_path))
+
+
+def test_caltech101_of_some_categories_has_the_same_splits(small_caltech):
+    options = {"root": str(small_caltech), "train_per_class": 5, "test_per_class": 4, "split_seed": 3}
+    chosen = ["class_070", "class_003"]
+    assert_only(chosen, open_data("caltech101", **options, classes=chosen), open_data("caltech101", **options))
+    assert_refuses("has no class class_103; did you mean class_", "caltech101", **options, classes=["class_103"])

@@ -46,6 +46,7 @@ def commands(page):
 STRANGE = 'it\'s $5, a="b" [x] {y} \\ & more'
 SETTINGS = [
     ["experiment=demo"],
+    ["experiment=demo", "data.classes=[dots_row,'null','a b,c']"],
     ["experiment=caltech101_zf5_single", "data.root=data"],
     ["recipe=paper", "data=folder", f"data.root='/a b/{STRANGE}'".replace("it's", "its")],
     ["backbone=timm", "backbone.name=resnet18", "recipe=fast", "data=hub", "data.name=parquet",

@@ -56,6 +56,16 @@ def test_names_say_what_is_trained():
         assert run_directory(composed(override)).path.name.startswith(f"{name}-seed0-")
 
 
+def test_classes_are_part_of_the_name_whatever_their_order_and_null_is_not():
+    def name(*overrides):
+        return run_directory(composed("experiment=demo", *overrides)).path.name
+
+    assert name("data.classes=null") == "demo-seed0-d015733d"
+    assert name("data.classes=[dots_row,dots_column]") == name("data.classes=[dots_column,dots_row]")
+    different = [[], ["data.classes=[dots_row]"], ["data.classes=[dots_row,dots_column]"]]
+    assert len({name(*overrides) for overrides in different}) == 3
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "/tmp/x", "..\\x", "a b", "a\nb", "$HOME"])
 def test_the_name_of_a_run_cannot_lead_out_of_its_folder(name):
     config = composed()

@@ -46,6 +46,8 @@ def test_every_seed_that_can_be_trained_is_read(tmp_path, seed):
         ("recipe", "learning_rate", float("nan"), "recipe.learning_rate must be a number above 0"),
         ("backbone", "width", float("inf"), "backbone.width must be a number above 0"),
         ("data", "root", 7, "data.root must be null or text"),
+        ("data", "classes", "cat", "data.classes must be null or a list of text"),
+        ("data", "classes", ["cat", 1], "data.classes must be null or a list of text"),
         ("data", "since", yaml.safe_load("2020-01-01"), "date is not JSON serializable"),
     ],
 )
@@ -96,6 +98,19 @@ def test_a_run_directory_of_another_network_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"backbone\.width is 0\.1 there and 0\.5 here"):
         RunDirectory(tmp_path / "run", other).claim()
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_a_run_from_before_classes_could_be_chosen_is_the_run_with_all_of_them(tmp_path):
+    def claim(*folder, **data):
+        RunDirectory(tmp_path.joinpath(*folder), CONFIG | {"data": CONFIG["data"] | data}).claim()
+
+    claim("old")
+    claim("old", classes=None)
+    with pytest.raises(ValueError, match=r"data\.classes is None there and \['ant', 'cat'\] here"):
+        claim("old", classes=["cat", "ant"])
+    claim("new", classes=["cat", "ant"])
+    claim("new", classes=["ant", "cat"])
+    assert read_run_config(tmp_path / "new")["data"]["classes"] == ["cat", "ant"]
 
 
 def test_a_folder_with_other_things_is_no_run_directory(tmp_path):

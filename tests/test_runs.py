@@ -35,6 +35,20 @@ def test_the_root_of_the_data_may_differ_but_not_its_last_folder(three_arms):
     assert len(grouped(read_runs([str(three_arms / "*none*")]))) == 2
 
 
+def test_runs_of_some_classes_are_a_group_of_their_own_and_null_is_all_classes(three_arms):
+    def groups(classes):
+        changed = config | {"data": config["data"] | {"classes": classes}}
+        file.write_text(yaml.safe_dump(changed))
+        return list(grouped(read_runs([str(three_arms / "*none*")])).values())
+
+    file = three_arms / "folder-none-1" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    assert len(groups(None)) == 1
+    few = groups(["dog", "cat"])
+    assert len(few) == 2
+    assert [runs[0].setting_text().count("2 of the classes") for runs in few] == [0, 1]
+
+
 @pytest.mark.parametrize(
     "content", ["a: [", "no sections", "backbone: 1\n", "!!python/object/apply:os.system ['true']\n"]
 )

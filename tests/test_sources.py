@@ -61,6 +61,17 @@ def test_shapes_are_drawn_and_read(tmp_path):
     assert data.train.read(0)[:2] == b"\xff\xd8"
 
 
+def test_shapes_of_some_classes_are_the_same_images(tmp_path):
+    options = {"root": str(tmp_path / "shapes"), "train": 20, "val": 10}
+    everything = open_data("shapes", **options)
+    data = open_data("shapes", **options, classes=["dots_row", "bars_across_top"])
+    assert data.classes == ("bars_across_top", "dots_row")
+    for images, all_images in zip(data[:2], everything[:2], strict=True):
+        chosen = [name for name in names(all_images) if name.split("/")[1] in data.classes]
+        assert names(images) == chosen
+        assert [data.classes[label] for label in images.labels] == [name.split("/")[1] for name in chosen]
+
+
 def test_different_classes_in_train_and_val_are_refused(tree):
     make_tree(tree, {"train/only_here": 1, "val/only_there": 1})
     assert_refuses(r"only in train \(only_here\) and only in val \(only_there\)", root=str(tree))

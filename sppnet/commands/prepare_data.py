@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.jobs import one_line_job, run_main
-from sppnet.commands.settings import bound, bound_choice, resolved
+from sppnet.commands.settings import bound, bound_source, resolved
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="prepare_data")
@@ -20,10 +20,8 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be used. Opens no data."""
-    from sppnet.data.sources import DATA_SOURCES  # torch takes seconds, and --help should not
-
     bound(config, settings)
-    bound_choice(config.data, "source", DATA_SOURCES, "data.")
+    bound_source(config.data)
 
 
 def settings(
@@ -40,12 +38,12 @@ def prepare_data(
     from sppnet.data.folders import ILSVRC_2012
     from sppnet.data.prepare import prepare
     from sppnet.data.shards import Settings
-    from sppnet.data.sources import DATA_SOURCES, open_data, without_images
+    from sppnet.data.sources import open_data, without_images
     from sppnet.data.survey import report_text
     from sppnet.runtime.machine import core_count
 
     store_settings = Settings(short_side, quality)
-    source, options = bound_choice(OmegaConf.create(data), "source", DATA_SOURCES, "data.")
+    source, options = bound_source(OmegaConf.create(data))
     images = without_images(open_data(source, **options), exclude)
 
     counts = len(images.train), len(images.val)

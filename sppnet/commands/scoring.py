@@ -12,10 +12,9 @@ from sppnet.classify.evaluator import evaluate_to_file
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import TestedRun
 from sppnet.commands.naming import content_hash
-from sppnet.commands.settings import bound_choice, plain
+from sppnet.commands.settings import bound_source, plain
 from sppnet.data.folders import unsplit_folder, val_folders
 from sppnet.data.sources import (
-    DATA_SOURCES,
     ImageData,
     content_digests,
     images_fingerprint,
@@ -23,6 +22,7 @@ from sppnet.data.sources import (
     select_images,
 )
 from sppnet.network import load_network
+from sppnet.results.missing import hydra_value
 from sppnet.results.scores import Scores, is_of_validation_images
 from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.run_directory import checkpoint_digest
@@ -106,13 +106,13 @@ def _scores_folder(given: str | None, run: Path) -> Path:
 def _open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, OpenData]) -> OpenData:
     """Opens the data and hashes the images to test, unless an earlier run was tested on the same."""
     section = _data_section(config.data, run)
-    source, options = bound_choice(OmegaConf.create(section), "source", DATA_SOURCES, "data.")
+    source, options = bound_source(OmegaConf.create(section))
     key = str(section)
     if key in opened:
         return opened[key]
 
     if source == "folder" and config.part == "all" and not _has_parts(Path(options["root"])):
-        everything, nothing = unsplit_folder(root=options["root"])
+        everything, nothing = unsplit_folder(root=options["root"], classes=options.get("classes"))
         data = ImageData(everything, nothing, everything.classes)
     else:
         data = open_data(source, **options)
@@ -166,7 +166,8 @@ def _data_text(config: DictConfig) -> str:
     if (source := given.pop("source", None)) is not None:
         words.append(f"data={source}")
         defaults = plain(OmegaConf.load(CONFIGS / "data" / f"{source}.yaml"))  # type: ignore[arg-type]
-    words += [f"data.{key}={value}" for key, value in given.items() if value != defaults.get(key)]
+    changed = {key: value for key, value in given.items() if value != defaults.get(key)}
+    words += [f"data.{k}={hydra_value(v) if isinstance(v, list) else v}" for k, v in changed.items()]
 
     if config.part != "val":
         words.append(f"part={config.part}")

@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from sppnet.classify.recipe import default_warmup
 from sppnet.commands.errors import configuration_errors
 from sppnet.commands.hints import unknown_key
+from sppnet.runtime.checkout import shown_command
 
 # In configs/recipe/fast.yaml: a default that also fits short runs. A value that is typed takes its place.
 OmegaConf.register_new_resolver("default_warmup", default_warmup, replace=True)
@@ -79,6 +80,22 @@ def bound_choice(
         raise ValueError(f"{prefix}{key}={choice}: must be one of {', '.join(choices)}")
     options = OmegaConf.masked_copy(section, [str(name) for name in section if name != key])
     return choice, bound(options, choices[choice], prefix)
+
+
+def bound_source(section: Any) -> tuple[str, dict[str, Any]]:
+    """Returns the source of `sppnet.data.sources.DATA_SOURCES` that a section `data` names, and its checked arguments.
+
+    Raises ValueError as `bound_choice`, and for a source whose images have several labels each.
+    """
+    from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES  # torch takes seconds, and --help should not
+
+    source = section.get("source") if isinstance(section, DictConfig) else None
+    if source in MULTI_LABEL_SOURCES:
+        raise ValueError(
+            f"data.source={source}: has several labels per image, and this command needs one; {source} is for "
+            f"{shown_command('transfer')}"
+        )
+    return bound_choice(section, "source", DATA_SOURCES, "data.")
 
 
 def _converted(section: DictConfig, key: str, hint: Any, prefix: str) -> Any:

@@ -16,7 +16,7 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.errors import configuration_errors
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import run_directory
-from sppnet.commands.settings import bound, bound_choice, resolved
+from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
 from sppnet.runtime.run_directory import RunDirectory
@@ -77,7 +77,6 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
 
     from sppnet.backbones import BACKBONES
     from sppnet.classify.plan import TrainingPlan
-    from sppnet.data.sources import DATA_SOURCES
     from sppnet.runtime.machine import processes_here, worker_count
 
     machine = Machine(**bound(config.trainer, Machine, "trainer."))
@@ -86,7 +85,7 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
     worker_count(machine.workers, processes_here(machine.accelerator, machine.devices))  # refuses too many
 
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
-    source, data_options = bound_choice(config.data, "source", DATA_SOURCES, "data.")
+    source, data_options = bound_source(config.data)
     return TrainingPlan(
         architecture=architecture,
         backbone_options=backbone_options,

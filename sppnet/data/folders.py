@@ -6,6 +6,8 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +19,11 @@ from sppnet.runtime.names import is_utf8, listing, printable
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFiles:
-    """Labelled images in files under `root`; a name is the path from there, with slashes."""
+class NamedFiles:
+    """Image files under `root`; a name is the path from there, with slashes."""
 
     root: str
     paths: np.ndarray  # (n,) of bytes: one array, not a Python object per image
-    labels: np.ndarray  # int64 (n,)
-    classes: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,25 +35,46 @@ class ImageFiles:
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])
 
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles(NamedFiles):
+    """Image files with one label each."""
+
+    labels: np.ndarray  # int64 (n,)
+    classes: tuple[str, ...]
+
     def fingerprint(self) -> str:
         """A hash of names and labels, not of the contents of the files, because reading them takes long."""
-        digest = hashlib.sha256("\0".join(self.classes).encode())
-        digest.update(b"\0".join(self.paths.tolist()))
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()
+        return files_fingerprint(self.paths, self.labels, self.classes)
 
 
-# The sources. Each returns (training images, validation images).
+def files_fingerprint(paths: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> str:
+    """A hash of the names and labels of image files."""
+    digest = hashlib.sha256("\0".join(classes).encode())
+    digest.update(b"\0".join(paths.tolist()))
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
+
+
+# The sources. Each returns (training images, validation images). With `classes`, these are the images that it has of
+# those classes without it, labelled from 0 in the order of the data set.
 
 _VAL_FOLDERS = ("val", "validation", "test")
 
 
-def shapes(*, root: str, train: int = 2000, val: int = 500, seed: int = 0) -> tuple[ImageFiles, ImageFiles]:
-    """`train` and `val` images of `sppnet.data.shapes`, drawn into `root` on first use."""
-    return _train_and_val(generate_shapes(Path(root), train=train, val=val, seed=seed), "val")
+def shapes(
+    *, root: str, train: int = 2000, val: int = 500, seed: int = 0, classes: list[str] | None = None
+) -> tuple[ImageFiles, ImageFiles]:
+    """`train` and `val` images of `sppnet.data.shapes`, drawn into `root` on first use.
+
+    `train` and `val` count the images of all classes; `classes` selects those of some. Raises as `_of_classes`.
+    """
+    return _of_classes(_train_and_val(generate_shapes(Path(root), train=train, val=val, seed=seed), "val"), classes)
 
 
-def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0) -> tuple[ImageFiles, ImageFiles]:
+def folder(
+    *, root: str, val_fraction: float | None = None, split_seed: int = 0, classes: list[str] | None = None
+) -> tuple[ImageFiles, ImageFiles]:
     """One folder per class in `root`/train and `root`/val (or validation, or test), or in `root` itself.
 
     Class folders may hold folders; hidden files and folders are left out. Warns if `root` has several of val,
@@ -64,8 +85,9 @@ def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0)
         val_fraction: without a val folder, the share of every class that becomes val; None: 0.2 if there is no train
             folder either, else an error.
         split_seed: decides, together with the names of the files, which images become val.
+        classes: only the images of these; None: all.
     """
-    top = _existing_folder(Path(root))
+    top = existing_folder(Path(root))
     has_train = (top / "train").is_dir()
     val_folder, *unused = val_folders(top) or [""]
     if val_folder and not has_train:
@@ -80,18 +102,20 @@ def folder(*, root: str, val_fraction: float | None = None, split_seed: int = 0)
                 f"{shown_command('evaluate')} data=folder data.root={top / unused[-1]} part=all",
                 stacklevel=2,
             )
-        return _train_and_val(top, val_folder)
+        return _of_classes(_train_and_val(top, val_folder), classes)
 
     if has_train and val_fraction is None:
         raise ValueError(f"{top}: found train/, expected val/ beside it, or val_fraction=0.2 to split train/")
     images = _read_classes(top, "train" if has_train else "")
-    return _split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
+    split = _split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
+    return _of_classes(split, classes)
 
 
-def unsplit_folder(*, root: str) -> tuple[ImageFiles, ImageFiles]:
+def unsplit_folder(*, root: str, classes: list[str] | None = None) -> tuple[ImageFiles, ImageFiles]:
     """All images of `root`, which has one folder per class, and no validation images: to test on all of them."""
-    images = _read_classes(_existing_folder(Path(root)), "")
-    return images, ImageFiles(images.root, images.paths[:0], images.labels[:0], images.classes)
+    images = _read_classes(existing_folder(Path(root)), "")
+    nothing = ImageFiles(images.root, images.paths[:0], images.labels[:0], images.classes)
+    return _of_classes((images, nothing), classes)
 
 
 def val_folders(top: Path) -> list[str]:
@@ -104,14 +128,19 @@ ILSVRC_2012 = (1_281_167, 50_000)  # numbers of training and validation images
 
 def imagenet(*, root: str) -> tuple[ImageFiles, ImageFiles]:
     """ILSVRC 2012 in `root`/train and `root`/val, each with 1000 folders named by WordNet id, such as n01440764."""
-    top = _existing_folder(Path(root))
+    top = existing_folder(Path(root))
     for split in ("train", "val"):
-        _check_wordnet_folders(_existing_folder(top / split))
+        _check_wordnet_folders(existing_folder(top / split))
     return _train_and_val(top, "val")
 
 
 def caltech101(
-    *, root: str, split_seed: int = 0, train_per_class: int = 30, test_per_class: int = 50
+    *,
+    root: str,
+    split_seed: int = 0,
+    train_per_class: int = 30,
+    test_per_class: int = 50,
+    classes: list[str] | None = None,
 ) -> tuple[ImageFiles, ImageFiles]:
     """Caltech101, 102 categories with the background: 30 random images of each to train, up to 50 others to test.
 
@@ -122,8 +151,9 @@ def caltech101(
         split_seed: decides, together with the names of the files, which images are chosen.
         train_per_class: images of each category to train on.
         test_per_class: the most images of each category to test on.
+        classes: only the images of these categories; None: all.
     """
-    top = _existing_folder(Path(root))
+    top = existing_folder(Path(root))
     nested = top / "101_ObjectCategories"
     images = _read_classes(nested if nested.is_dir() else top, "")
     if len(images.classes) != 102:
@@ -138,7 +168,7 @@ def caltech101(
             )
         train.append(members[:train_per_class])
         test.append(members[train_per_class : train_per_class + test_per_class])
-    return _select(images, train), _select(images, test)
+    return _of_classes((_select(images, train), _select(images, test)), classes)
 
 
 # Reading folders.
@@ -208,7 +238,7 @@ def _contents(base: Path) -> str:
     return f"{images} images lying flat and the folders: {listing(_class_folders(base)) or 'none'}"
 
 
-def _existing_folder(path: Path) -> Path:
+def existing_folder(path: Path) -> Path:
     """The path itself if it is a folder. Raises FileNotFoundError or ValueError otherwise."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such folder")
@@ -259,6 +289,35 @@ def _shuffled_classes(images: ImageFiles, seed: int) -> Iterator[tuple[str, np.n
     for name, members in zip(images.classes, np.split(np.arange(len(images)), ends[:-1]), strict=True):
         ranks = [hashlib.sha256(b"%d/%b" % (seed, path)).digest() for path in images.paths[members]]
         yield name, members[sorted(range(len(members)), key=ranks.__getitem__)]
+
+
+def _of_classes(splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | None) -> tuple[ImageFiles, ImageFiles]:
+    """The images of `classes` in both splits; all of them for None.
+
+    Raises ValueError for no class, a class that is given twice, and one that neither split has.
+    """
+    if classes is None:
+        return splits
+    train, val = splits
+    known = sorted({*train.classes, *val.classes})
+    if not classes:
+        raise ValueError("classes=[]: must name at least one class, or be null for all")
+    for i, name in enumerate(classes):
+        if name in classes[:i]:
+            raise ValueError(printable(f"classes: {name} is there twice"))
+        if name not in known:
+            close = get_close_matches(name, known)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {listing(known)}"
+            raise ValueError(printable(f"classes: {train.root} has no class {name}; {hint}"))
+    return _relabelled(train, set(classes)), _relabelled(val, set(classes))
+
+
+def _relabelled(images: ImageFiles, classes: set[str]) -> ImageFiles:
+    """The images of those of `classes` that this split has, labelled from 0 in its own order."""
+    kept = np.array([name in classes for name in images.classes])
+    chosen = kept[images.labels]
+    new_labels = (np.cumsum(kept) - 1)[images.labels[chosen]]
+    return ImageFiles(images.root, images.paths[chosen], new_labels, tuple(compress(images.classes, kept)))
 
 
 def _select(images: ImageFiles, indices: Sequence[np.ndarray]) -> ImageFiles:

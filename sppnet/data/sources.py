@@ -20,6 +20,7 @@ import numpy as np
 from sppnet.data.folders import caltech101, folder, imagenet, shapes
 from sppnet.data.images import UnreadableImage
 from sppnet.data.stores import hub, prepared
+from sppnet.data.voc import MultiLabelSplits, voc2007
 from sppnet.runtime.names import listing
 from sppnet.runtime.progress import Progress
 
@@ -211,6 +212,9 @@ DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = 
     "caltech101": caltech101,
     "prepared": prepared,
 }
+
+# Images with several labels each: for linear classifiers on features, not for training a network on one label.
+MULTI_LABEL_SOURCES: dict[str, Callable[..., MultiLabelSplits]] = {"voc2007": voc2007}
 
 
 def open_data(source: str, /, **options: Any) -> ImageData:

@@ -85,6 +85,8 @@ class Run:
         backbone, recipe, data = (self.config[section] for section in ("backbone", "recipe", "data"))
         options = [f"{k} {v}" for k, v in backbone.items() if k not in {"architecture", "name", "pretrained"}]
         options.append(f"hidden {self.config['hidden']}")
+        if data.get("classes") is not None:
+            options.append(f"{len(data['classes'])} of the classes")
         return (
             f"{self.architecture} on {data['source']} ({', '.join(options)}; "
             f"{recipe['epochs']} epochs, batch {recipe['batch_size']}, rate {recipe['learning_rate']:g})"

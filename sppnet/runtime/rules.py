@@ -26,6 +26,10 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(_is_count(entry) for entry in value)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
 TEXT = Rule("text", lambda value: isinstance(value, str) and value != "")
 COUNT = Rule("a whole number from 1", _is_count)
 INDEX = Rule("a whole number from 0", lambda value: _is_count(value) or (type(value) is int and value == 0))
@@ -33,6 +37,7 @@ SEED = Rule("a whole number from 0 to 2**63 - 1", lambda value: type(value) is i
 POSITIVE = Rule("a number above 0", lambda value: is_number(value) and value > 0)
 FRACTION = Rule("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 SIDES = Rule("null or a list of whole numbers from 1", lambda value: value is None or _are_counts(value))
+NAMES = Rule("null or a list of text", lambda value: value is None or _are_texts(value))
 
 
 def read_text(path: Path, limit: int) -> str:

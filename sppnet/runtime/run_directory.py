@@ -18,6 +18,7 @@ from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
 from sppnet.runtime.names import first_line, listing
 from sppnet.runtime.rules import (
     COUNT,
+    NAMES,
     POSITIVE,
     SEED,
     SIDES,
@@ -42,7 +43,7 @@ _CONFIG = {
 _CONFIG_OPTIONS = {
     "backbone": {"name": TEXT, "width": POSITIVE},
     "sizes": {"cycle": SIDES, "uniform": SIDES},
-    "data": {"root": Rule("null or text", lambda value: value is None or isinstance(value, str))},
+    "data": {"root": Rule("null or text", lambda value: value is None or isinstance(value, str)), "classes": NAMES},
 }
 
 
@@ -102,7 +103,11 @@ def without_folders(data: dict[str, Any]) -> dict[str, Any]:
 
     Different data sets can look the same here; checkpoints and scores have fingerprints to tell them apart.
     """
-    return {**data, "root": Path(data["root"]).name} if data.get("root") else data
+    compared = {**data, "root": Path(data["root"]).name} if data.get("root") else dict(data)
+    # Runs from before this key existed have no `classes`: null must be the same, or their names would change and tables
+    # would group them apart. The order in which classes are given makes no difference to the data.
+    classes = compared.pop("classes", None)
+    return compared if classes is None else {**compared, "classes": sorted(classes)}
 
 
 class RunDirectory:

@@ -178,6 +178,7 @@ def test_table_8_has_the_best_of_ours_and_says_which(tmp_path):
     page = table8_page(read_transfers([str(tmp_path)]))
     assert row_of(page, "ours, trained on ImageNet") == ["ours, trained on ImageNet", "-", "89.00 ± 1.41"]
     assert row_of(page, "timm") == ["ours, trained on timm's weights", "-", "99.00 ± 0.00"]
+    assert "random weights" not in page.markdown()
     assert row_of(page, "the paper") == ["the paper: Overfeat-7, SPP", "82.44", "93.42 ± 0.5"]
     assert "caltech101: zf5, SPP, two sizes, full 224, pool5, trained on ImageNet; " in page.markdown()
 

@@ -214,6 +214,12 @@ def test_other_images_of_the_same_name_are_another_protocol(tmp_path):
     assert sorted(len(block) for block in by_protocol(features(read_transfers([str(tmp_path)])))) == [1, 2]
 
 
+def test_the_first_split_tells_the_images_whichever_file_is_read_first(tmp_path):
+    make_transfer(tmp_path / "a", [4, 5])
+    make_transfer(tmp_path / "b", [4], network={"seed": 1})
+    assert len(only_feature(tmp_path).runs) == 2
+
+
 def test_the_same_network_does_not_count_twice_but_shared_baselines_may(tmp_path):
     for name in ("a", "b"):
         make_transfer(tmp_path / name, [20], "pixels", RAW_PIXELS)

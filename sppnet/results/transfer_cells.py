@@ -10,12 +10,8 @@ from sppnet.results.runs import VARIANTS
 from sppnet.results.transfers import Feature, Gain, gain, pixels_baseline, untrained_baseline
 
 
-def add_features(page: Page, found: Sequence[Feature], baselines: Sequence[Feature] | None = None) -> None:
-    """Adds a table of features of one protocol with their gains, and notes about it.
-
-    Args:
-        baselines: where to look for the untrained network and the pixels; None: in `found`.
-    """
+def add_features(page: Page, found: Sequence[Feature]) -> None:
+    """Adds a table of features of one protocol with their gains over the baselines among them, and notes about it."""
     names, labels = measure_names(found[0]), network_labels(found)
     several_runs = any(len(feature.runs) > 1 for feature in found)
     headers = ["network", "trained on", "view", "layer", "length", "runs", "splits"]
@@ -30,7 +26,7 @@ def add_features(page: Page, found: Sequence[Feature], baselines: Sequence[Featu
 
     gains = []
     for name, find in {"untrained": untrained_baseline, "pixels": pixels_baseline}.items():
-        column = [_gain_over(feature, find(feature, baselines or found)) for feature in found]
+        column = [_gain_over(feature, find(feature, found)) for feature in found]
         if present := [one for one in column if one is not None]:
             gains += present
             headers.append(f"gain over {name}")

@@ -62,7 +62,7 @@ def transfer_table_page(name: str, transfers: Sequence[Transfer], runs: Sequence
     others = [feature for feature in found if id(feature) not in in_columns]
     for block in by_protocol(others):
         page.heading(f"Other networks: {protocol_text(block)}")
-        add_features(page, block, found)
+        add_features(page, block)
     return page
 
 

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from made_runs import made_scores, make_run, make_three_arms
+from made_transfers import made_about, made_several_labels, make_transfer
 from sppnet.results.runs import grouped, read_runs
 from sppnet.results.scores import SCORING_RULES, write_scores
 from sppnet.results.tables import table_page
@@ -26,6 +27,22 @@ def test_runs_are_found_in_folders_and_by_patterns(three_arms):
     assert len(read_runs([str(three_arms / "folder-none-0"), str(three_arms / "*-none-*")])) == 3
     with pytest.raises(ValueError, match="no run directories there"):
         read_runs([str(three_arms / "nothing*")])
+
+
+def test_folders_of_nothing_but_decisions_of_transfer_are_no_error(tmp_path):
+    make_transfer(tmp_path / "resnet50", [3])
+    for pattern in (tmp_path, tmp_path / "resnet50", tmp_path / "resnet50" / "transfer"):
+        assert read_runs([str(pattern)]) == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no run directories there"):
+        read_runs([str(tmp_path), str(tmp_path / "empty")])
+
+
+def test_scores_with_a_label_for_every_class_are_refused_as_those_of_a_classifier(tmp_path):
+    run = make_run(tmp_path, "single", wrong={"center": 3})
+    write_scores(run / "scores" / "voc.npz", made_several_labels(made_about(), 1.0))
+    with pytest.raises(ValueError, match=r"voc\.npz: a label for every class"):
+        _ = read_runs([str(run)])[0].scores
 
 
 def test_the_root_of_the_data_may_differ_but_not_its_last_folder(three_arms):

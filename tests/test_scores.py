@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from sppnet.results.scores import Scores, read_scores, write_scores
+from sppnet.results.scores import Scores, check_single_label, read_about, read_scores, write_scores
 
 SCORES = Scores(np.full((3, 2), 0.5, np.float32), np.array([0, 1, 0]), np.array(["a", "b", "c"]), {"views": "center"})
 
@@ -28,6 +28,32 @@ def test_scores_of_one_image_are_read_and_of_none_refused(tmp_path):
     assert read_scores(tmp_path / "1.npz").labels.tolist() == [0]
     with pytest.raises(ValueError, match=r"0\.npz: not a scores file \(0 scores, 0 labels and 0 names"):
         read_scores(tmp_path / "0.npz")
+
+
+def test_a_label_for_every_class_comes_back_as_it_was_written(tmp_path):
+    labels = np.array([[1, 0], [-1, 1], [0, 0]], np.int8)
+    write_scores(tmp_path / "fc7-split0.npz", Scores(SCORES.scores, labels, SCORES.names, SCORES.about))
+    scores = read_scores(tmp_path / "fc7-split0.npz")
+    assert scores.labels.dtype == np.int8
+    assert np.array_equal(scores.labels, labels)
+    check_single_label(SCORES, "center.npz")
+    with pytest.raises(ValueError, match=r"center\.npz: a label for every class.*must be one label per image"):
+        check_single_label(scores, "center.npz")
+
+
+def test_what_is_said_about_scores_is_read_without_them(tmp_path):
+    write_scores(tmp_path / "center.npz", SCORES)
+    assert read_about(tmp_path / "center.npz") == SCORES.about
+    archive(tmp_path / "alone.npz", {"about": MEMBERS["about"]})
+    assert read_about(tmp_path / "alone.npz") == {"views": "center"}
+
+
+@pytest.mark.parametrize("read", [read_about, read_scores])
+@pytest.mark.parametrize("about", ["[]", "no json", "[" * 100_000])
+def test_the_command_that_makes_a_damaged_file_again_is_named(tmp_path, read, about):
+    archive(tmp_path / "file.npz", MEMBERS | {"about": npy(np.array(about))})
+    with pytest.raises(ValueError, match=r"file\.npz: not a scores file \(.*delete it and run .*transfer.* again$"):
+        read(tmp_path / "file.npz", "transfer")
 
 
 def archive(path, members, compression=zipfile.ZIP_STORED):
@@ -91,6 +117,14 @@ EXAMPLE = {
         EXAMPLE | {"scores": np.zeros(2, np.float32)},
         EXAMPLE | {"labels": np.array([0, 3])},
         EXAMPLE | {"labels": np.array([0])},
+        EXAMPLE | {"labels": np.array([[0, 1, 0], [0, -1, 2]], np.int8)},
+        EXAMPLE | {"labels": np.array([[0, 1, 0], [0, -2, 1]], np.int8)},
+        EXAMPLE | {"labels": np.array([[0, 1, 0], [0, -128, 1]], np.int8)},
+        EXAMPLE | {"labels": np.array([[0, 1], [0, -1]], np.int8)},
+        EXAMPLE | {"labels": np.array([[0], [2]], np.int8)},
+        EXAMPLE | {"labels": np.array([[0, 1, 0], [0, -1, 1]])},
+        EXAMPLE | {"labels": np.zeros((2, 3, 1), np.int8)},
+        EXAMPLE | {"labels": np.array([-1, 0])},
         EXAMPLE | {"names": np.array(["a", "b"], object)},
         EXAMPLE | {"about": "no json"},
         EXAMPLE | {"about": "[]"},

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sppnet.results.statistics import gain_interval, paired_test, wilson_interval
+from sppnet.results.statistics import gain_interval, paired_test, resampled_interval, wilson_interval
 
 
 def test_wilson_interval_of_a_known_case():
@@ -249,3 +249,60 @@ def test_a_gain_that_every_run_shares_is_certain_only_for_the_same_runs():
     low, high = gain_interval(baseline, other)
     assert low < -0.1
     assert high > 0.2
+
+
+# Random splits of the same images.
+
+
+def test_the_interval_over_splits_is_the_corrected_resampled_t_test():
+    differences = [0.02, 0.05, 0.03, 0.06]
+    # s**2 = 0.001 / 3 and t(3) = 3.1824; with twice as many test as training images the factor is 1/4 + 2.
+    spread = 3.182446305 * math.sqrt((0.25 + 2) * 0.001 / 3)
+    assert resampled_interval(differences, 100, 200) == pytest.approx((0.04 - spread, 0.04 + spread))
+
+
+def test_the_interval_over_splits_that_all_agree_is_not_empty():
+    low, high = resampled_interval([0.1] * 5, 30, 50)
+    assert low < 0.1 < high
+    assert high - 0.1 == pytest.approx(stats.t.ppf(0.975, 4) * math.sqrt(2) / 50)
+
+
+def test_the_interval_over_splits_stays_within_what_is_possible():
+    assert resampled_interval([-0.9, 0.9], 10, 10) == (-1, 1)
+
+
+@pytest.mark.parametrize("differences", [[], [0.1]])
+def test_an_interval_over_splits_needs_two(differences):
+    with pytest.raises(ValueError, match=f"{len(differences)} splits: an interval over splits needs two or more"):
+        resampled_interval(differences, 10, 10)
+
+
+def test_intervals_over_splits_cover_the_difference_of_two_features_on_new_images():
+    """Nearest-mean classifiers on a weak and a stronger feature; 10 splits of 60 images, in 400 studies."""
+    studies, splits, n_train, n_test = 400, 10, 30, 30
+    random = np.random.default_rng(0)
+    sides = random.choice([-1, 1], (studies, 60))
+    images = np.array([0.5, 0.8])[:, None, None] * sides + random.normal(size=(2, studies, 60))
+
+    measured, true = np.empty((splits, studies)), np.empty((splits, studies))
+    for i in range(splits):
+        order = random.permuted(np.tile(np.arange(60), (studies, 1)), axis=1)
+        train, test = order[:, :n_train], order[:, n_train:]
+        accuracy, on_new_images = np.empty((2, studies)), np.empty((2, studies))
+        for feature, shift in enumerate((0.5, 0.8)):
+            x, y = images[feature], sides
+            known, known_sides = np.take_along_axis(x, train, 1), np.take_along_axis(y, train, 1)
+            right, left = (np.where(known_sides == side, known, np.nan) for side in (1, -1))
+            threshold = (np.nanmean(right, axis=1) + np.nanmean(left, axis=1)) / 2
+            found = np.where(np.take_along_axis(x, test, 1) > threshold[:, None], 1, -1)
+            accuracy[feature] = (found == np.take_along_axis(y, test, 1)).mean(axis=1)
+            on_new_images[feature] = (stats.norm.cdf(shift - threshold) + stats.norm.cdf(shift + threshold)) / 2
+        measured[i], true[i] = accuracy[1] - accuracy[0], on_new_images[1] - on_new_images[0]
+
+    truth = true.mean()
+    intervals = [resampled_interval(differences, n_train, n_test) for differences in measured.T]
+    covered = np.mean([low <= truth <= high for low, high in intervals])
+    assert 0.93 <= covered <= 0.995
+    # Student's interval, which takes the splits for independent, is why the correction is there.
+    spread = stats.t.ppf(0.975, splits - 1) * measured.std(axis=0, ddof=1) / math.sqrt(splits)
+    assert np.mean(np.abs(measured.mean(axis=0) - truth) <= spread) < 0.8

@@ -14,6 +14,7 @@ from sppnet.commands.settings import bound, resolved
 from sppnet.commands.startup import interrupt_by_exception
 from sppnet.results.page import Page
 from sppnet.results.runs import Run, read_runs
+from sppnet.results.transfers import Transfer, read_transfers
 from sppnet.runtime.checkout import shown_command
 
 _HELP = """\
@@ -22,18 +23,22 @@ Tables and plots from finished runs, made from records and saved scores; no netw
 {command} WHAT [runs=PATTERN] [out=FOLDER]
 
 table2 table3 table4   the paper's classification tables, paper beside ours where the data is ImageNet
-all                    those three
+table6 table7 table8   VOC 2007 and Caltech-101 by SVMs on features, paper beside ours where trained on ImageNet
+all                    tables 2 to 4; and 6 to 8 if there are decisions of transfer
 sweep                  error against the pyramid, for runs that differ in pooling.levels and seed
 scales                 error against the test scale, for runs tested with scales=[...]
 views                  how close every protocol's scores come to those of ten_crop, for the same runs
 compare                runs on the same images: paired tests against the first, and their combination
 classes                errors by class and confusion matrix of one run
+transfer               all features that were transferred, beside the untrained network and raw pixels
 
 runs=runs              folders of runs, run directories, or patterns of them: runs=[A,B] or runs='runs/demo*'
 out=runs/tables        where WHAT.md and WHAT.html are written
 """
 _PAPER_TABLES = ("table2", "table3", "table4")
-CHOICES = (*_PAPER_TABLES, "all", "sweep", "scales", "views", "compare", "classes")
+_TRANSFER_TABLES = ("table6", "table7", "table8")
+_RUN_PAGES = ("sweep", "scales", "views", "compare", "classes")
+CHOICES = (*_PAPER_TABLES, *_TRANSFER_TABLES, "all", *_RUN_PAGES, "transfer")
 
 
 def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
@@ -59,10 +64,18 @@ def main(arguments: list[str]) -> None:
     patterns, out = settings(**bound(_configuration(words), settings))
 
     runs = read_runs(patterns)
-    for name in _PAPER_TABLES if choice == "all" else (choice,):
-        page = _page_of(name, runs)
+    transfers = read_transfers(patterns) if choice in (*_TRANSFER_TABLES, "transfer", "all") else []
+    for name in _pages(choice, transfers):
+        page = _page_of(name, runs, transfers)
         print(page.markdown())
         print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
+
+
+def _pages(choice: str, transfers: list[Transfer]) -> tuple[str, ...]:
+    """Returns the pages that a choice is for: with "all", the tables of transfer only where there are decisions."""
+    if choice != "all":
+        return (choice,)
+    return _PAPER_TABLES + (_TRANSFER_TABLES if transfers else ())
 
 
 @configuration_errors()
@@ -76,15 +89,24 @@ def _configuration(words: list[str]) -> DictConfig:
     return resolved(config)
 
 
-def _page_of(name: str, runs: list[Run]) -> Page:
+def _page_of(name: str, runs: list[Run], transfers: list[Transfer]) -> Page:
     """Returns the page of one of CHOICES but "all"."""
     # Imported here because torch takes a second, and --help should not.
     from sppnet.results.comparisons import classes_page, comparison_page
     from sppnet.results.sweeps import pyramid_page, scales_page, views_page
     from sppnet.results.tables import table_page
+    from sppnet.results.transfer_page import transfer_page
+    from sppnet.results.transfer_tables import table8_page, transfer_table_page
 
     if name in _PAPER_TABLES:
         return table_page(name, runs)
+    if name == "transfer":
+        return transfer_page(transfers)
+    if name in _TRANSFER_TABLES:
+        return table8_page(transfers) if name == "table8" else transfer_table_page(name, transfers, runs)
+
+    if not runs:
+        raise ValueError(f"runs: {name} is for trained runs, and only decisions of transfer are there")
     if name == "classes":
         if len(runs) != 1:
             raise ValueError(f"runs: classes is for one run, and these are {len(runs)}")

@@ -9,7 +9,7 @@ from sppnet.metrics import top_k_wrong
 from sppnet.results.page import Page
 from sppnet.results.plots import confusion_plot
 from sppnet.results.runs import Run
-from sppnet.results.scores import Scores
+from sppnet.results.scores import Scores, check_single_label
 from sppnet.results.statistics import paired_test, wilson_interval
 from sppnet.runtime.checkout import shown_command
 
@@ -17,7 +17,11 @@ Rows = tuple[list[str], list[list[str]]]  # headers and rows of a table
 
 
 def wrong(scores: Scores, k: int = 1) -> np.ndarray:
-    """Returns bool (n,): for each image whether its true class is missing among the k highest scores."""
+    """Returns bool (n,): for each image whether its true class is missing among the k highest scores.
+
+    Raises ValueError unless images have one label each.
+    """
+    check_single_label(scores, str(scores.about.get("run")))
     return top_k_wrong(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels), k).numpy()
 
 

@@ -1,4 +1,4 @@
-"""What a table still lacks: the command for every missing training and test, with an estimate of its time."""
+"""What a table still lacks: the command for every missing training, test and transfer, with estimates of times."""
 
 import re
 import shlex
@@ -17,6 +17,7 @@ from sppnet.results.paper import (
     suits,
     variant_label,
 )
+from sppnet.results.paper_transfer import TransferColumn
 from sppnet.results.runs import VARIANTS, Run, naming_config
 from sppnet.runtime.checkout import shown_command
 
@@ -172,6 +173,19 @@ def paper_estimate(architecture: str, variant: str, runs: Sequence[Run]) -> str:
         "recipe": {"epochs": PAPER_EPOCHS[architecture]},
     }
     return estimate(training_work(config, _IMAGENET_CLASSES, ILSVRC_2012[0]), runs)
+
+
+def transfer_command(column: TransferColumn, runs: Sequence[Run]) -> str:
+    """Returns the command that measures a column of Table 6 or 7, by the finished run of its network if there is one.
+
+    Args:
+        runs: to look for the network in.
+    """
+    network = (column.architecture, column.variant)
+    trained = [run for run in runs if run.on_imagenet and run.result and (run.architecture, run.variant) == network]
+    path = hydra_value(str(trained[0].path)) if trained else "RUN"
+    command = _shell_command("transfer", f"experiment={column.experiment}", f"run={path}", "data.root=PATH")
+    return command if trained else f"{command} with RUN from {paper_command(*network, runs)}"
 
 
 def _shell_command(name: str, *words: str) -> str:

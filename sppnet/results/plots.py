@@ -56,6 +56,43 @@ def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], x_label: s
     return figure
 
 
+class LayerCurve(NamedTuple):
+    """One curve of a plot by layer."""
+
+    label: str
+    points: dict[str, tuple[float, float | None]]  # layer -> mean in % and standard deviation; None without one
+    color: int  # curves of one network share it
+    dashed: bool
+
+
+def layer_curves(
+    curves: Sequence[LayerCurve], layers: Sequence[str], levels: Mapping[str, float], quantity: str
+) -> Any:
+    """Plots a curve per entry through its means at each layer, with a bar of one standard deviation up and down.
+
+    Args:
+        layers: from left to right.
+        levels: label -> value in %, each a dotted line across the plot.
+    """
+    figure, axes = _axes(height=4.2)
+    for i, curve in enumerate(curves):
+        shown = [(x, *curve.points[layer]) for x, layer in enumerate(layers) if layer in curve.points]
+        xs = [x + 0.03 * (i - (len(curves) - 1) / 2) for x, _, _ in shown]  # so that bars do not hide each other
+        color = _COLORS[curve.color % len(_COLORS)]
+        style = {"linestyle": "--" if curve.dashed else "-", "markerfacecolor": "white" if curve.dashed else color}
+        means, bars = [mean for _, mean, _ in shown], [deviation or 0 for _, _, deviation in shown]
+        axes.errorbar(xs, means, bars, marker="o", markersize=5, capsize=3, color=color, label=curve.label, **style)
+    for i, (label, value) in enumerate(levels.items()):
+        axes.axhline(value, linestyle=(0, (1 + i, 2)), color=_COLORS[-1], label=label)
+
+    axes.set_xticks(range(len(layers)), layers)
+    axes.set_xlim(-0.4, len(layers) - 0.6)
+    axes.set_ylabel(f"{quantity} in %")
+    axes.grid(axis="y", color=_GRID_COLOR)
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    return figure
+
+
 def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> Any:
     """Plots a confusion matrix in % of each class's images; rows: true class, columns: class with the highest score."""
     figure, axes = _axes(height=7)

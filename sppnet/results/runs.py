@@ -2,6 +2,7 @@
 
 import glob
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from sppnet.data.folders import ILSVRC_2012
 from sppnet.results.records import Result, read_result
-from sppnet.results.scores import SCORING_RULES, Scores, is_of_validation_images, read_scores
+from sppnet.results.scores import SCORING_RULES, Scores, check_single_label, is_of_validation_images, read_scores
 from sppnet.runtime.names import first_line
 from sppnet.runtime.run_directory import checkpoint_digest, read_run_config, without_folders
 
@@ -23,6 +24,8 @@ VARIANTS = {
     "random": "SPP, random sizes",
     "alternate": "SPP, two sizes",
 }
+
+_DECISIONS = re.compile(r".+-split\d+\.npz")  # names of the files in RUN/transfer/TITLE
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,8 @@ class Run:
     def scores(self) -> dict[str, Scores]:
         """Protocol title -> scores of the finished run on exactly its validation images.
 
-        Leaves out scores of an earlier checkpoint, and those made by another version of the scoring code.
+        Leaves out scores of an earlier checkpoint, and those made by another version of the scoring code. Raises
+        ValueError for files that are damaged or have several labels per image.
         """
         if self.result is None:
             return {}
@@ -104,6 +108,7 @@ class Run:
         valid = {}
         for path in sorted((self.path / "scores").glob("*.npz")):
             scores = read_scores(path)
+            check_single_label(scores, str(path))
             about = scores.about
             same_network = about.get("checkpoint") == checkpoint and about.get("rules") == SCORING_RULES
             if same_network and is_of_validation_images(about, self.config, self.result):
@@ -114,17 +119,35 @@ class Run:
 def read_runs(patterns: Sequence[str]) -> list[Run]:
     """Reads the run directories that the patterns match, and those directly in the folders that they match.
 
-    Raises ValueError for a pattern without any, and for damaged files.
+    Raises ValueError for a pattern without any, unless decisions of transfer are there, and for damaged files.
     """
     runs: dict[Path, Run] = {}
     for pattern in patterns:
-        matches = [Path(match) for match in sorted(glob.glob(pattern)) if Path(match).is_dir()]
-        folders = [folder for match in matches for folder in [match, *sorted(filter(Path.is_dir, match.iterdir()))]]
+        folders = matching_folders(pattern)
         configs = {folder: config for folder in folders if (config := read_run_config(folder)) is not None}
-        if not configs:
+        if not configs and not any(map(transfer_files, folders)):
             raise ValueError(f"runs={pattern}: no run directories there")
         runs |= {folder: Run(folder, config, read_result(folder)) for folder, config in configs.items()}
     return list(runs.values())
+
+
+def matching_folders(pattern: str) -> list[Path]:
+    """Returns the folders that a pattern matches, each followed by those directly in it."""
+    matches = [Path(match) for match in sorted(glob.glob(pattern)) if Path(match).is_dir()]
+    return [folder for match in matches for folder in [match, *sorted(filter(Path.is_dir, match.iterdir()))]]
+
+
+def transfer_files(folder: Path) -> list[Path]:
+    """Returns the files of decisions that `transfer` saved: below a run directory, its transfer/, or TITLE/ in that.
+
+    A run directory here needs no config.yaml: those of networks that were not trained here have none.
+    """
+    if folder.parent.name == "transfer":
+        places = [folder]
+    else:
+        top = folder if folder.name == "transfer" else folder / "transfer"
+        places = sorted(filter(Path.is_dir, top.iterdir())) if top.is_dir() else []
+    return [path for place in places for path in sorted(place.glob("*.npz")) if _DECISIONS.fullmatch(path.name)]
 
 
 def grouped(runs: Sequence[Run], *ignored: str) -> dict[str, list[Run]]:

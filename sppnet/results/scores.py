@@ -28,8 +28,10 @@ SCORING_RULES = 2
 class Scores:
     """The scores of one network by one protocol: all that errors, combinations and comparisons need.
 
-    scores: float32 (n, classes), mean softmax scores, columns in the order of the network's classes.
-    labels: int64 (n,).
+    scores: float32 (n, classes), columns in the order of the network's classes: mean softmax scores of a classifier, or
+        in files below RUN/transfer the decision values of one linear SVM per class, positive for the class.
+    labels: int64 (n,), one class per image; or int8 (n, classes) where images have several, as in VOC: 1 present, 0
+        ignored, -1 absent. Only files below RUN/transfer have these: see `check_single_label`.
     names: str (n,), of the images.
     about: plain values: protocol, images (a hash of their names, labels and contents), data, network, where and when
         the scores were made.
@@ -62,25 +64,63 @@ def write_scores(path: Path, scores: Scores) -> None:
         np.savez(file, scores=scores.scores, labels=scores.labels, names=scores.names, about=about)
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path, command: str = "evaluate") -> Scores:
     """Reads a file that `write_scores` wrote. Never runs code from the file.
+
+    Args:
+        command: which makes the file again, for the error.
 
     Raises ValueError, naming the file, if it is damaged or holds anything else.
     """
-    arrays = _read_arrays(path, ("scores", "labels", "names", "about"))
+    arrays = _read_arrays(path, ("scores", "labels", "names", "about"), command)
     try:
-        about = json.loads(str(arrays["about"]))
+        about = _about_of(arrays)
         scores, labels, names = (arrays[name] for name in ("scores", "labels", "names"))
-        n, classes = scores.shape
+        n, _ = scores.shape
 
         kinds = (scores.dtype.kind, labels.dtype.kind, names.dtype.kind)
-        if not isinstance(about, dict) or kinds != ("f", "i", "U") or not (len(labels) == len(names) == n > 0):
+        if kinds != ("f", "i", "U") or not (len(labels) == len(names) == n > 0):
             raise ValueError(f"{n} scores, {len(labels)} labels and {len(names)} names of the kinds {kinds}")
-        if not np.isfinite(scores).all() or labels.min() < 0 or labels.max() >= classes:
+        if not np.isfinite(scores).all() or not _are_labels(labels, scores):
             raise ValueError("scores that are not finite, or labels out of range")
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(_not_scores(path, str(error))) from error
+        raise ValueError(_not_scores(path, str(error), command)) from error
     return Scores(scores, labels, names, about)
+
+
+def read_about(path: Path, command: str = "evaluate") -> dict[str, Any]:
+    """Reads `Scores.about` alone, without the scores. Arguments and errors as of `read_scores`."""
+    arrays = _read_arrays(path, ("about",), command)
+    try:
+        return _about_of(arrays)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_not_scores(path, str(error), command)) from error
+
+
+def check_single_label(scores: Scores, source: str) -> None:
+    """Raises ValueError unless images have one label each, so that errors are defined.
+
+    Args:
+        source: of the scores, for the error.
+    """
+    if scores.labels.ndim != 1:
+        raise ValueError(f"{source}: a label for every class, as of `transfer` on VOC; must be one label per image")
+
+
+def _about_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    about = json.loads(str(arrays["about"]))
+    if not isinstance(about, dict):
+        raise ValueError("about must be keys with values")
+    return about
+
+
+def _are_labels(labels: np.ndarray, scores: np.ndarray) -> bool:
+    """Whether labels are those of `Scores`: a class per image, or -1, 0 or 1 for every image and class."""
+    if labels.ndim == 2:
+        return (
+            labels.dtype == np.int8 and labels.shape == scores.shape and bool(labels.min() >= -1 and labels.max() <= 1)
+        )
+    return labels.ndim == 1 and bool(labels.min() >= 0 and labels.max() < scores.shape[1])
 
 
 class ScorePart(NamedTuple):
@@ -130,7 +170,7 @@ def _is_valid(part: ScorePart) -> bool:
     return kinds == ("U", "u", "f") and shapes_fit and bool(np.isfinite(part.scores).all())
 
 
-def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, names: tuple[str, ...], command: str = "evaluate") -> dict[str, np.ndarray]:
     """Reads arrays from an .npz file by name. Raises ValueError, naming the file, if it is damaged."""
     try:
         with path.open("rb") as stream:
@@ -141,11 +181,11 @@ def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and numpy fail on damaged files in a dozen ways
-        raise ValueError(_not_scores(path, first_line(error))) from error
+        raise ValueError(_not_scores(path, first_line(error), command)) from error
 
 
-def _not_scores(path: Path, reason: str) -> str:
-    return f"{path}: not a scores file ({reason}); delete it and run {shown_command('evaluate')} again"
+def _not_scores(path: Path, reason: str, command: str) -> str:
+    return f"{path}: not a scores file ({reason}); delete it and run {shown_command(command)} again"
 
 
 # Numpy writes version 3 for field names that are not Latin, which no array here has.

@@ -1,6 +1,7 @@
 """Confidence intervals of errors and gains, and the paired test of two networks."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,6 +85,30 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
 
     gain, spread = gains.mean() + losses.mean(), stdtrit(degrees, 0.975) * math.sqrt(variance)
     return max(-1.0, float(gain - spread)), min(1.0, float(gain + spread))
+
+
+def resampled_interval(differences: Sequence[float], n_train: int, n_test: int) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean difference over random splits of the same images, as fractions in -1..1.
+
+    The corrected resampled t-test of Nadeau and Bengio (2003): random splits share images, so that their differences
+    are correlated, by about n_test / (n_train + n_test). Student's interval over splits, which takes them for
+    independent, gets narrower with every further split of the same images and covers far too seldom.
+
+    Args:
+        differences: one per split, fractions.
+        n_train, n_test: images of one split.
+
+    Raises ValueError for fewer than two splits.
+    """
+    if len(differences) < 2:
+        raise ValueError(f"{len(differences)} splits: an interval over splits needs two or more")
+    from scipy.special import stdtrit
+
+    count = len(differences)
+    variance = (1 / count + n_test / n_train) * float(np.var(differences, ddof=1))
+    variance = max(variance, 2 / n_test**2)  # as in `gain_interval`: not of width 0 where all splits agree
+    mean, spread = float(np.mean(differences)), float(stdtrit(count - 1, 0.975)) * math.sqrt(variance)
+    return max(-1.0, mean - spread), min(1.0, mean + spread)
 
 
 def _variances(sides: list[np.ndarray]) -> tuple[float, float, float]:

@@ -1,0 +1,374 @@
+"""Transferred features: their saved decisions found and checked, grouped over splits and runs, and compared."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sppnet.results.comparisons import wrong
+from sppnet.results.decisions import class_values, measures, resampled_precisions
+from sppnet.results.records import read_result
+from sppnet.results.runs import matching_folders, transfer_files
+from sppnet.results.scores import Scores, read_about, read_scores
+from sppnet.results.statistics import gain_interval, resampled_interval
+from sppnet.runtime.rules import COUNT, INDEX, POSITIVE, SEED, SIDES, TEXT, Rule, check_section
+from sppnet.runtime.run_directory import read_run_config
+
+# The version of the code from images to decisions, part of the identity of saved decisions. Raise it when decisions of
+# an unchanged protocol change. Decisions saved under another version are left out of tables and computed again.
+TRANSFER_RULES = 1
+
+PIXELS = "pixels"  # layer and network of the baseline of raw 16 x 16 pixels
+
+_TEXT_OR_NULL = Rule("null or text", lambda value: value is None or TEXT.holds(value))
+_SEED_OR_NULL = Rule(f"null or {SEED.words}", lambda value: value is None or SEED.holds(value))
+_FLAG = Rule("true or false", lambda value: type(value) is bool)
+_SECTION = Rule("keys with values", lambda value: isinstance(value, dict))
+_NAMES = Rule("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value))
+_ABOUT = {
+    "network": _SECTION,
+    "layer": TEXT,
+    "length": COUNT,
+    "view": TEXT,
+    "scale": COUNT,
+    "aligned": _FLAG,
+    "C": POSITIVE,
+    "solver": TEXT,
+    "data": _SECTION,
+    "data_text": TEXT,
+    "split": INDEX,
+    "splits": COUNT,
+    "n_train": COUNT,
+    "images": TEXT,
+    "train_images": TEXT,
+    "classes": _NAMES,
+}
+_NETWORK = {
+    "name": TEXT,
+    "levels": SIDES,
+    "variant": _TEXT_OR_NULL,
+    "trained_on": _TEXT_OR_NULL,
+    "on_imagenet": _FLAG,
+    "seed": _SEED_OR_NULL,
+    "setting": TEXT,
+    "text": TEXT,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """Decisions of linear SVMs on one feature, for the test images of one split.
+
+    path: the file; `Path()` for decisions in memory.
+    about: `Scores.about`, checked.
+    read: returns the scores. They are not kept: those of a whole table may not fit into memory.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    read: Callable[[], Scores]
+
+    @classmethod
+    def in_memory(cls, about: dict[str, Any], scores: Scores) -> "Transfer":
+        """Wraps decisions that were not read from a file."""
+        return cls(Path(), about, lambda: scores)
+
+    @cached_property
+    def measures(self) -> dict[str, float]:
+        """Accuracies or mean average precisions, as `decisions.measures` has them."""
+        return measures(self.scores)
+
+    @cached_property
+    def class_values(self) -> np.ndarray:
+        """Accuracy or average precision per class, float (classes,)."""
+        return class_values(self.scores)
+
+    @cached_property
+    def wrong(self) -> np.ndarray:
+        """Which images are classified wrongly, bool (n,). Raises ValueError if images have several labels."""
+        return wrong(self.scores)
+
+    @cached_property
+    def resampled(self) -> np.ndarray:
+        """Mean average precision on resampled images, float (resamples,)."""
+        return resampled_precisions(self.scores)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, bool]:
+        """Numbers of test images and classes, and whether images have several labels."""
+        scores = self.scores
+        return *scores.scores.shape, scores.labels.ndim == 2
+
+    @property
+    def scores(self) -> Scores:
+        """The decisions, read anew. Raises ValueError, naming the file, if they do not fit `about`."""
+        scores = self.read()
+        if (found := scores.scores.shape[1]) != (expected := len(self.about["classes"])):
+            raise ValueError(f"{self.path}: decisions of {found} classes, and {expected} names of classes")
+        return scores
+
+    @property
+    def trained(self) -> bool:
+        """Whether the feature is of a trained network, rather than of one of the two baselines."""
+        return self.about["network"]["trained_on"] is not None
+
+
+def read_transfers(patterns: Sequence[str]) -> list[Transfer]:
+    """Reads the decisions below the run directories that the patterns match, and below those directly in the matches.
+
+    A pattern may name a run directory's transfer/ or a folder in it, too. Leaves out decisions of an earlier checkpoint
+    of a run, and those made by another version of the code.
+
+    Raises ValueError for a pattern without run directories and decisions, and for damaged files.
+    """
+    transfers: dict[Path, Transfer] = {}
+    for pattern in patterns:
+        folders = matching_folders(pattern)
+        files = list(dict.fromkeys(path for folder in folders for path in transfer_files(folder)))
+        if not files and all(read_run_config(folder) is None for folder in folders):
+            raise ValueError(f"runs={pattern}: no run directories there, and no decisions of transfer")
+        transfers |= {path: transfer for path in files if (transfer := _read_transfer(path)) is not None}
+    return list(transfers.values())
+
+
+def _read_transfer(path: Path) -> Transfer | None:
+    """Reads what is said about the decisions in a file; None if they are out of date."""
+    about = read_about(path, "transfer")
+    if about.get("rules") != TRANSFER_RULES:
+        return None
+    try:
+        check_section(about, _ABOUT, {})
+        check_section(about["network"], _NETWORK, {}, "network.")
+    except ValueError as error:
+        raise ValueError(f"{path}: not decisions of transfer ({error}); delete it") from error
+
+    transfer = Transfer(path, about, lambda: read_scores(path, "transfer"))
+    return transfer if not transfer.trained or _is_of_checkpoint(path.parents[2], about) else None
+
+
+def _is_of_checkpoint(run: Path, about: dict[str, Any]) -> bool:
+    """Whether decisions are of the network that the run ended with; they are if it has no record of one."""
+    result = read_result(run) if read_run_config(run) is not None else None
+    return result is None or result.checkpoint is None or about.get("checkpoint") == result.checkpoint
+
+
+class Gain(NamedTuple):
+    """How much better a feature is than another on the same images, in the first measure; fractions in -1..1."""
+
+    value: float
+    low: float  # 95 % interval
+    high: float
+    over_splits: bool  # the interval covers the choice of the split; else of the test images of the only split
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """One layer of one network in one view of one data set: all its splits, of all runs that differ in seed only."""
+
+    runs: dict[int | None, dict[int, Transfer]]  # seed -> split -> decisions
+    folders: frozenset[Path]  # of the decisions; baselines that several runs computed alike are in several
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """`Scores.about` of the first run and split."""
+        return self._any.about
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is of a trained network."""
+        return self._any.trained
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether it is the baseline of raw pixels."""
+        return _is_pixels(self.about)
+
+    @property
+    def setting(self) -> str:
+        """The configuration of the network without the seed, as JSON."""
+        return str(self.about["network"]["setting"])
+
+    @property
+    def shape(self) -> tuple[int, int, bool]:
+        """Numbers of test images and classes of the first split, and whether images have several labels."""
+        return self._any.shape
+
+    @property
+    def splits(self) -> list[int]:
+        """The splits that any run has."""
+        return sorted({split for splits in self.runs.values() for split in splits})
+
+    def means(self, measure: str) -> list[float]:
+        """Returns the mean over splits of every run, as fractions."""
+        return [statistics.mean(values) for values in self._values(measure)]
+
+    def mean(self, measure: str) -> float:
+        """Returns the mean over runs of the mean over splits, a fraction."""
+        return statistics.mean(self.means(measure))
+
+    def deviation(self, measure: str) -> float | None:
+        """Returns the standard deviation over splits (n - 1), its mean over runs; None with one split."""
+        deviations = [statistics.stdev(values) for values in self._values(measure) if len(values) > 1]
+        return statistics.mean(deviations) if deviations else None
+
+    def class_means(self) -> np.ndarray:
+        """Returns float (classes,): accuracy or average precision per class, the mean over splits and runs.
+
+        Nan for classes that a split has no test image of.
+        """
+        return np.mean([one.class_values for splits in self.runs.values() for one in splits.values()], axis=0)
+
+    def at(self, split: int) -> list[Transfer]:
+        """Returns the decisions of every run that has this split."""
+        return [splits[split] for splits in self.runs.values() if split in splits]
+
+    @property
+    def _any(self) -> Transfer:
+        return self.at(self.splits[0])[0]
+
+    def _values(self, measure: str) -> list[list[float]]:
+        return [[splits[split].measures[measure] for split in sorted(splits)] for splits in self.runs.values()]
+
+
+def features(transfers: Sequence[Transfer]) -> list[Feature]:
+    """Groups decisions by feature, in the order of `feature_order`. Baselines that several runs computed count once.
+
+    Raises ValueError if two trained networks share the whole setting and the seed: one training would count twice.
+    """
+    images = _images_by_folder(transfers)
+    runs: dict[Any, dict[int | None, dict[int, Transfer]]] = {}
+    folders: dict[Any, set[Path]] = {}
+    for transfer in transfers:
+        key = (images[transfer.path.parent], *_identity(transfer))
+        folders.setdefault(key, set()).add(transfer.path.parent)
+        splits = runs.setdefault(key, {}).setdefault(_seed(transfer), {})
+        first = splits.setdefault(transfer.about["split"], transfer)
+        if first is not transfer and transfer.trained:
+            raise ValueError(
+                f"{first.path} and {transfer.path}: the same network and split; name only one of them in runs=[...]"
+            )
+    return sorted((Feature(seeds, frozenset(folders[key])) for key, seeds in runs.items()), key=feature_order)
+
+
+def _identity(transfer: Transfer) -> tuple[Any, ...]:
+    """Returns what must be equal for decisions to be of one feature: all but the data, the split and the seed."""
+    about, network = transfer.about, transfer.about["network"]
+    of_network = () if _is_pixels(about) else tuple(network[key] for key in ("name", "setting", "trained_on"))
+    return *(about[key] for key in ("view", "scale", "aligned", "layer", "length", "C")), *of_network
+
+
+def _seed(transfer: Transfer) -> int | None:
+    return None if _is_pixels(transfer.about) else transfer.about["network"]["seed"]
+
+
+def _is_pixels(about: dict[str, Any]) -> bool:
+    return about["layer"] == PIXELS
+
+
+def _protocol(about: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(about[key] for key in ("data_text", "n_train", "split", "images", "train_images"))
+
+
+def _images_by_folder(transfers: Sequence[Transfer]) -> dict[Path, tuple[Any, ...]]:
+    """Returns for every folder the protocol of its first split, by which those of other data are told apart."""
+    first: dict[Path, dict[str, Any]] = {}
+    for transfer in transfers:
+        about, folder = transfer.about, transfer.path.parent
+        if folder not in first or about["split"] < first[folder]["split"]:
+            first[folder] = about
+    return {folder: _protocol(about) for folder, about in first.items()}
+
+
+def by_protocol(found: Sequence[Feature]) -> list[list[Feature]]:
+    """Groups features by data set, training and test images: what may stand in one table."""
+    groups: dict[tuple[Any, ...], list[Feature]] = {}
+    for feature in found:
+        groups.setdefault(_protocol(feature.about), []).append(feature)
+    return list(groups.values())
+
+
+def feature_order(feature: Feature) -> tuple[Any, ...]:
+    """Sorts features: trained networks, untrained ones, pixels; then by network, view, scale and depth of the layer."""
+    about, network = feature.about, feature.about["network"]
+    kind = 0 if feature.trained else 2 if feature.is_pixels else 1
+    name = (not network["on_imagenet"], network["name"], network["variant"] or "", network["setting"])
+    return kind, *name, about["view"], about["scale"], about["aligned"], layer_order(about["layer"]), about["C"]
+
+
+def layer_order(layer: str) -> tuple[int, str]:
+    """Sorts layers by depth: conv4, conv5, pool5_6x6, pool5, fc6, fc7; unknown ones first."""
+    kinds = ("conv", "pool5_6x6", "pool5", "fc")
+    name = layer if layer in kinds else layer.rstrip("0123456789")
+    return kinds.index(name) if name in kinds else -1, layer
+
+
+def untrained_baseline(feature: Feature, found: Sequence[Feature]) -> Feature | None:
+    """Returns the same layer and view of the same network with random weights, if it was run beside `feature`."""
+    return _beside(feature, found, feature.about["layer"]) if feature.trained else None
+
+
+def pixels_baseline(feature: Feature, found: Sequence[Feature]) -> Feature | None:
+    """Returns the raw pixels that were run beside `feature`, if any."""
+    return None if feature.is_pixels else _beside(feature, found, PIXELS)
+
+
+def _beside(feature: Feature, found: Sequence[Feature], layer: str) -> Feature | None:
+    keys = ("data_text", "view", "scale", "C")
+    for other in found:
+        same = all(other.about[key] == feature.about[key] for key in keys) and other.about["layer"] == layer
+        if same and not other.trained and not feature.folders.isdisjoint(other.folders):
+            return other
+    return None
+
+
+def gain(feature: Feature, baseline: Feature) -> Gain | None:
+    """Compares two features in their first measure, on the splits that both have; None if they have none in common.
+
+    With several splits the interval is over splits (`resampled_interval`), for these trained networks. With one it is
+    over images, and over training runs as well if both sides have several and images have one label (`gain_interval`).
+
+    Raises ValueError if a split has other images.
+    """
+    splits = sorted({*feature.splits} & {*baseline.splits})
+    if not splits:
+        return None
+    pairs = [(feature.at(split), baseline.at(split)) for split in splits]
+    for ours, theirs in pairs:
+        _check_same_split(ours[0], *ours[1:], *theirs)
+
+    if len(splits) == 1:
+        return _gain_over_images(*pairs[0])
+    differences = [_mean_measure(ours) - _mean_measure(theirs) for ours, theirs in pairs]
+    interval = resampled_interval(differences, feature.about["n_train"], feature.shape[0])
+    return Gain(statistics.mean(differences), *interval, over_splits=True)
+
+
+def _gain_over_images(ours: Sequence[Transfer], theirs: Sequence[Transfer]) -> Gain:
+    value = _mean_measure(ours) - _mean_measure(theirs)
+    if not ours[0].shape[2]:
+        sides = [np.stack([transfer.wrong for transfer in side]) for side in (theirs, ours)]
+        return Gain(value, *gain_interval(*sides), over_splits=False)
+
+    resampled = [np.mean([transfer.resampled for transfer in side], axis=0) for side in (ours, theirs)]
+    variance = max(float((resampled[0] - resampled[1]).var(ddof=1)), 2 / ours[0].shape[0] ** 2)  # as `gain_interval`
+    spread = 1.96 * math.sqrt(variance)
+    return Gain(value, max(-1.0, value - spread), min(1.0, value + spread), over_splits=False)
+
+
+def _mean_measure(transfers: Sequence[Transfer]) -> float:
+    """Returns the mean over runs of the first measure."""
+    return statistics.mean(next(iter(transfer.measures.values())) for transfer in transfers)
+
+
+def _check_same_split(first: Transfer, *others: Transfer) -> None:
+    """Raises ValueError unless all were trained and tested on the same images."""
+    for other in others:
+        if any(first.about[key] != other.about[key] for key in ("images", "train_images", "classes")):
+            raise ValueError(
+                f"{first.path} and {other.path}: split {first.about['split']} has different images or classes in them"
+            )

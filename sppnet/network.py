@@ -220,8 +220,8 @@ class SPPNet(nn.Module):
         return f"{self.backbone.options['architecture']} ({details}), {pyramid}, {parameters:,} parameters"
 
     @classmethod
-    def from_description(cls, description: dict[str, Any]) -> "SPPNet":
-        """Builds the network of a `description`, with arbitrary weights. Never downloads any.
+    def from_description(cls, description: dict[str, Any], initialization: str = "none") -> "SPPNet":
+        """Builds the network of a `description`, with arbitrary weights or those of INITIALIZATIONS. Downloads nothing.
 
         Raises ValueError, TypeError or KeyError for anything but a description.
         """
@@ -229,7 +229,7 @@ class SPPNet(nn.Module):
         backbone = dict(options.pop("backbone"))
         if "pretrained" in backbone:
             backbone["pretrained"] = False
-        return cls(build_backbone(**backbone), initialization="none", **options)
+        return cls(build_backbone(**backbone), initialization=initialization, **options)
 
 
 def check_settings(

@@ -17,6 +17,7 @@ from sppnet.runtime.checkout import ROOT, is_checkout
 COMMANDS = {
     "train": "train a classifier, resume it, or show its result",
     "evaluate": "test trained networks by the paper's protocols",
+    "transfer": "test frozen features on other data by linear SVMs",
     "tables": "tables and plots from finished runs",
     "prepare_data": "make a store to train from at full speed",
     "benchmark": "measure training and testing on this machine",

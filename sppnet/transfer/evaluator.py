@@ -10,12 +10,12 @@ import numpy as np
 
 from sppnet.network import SPPNet
 from sppnet.results.scores import Scores, read_scores, write_scores
-from sppnet.results.transfers import TRANSFER_RULES
+from sppnet.results.transfers import PIXELS, TRANSFER_RULES
 from sppnet.runtime.environment import environment
 from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.progress import Progress
 from sppnet.transfer.feature_files import Features
-from sppnet.transfer.features import extract_features, weights_digest
+from sppnet.transfer.features import PIXELS_SIDE, extract_features, weights_digest
 from sppnet.transfer.probe import Svm, decisions_by_features, decisions_by_gram, gram_matrix
 from sppnet.transfer.protocols import TransferData
 
@@ -25,19 +25,34 @@ class FrozenNetwork:
     """A network whose features are tested, and where that leaves its files.
 
     network: in eval mode.
+    checkpoint: the digest of its checkpoint, or of its weights if it has none.
     record: plain values that describe it in saved decisions.
-    layers: names of `SPPNet.layers`, or "pixels".
+    layers: names of `SPPNet.layers`, or PIXELS.
     features: folder of the features.
     decisions: folder of the decision values.
     suffix: after the names of layers in names of files: "-untrained" for the baseline of random weights.
     """
 
     network: SPPNet
+    checkpoint: str
     record: dict[str, Any]
     layers: Sequence[str]
     features: Path
     decisions: Path
     suffix: str = ""
+
+
+# Describes, as a network, the baseline that has none.
+_PIXELS_RECORD: dict[str, Any] = {
+    "name": PIXELS,
+    "levels": None,
+    "variant": None,
+    "trained_on": None,
+    "on_imagenet": False,
+    "seed": None,
+    "setting": PIXELS,
+    "text": f"raw {PIXELS_SIDE} x {PIXELS_SIDE} pixels",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +135,8 @@ def _jobs(
 ) -> list[_Job]:
     common = {
         "rules": TRANSFER_RULES,
-        "checkpoint": weights_digest(frozen.network),
+        "checkpoint": frozen.checkpoint,
+        "weights": weights_digest(frozen.network),
         "precision": "float32" if hardware.autocast is None else "bf16",
         **vars(view),
         "C": svm.C,
@@ -150,7 +166,7 @@ def _saved(job: _Job) -> Scores | None:
     """Returns the saved decision values of a job, None if there are none or others."""
     if not job.path.is_file():
         return None
-    saved = read_scores(job.path)
+    saved = read_scores(job.path, "transfer")
     return saved if all(saved.about.get(key) == value for key, value in job.identity.items()) else None
 
 
@@ -190,7 +206,7 @@ def _decide(
                 **job.identity,
                 **about,
                 **environment(gpus=hardware.processes),
-                "network": frozen.record,
+                "network": _PIXELS_RECORD if job.layer == PIXELS else frozen.record,
                 "classes": list(data.classes),
                 "length": features.length,
                 "split": job.split,

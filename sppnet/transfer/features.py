@@ -23,6 +23,7 @@ from sppnet.data.inputs import Inputs, load_groups
 from sppnet.data.sources import Images, content_digests
 from sppnet.network import SPPNet
 from sppnet.pyramid import SpatialPyramidPool
+from sppnet.results.transfers import PIXELS
 from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
 from sppnet.runtime.machine import worker_count
 from sppnet.runtime.names import check_names
@@ -33,8 +34,7 @@ from sppnet.transfer.feature_files import Features, folder_lock, open_features, 
 # The version of the code that makes features. Raise it when features of unchanged settings change.
 FEATURE_RULES = 1
 
-PIXELS = "pixels"  # the name, as a layer, of the image itself at PIXELS_SIDE x PIXELS_SIDE: a baseline
-PIXELS_SIDE = 16
+PIXELS_SIDE = 16  # of the images that are features themselves, under the name PIXELS: a baseline
 
 LARGEST_SCALE = 4096  # in pixels
 SECONDS_BETWEEN_MARKS = 20.0

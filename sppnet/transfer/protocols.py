@@ -14,13 +14,13 @@ import numpy as np
 
 from sppnet.data.sources import (
     DATA_SOURCES,
+    MULTI_LABEL_SOURCES,
     ImageData,
     Images,
     SelectedImages,
     open_data,
     without_images,
 )
-from sppnet.data.voc import MULTI_LABEL_SOURCES
 from sppnet.runtime.names import listing
 
 SPLITS = 10  # random splits of the paper's Caltech-101 (arXiv:1406.4729v4, §3.3)
@@ -101,7 +101,7 @@ def _one_label(source: str, splits: int | None, exclude: Sequence[str], options:
     parts = [part for data in opened for part in (data.train, data.val)]
 
     index_of: dict[str, int] = {}
-    places = []  # of the images, each once: number of the part, index in it
+    places: list[tuple[int, int]] = []  # of the images, each once: number of the part, index in it
     indices = []  # of the images of every part
     for number, part in enumerate(parts):
         names = [part.name(i) for i in range(len(part))]
@@ -120,9 +120,7 @@ def _one_label(source: str, splits: int | None, exclude: Sequence[str], options:
     return TransferData(images, truth, classes, [Split(*pair) for pair in pairs], True)
 
 
-def _opened_splits(
-    source: str, splits: int | None, exclude: Sequence[str], options: dict[str, Any]
-) -> list[ImageData]:
+def _opened_splits(source: str, splits: int | None, exclude: Sequence[str], options: dict[str, Any]) -> list[ImageData]:
     """Opens a data set once per split."""
     first = int(options.get("split_seed") or 0)
     seeds = range(first, first + (splits or SPLITS))

@@ -1,0 +1,131 @@
+"""The networks that `transfer` tests: of runs, of checkpoints, or of timm's weights; and their untrained twins."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+from sppnet.backbones import BACKBONES
+from sppnet.commands.naming import content_hash
+from sppnet.commands.settings import bound, bound_choice
+from sppnet.commands.train import pooling
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, load_network
+from sppnet.results.records import read_result
+from sppnet.results.runs import Run
+from sppnet.runtime.run_directory import checkpoint_digest, read_run_config
+from sppnet.timm_backbone import pretrained_statistics
+from sppnet.transfer.features import weights_digest
+
+_FC_LAYERS = ("fc6", "fc7", "fc8")
+
+
+class LoadedNetwork(NamedTuple):
+    """A network to test and what is known of it."""
+
+    network: SPPNet  # in eval mode
+    checkpoint: str  # digest of the checkpoint, or of the weights
+    record: dict[str, Any]  # as decisions record it
+    folder: Path  # of the run; files go into folders in it
+    initialization: str  # of its weights before training: a name of sppnet.network.INITIALIZATIONS
+    trained_here: bool
+
+
+def load_run(path: Path) -> LoadedNetwork:
+    """Loads the network of a run directory or checkpoint."""
+    network = load_network(path)
+    config = read_run_config(path) if path.is_dir() else None
+    checkpoint = checkpoint_digest(path)
+    if config is None:
+        description = json.dumps(network.description(), sort_keys=True)
+        record = _record(network, trained_on=f"checkpoint {path.name}", setting=description)
+        initialization = "paper" if max(network.input_std) == 1 else "fan_in"
+        return LoadedNetwork(
+            network, checkpoint, record, path.with_name(f"{path.name}.transferred"), initialization, True
+        )
+
+    run = Run(path, config, read_result(path))
+    record = _record(
+        network,
+        variant=run.variant,
+        trained_on=config["data"]["source"],
+        on_imagenet=run.on_imagenet,
+        seed=int(config["seed"]),
+        setting=run.setting(),
+    )
+    return LoadedNetwork(network, checkpoint, record, path, str(config["recipe"]["initialization"]), True)
+
+
+def build_network(config: DictConfig) -> LoadedNetwork:
+    """Builds the network of the sections `backbone` and `pooling`: with timm's weights, or with random ones."""
+    architecture, options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
+    levels = bound(config.pooling, pooling, "pooling.")["levels"] if config.pooling else [6, 3, 2, 1]
+    pretrained = bool(options.get("pretrained"))
+    mean, std = pretrained_statistics(options["name"]) if pretrained else (IMAGENET_MEAN, IMAGENET_STD)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = BACKBONES[architecture](**options)
+        # Its fully connected layers stay random and are never used.
+        network = SPPNet(backbone, levels, 1, hidden=1, initialization="fan_in", input_mean=mean, input_std=std).eval()
+
+    setting = {**network.description(), "pretrained": options.get("pretrained", False)}
+    record = _record(
+        network,
+        trained_on="timm" if pretrained else None,
+        seed=None if pretrained else config.seed,
+        setting=json.dumps(setting, sort_keys=True),
+    )
+    seed = "pretrained" if pretrained else f"untrained-seed{config.seed}"
+    folder = Path(config.runs) / f"transfer-{record['name'].replace('/', '-')}-{seed}-{content_hash(setting)}"
+    return LoadedNetwork(network, weights_digest(network), record, folder, "fan_in", False)
+
+
+def untrained_twin(loaded: LoadedNetwork, seed: int) -> LoadedNetwork:
+    """Returns the same network with random weights, initialized as before its training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        twin = SPPNet.from_description(loaded.network.description(), loaded.initialization).eval()
+    record = {**loaded.record, "trained_on": None, "on_imagenet": False, "seed": seed}
+    return loaded._replace(network=twin, checkpoint=weights_digest(twin), record=record)
+
+
+def chosen_layers(loaded: LoadedNetwork, given: Sequence[str] | None) -> list[str]:
+    """Returns the layers to test, by default the pyramid and, of a network trained here, fc6 and fc7.
+
+    Raises ValueError for fully connected layers of a network that was not trained here, which are random.
+    """
+    if given is None:
+        return ["pool5", "fc6", "fc7"] if loaded.trained_here else ["pool5"]
+    random = [layer for layer in given if layer in _FC_LAYERS and not loaded.trained_here]
+    if random:
+        others = ", ".join(layer for layer in loaded.network.layers if layer not in _FC_LAYERS)
+        raise ValueError(
+            f"layers=[{','.join(given)}]: {random[0]} has random weights, as this network was not trained here; "
+            f"choose from {others}"
+        )
+    return list(dict.fromkeys(given))
+
+
+def _record(
+    network: SPPNet,
+    *,
+    setting: str,
+    trained_on: str | None,
+    variant: str | None = None,
+    on_imagenet: bool = False,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    options = network.backbone.options
+    return {
+        "name": str(options.get("name") or options["architecture"]),
+        "levels": None if network.levels is None else list(network.levels),
+        "variant": variant,
+        "trained_on": trained_on,
+        "on_imagenet": on_imagenet,
+        "seed": seed,
+        "setting": setting,
+        "text": network.summary(),
+    }

@@ -1,0 +1,224 @@
+"""Tests features of a frozen network on other data by linear SVMs: `sppnet transfer --help`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import hydra
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from sppnet.commands.configs import CONFIGS
+from sppnet.commands.evaluated_runs import find_runs
+from sppnet.commands.jobs import one_line_job, run_main
+from sppnet.commands.naming import content_hash
+from sppnet.commands.settings import bound, bound_choice, plain, resolved
+from sppnet.results.page import markdown_table
+from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.run_directory import without_folders
+
+if TYPE_CHECKING:
+    from sppnet.commands.frozen_networks import LoadedNetwork
+    from sppnet.results.scores import Scores
+    from sppnet.runtime.hardware import Hardware
+    from sppnet.transfer.evaluator import View
+    from sppnet.transfer.probe import Svm
+    from sppnet.transfer.protocols import TransferData
+
+_BASELINES = ("pixels", "untrained")
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="transfer")
+def main(config: DictConfig) -> None:
+    """Runs the command on a configuration that Hydra composed."""
+    with one_line_job("the same command resumes with the images and SVMs that are left"):
+        transfer(resolved(config))
+
+
+def settings(
+    *,
+    run: Any,
+    layers: list[str] | None,
+    view: str,
+    scales: list[int],
+    aligned: bool,
+    splits: int | None,
+    baselines: list[str],
+    seed: int,
+    exclude: list[str],
+    runs: str,
+    data: dict[str, Any] | None,
+    backbone: dict[str, Any] | None = None,
+    pooling: dict[str, Any] | None = None,
+    paper_epochs: int | None = None,
+    svm: dict[str, Any],
+    hardware: dict[str, Any],
+) -> None:
+    """The schema of configs/transfer.yaml; sections are checked against the functions that take them.
+
+    `paper_epochs` is of no use here, but the choices of the group `backbone` set it.
+    """
+
+
+def check(config: DictConfig) -> None:
+    """Raises ValueError for a resolved configuration that cannot be run. Opens no data and loads no network."""
+    from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES  # torch takes seconds, and --help should not
+    from sppnet.runtime.hardware import Hardware
+    from sppnet.transfer.probe import Svm
+
+    bound(config, settings)
+    _check_network(config)
+    _check_views(config)
+    if unknown := [name for name in config.baselines if name not in _BASELINES]:
+        raise ValueError(f"baselines={config.baselines}: {unknown[0]} must be one of {', '.join(_BASELINES)}")
+    if config.data is None:
+        raise ValueError("data: missing; give it as data=folder data.root=PATH, data=caltech101 or data=voc2007")
+    bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    Hardware(**bound(config.hardware, Hardware, "hardware."))
+    Svm(**bound(config.svm, Svm, "svm."))
+
+
+def _check_network(config: DictConfig) -> None:
+    has_backbone = config.get("backbone") is not None
+    if (config.run is not None) == has_backbone:
+        raise ValueError(f"run={config.run or 'null'}: give run=RUN or backbone=NAME, and one of them only")
+    if config.run is not None:
+        find_runs(config.run)
+    if config.get("pooling") is not None and not has_backbone:
+        raise ValueError("pooling: a run has its own pyramid; pooling=NAME is for backbone=NAME")
+    if config.seed < 0:
+        raise ValueError(f"seed={config.seed}: must be at least 0")
+
+
+def _check_views(config: DictConfig) -> None:
+    from sppnet.transfer.features import LARGEST_SCALE, VIEWS
+
+    if config.view not in VIEWS:
+        raise ValueError(f"view={config.view}: must be one of {', '.join(VIEWS)}")
+    if not config.scales or any(not 1 <= scale <= LARGEST_SCALE for scale in config.scales):
+        raise ValueError(f"scales={config.scales}: must be one or more sides from 1 to {LARGEST_SCALE} pixels")
+    if len(set(config.scales)) < len(config.scales):
+        raise ValueError(f"scales={config.scales}: must not repeat a side")
+    if config.layers is not None and not config.layers:
+        raise ValueError("layers=[]: must name at least one layer, as in layers=[pool5,fc7]")
+
+
+class _Work(NamedTuple):
+    """What every network is tested with."""
+
+    config: DictConfig
+    data: "TransferData"
+    digests: np.ndarray  # uint8 (n, 16): `content_digests` of the images
+    section: dict[str, Any]  # the data, with an absolute root
+    svm: "Svm"
+    hardware: "Hardware"
+
+
+def transfer(config: DictConfig) -> None:
+    """Tests the features of every network that a resolved configuration names, and prints a table for each."""
+    check(config)
+
+    # Imported here because torch takes seconds, and --help and the errors above should not.
+    from sppnet.commands.frozen_networks import build_network, load_run
+    from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES, content_digests
+    from sppnet.runtime.hardware import Hardware
+    from sppnet.transfer.probe import Svm
+    from sppnet.transfer.protocols import open_transfer_data
+
+    section = plain(config.data)
+    if isinstance(section.get("root"), str) and "://" not in section["root"]:
+        section["root"] = os.path.abspath(section["root"])
+    source, options = bound_choice(OmegaConf.create(section), "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    data = open_transfer_data(source, splits=config.splits, exclude=config.exclude, **options)
+    print(f"{_data_text(section)}: {len(data.truth):,} images of {len(data.classes)} classes, {_splits_text(data)}")
+
+    work = _Work(
+        config,
+        data,
+        content_digests(data.images, "reading the images"),
+        section,
+        Svm(**bound(config.svm, Svm, "svm.")),
+        Hardware(**bound(config.hardware, Hardware, "hardware.")),
+    )
+    for path in [None] if config.run is None else find_runs(config.run):
+        _transfer_network(work, build_network(config) if path is None else load_run(path))
+
+
+def _transfer_network(work: _Work, loaded: "LoadedNetwork") -> None:
+    """Tests the features of a network and its baselines at every scale, and prints them."""
+    from sppnet.commands.frozen_networks import chosen_layers
+    from sppnet.results.transfer_page import summary_table
+    from sppnet.transfer.evaluator import View
+    from sppnet.transfer.features import check_view
+
+    layers = chosen_layers(loaded, work.config.layers)
+    views = [View(view=work.config.view, scale=scale, aligned=work.config.aligned) for scale in work.config.scales]
+    for view in views:
+        check_view(loaded.network, layers, view.view, view.scale)
+
+    print(f"\n{loaded.folder}: {loaded.record['text']}", flush=True)
+    decided: list[Scores] = []
+    for view in views:
+        decided += _transfer_view(work, loaded, layers, view)
+    print()
+    print(markdown_table(*summary_table([(scores.about, scores) for scores in decided])))
+    print(f"a page of it: {shown_command('tables')} transfer runs={loaded.folder}")
+
+
+def _transfer_view(work: _Work, loaded: "LoadedNetwork", layers: list[str], view: "View") -> list["Scores"]:
+    """Tests the features of a network by one view, then those of its baselines."""
+    from sppnet.commands.frozen_networks import untrained_twin
+    from sppnet.results.transfers import PIXELS
+    from sppnet.transfer.evaluator import FrozenNetwork, transfer_to_files
+
+    of_data = {"data": without_folders(work.section)}
+    name = f"{work.section['source']}-{view.view}{view.scale}{'-aligned' if view.aligned else ''}"
+    features = loaded.folder / "features" / f"{name}-{content_hash(of_data)}"
+    title = f"{name}-{content_hash({**of_data, 'exclude': sorted(work.config.exclude), 'C': work.svm.C})}"
+
+    def frozen(network: "LoadedNetwork", layers: list[str], folder: str, suffix: str) -> FrozenNetwork:
+        decisions = loaded.folder / "transfer" / title
+        return FrozenNetwork(
+            network.network, network.checkpoint, network.record, layers, features / folder, decisions, suffix
+        )
+
+    with_pixels = layers + [PIXELS] * ("pixels" in work.config.baselines and PIXELS not in layers)
+    networks = {name: frozen(loaded, with_pixels, "trained", "")}
+    own_layers = [layer for layer in layers if layer != PIXELS]
+    if "untrained" in work.config.baselines and own_layers and loaded.record["trained_on"] is not None:
+        twin = untrained_twin(loaded, work.config.seed)
+        networks[f"{name}, untrained"] = frozen(twin, own_layers, f"untrained-seed{work.config.seed}", "-untrained")
+
+    about = {
+        "data": work.section,
+        "data_text": _data_text(work.section),
+        "exclude": sorted(work.config.exclude),
+        "run": str(loaded.folder),
+    }
+    decided: list[Scores] = []
+    for title, network in networks.items():
+        decided += transfer_to_files(
+            network, work.data, work.digests, view, work.svm, work.hardware, title=title, about=about
+        )
+    return decided
+
+
+def _data_text(section: dict[str, Any]) -> str:
+    """Returns the source and, where it says more, the last part of the root: "folder photos"."""
+    root = Path(str(section.get("root") or section.get("name") or "")).name
+    return (
+        f"{section['source']} {root}"
+        if section["source"] in ("folder", "prepared", "hub") and root
+        else section["source"]
+    )
+
+
+def _splits_text(data: "TransferData") -> str:
+    train, test = data.splits[0]
+    plural = "s" if len(data.splits) > 1 else ""
+    return f"{len(data.splits)} split{plural} into {len(train):,} to train on and {len(test):,} to test on"
+
+
+def command() -> None:
+    """Runs the command with the words in sys.argv[1:]."""
+    run_main(main)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.backbones import build_backbone
+from sppnet.benchmark import transfer
 from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.timing import Work, forward_backward, on_one_thread, seconds_of, with_default_malloc
@@ -85,7 +86,7 @@ class SideBySide:
         keep_freed_memory(False)
 
     def comparisons(self) -> Iterator[Comparison]:
-        """Yields every comparison: first parts of a training step, then loading, then testing."""
+        """Yields every comparison: first parts of a training step, then loading, testing, and transfer."""
         yield Comparison("local response normalization: torch's", Goal(5, 3), self.normalizations)
         yield Comparison("pyramid 6, 3, 2, 1: four adaptive poolings", Goal(1.5, 1.5), self.pyramids)
         yield Comparison("training step of ZF-5: plain modules", Goal(3.2, 2), self.steps)
@@ -95,6 +96,8 @@ class SideBySide:
         yield Comparison("end to end: the slower of loading only and steps only", Goal(0.9, 0.9), self.end_to_end)
         yield Comparison("ten views on maps: ten crops", Goal(2, 1.5), self.ten_views)
         yield Comparison("96 views on maps: 96 crops", Goal(1.7, 1.5), self.many_views)
+        yield Comparison("features of files: forward passes only", Goal(0.9, None), self.extraction)
+        yield Comparison("SVMs on a Gram matrix: LinearSVC one by one", Goal(4, None), self.svms)
 
     def normalizations(self) -> tuple[Work, Work]:
         maps = self._random(self.batch_size, 96, 111, 111)
@@ -194,6 +197,15 @@ class SideBySide:
 
     def many_views(self) -> tuple[Work, Work]:
         return self._views(_SIX_SCALES, list(POSITIONS))
+
+    def extraction(self) -> tuple[Work, Work]:
+        network = self._network((6, 3, 2, 1)).eval()
+        images = open_data("folder", root=str(self.files)).train
+        hardware = Hardware(accelerator="gpu" if self.device.type == "cuda" else "cpu", workers=self.workers)
+        return transfer.extraction(network, images, Path(self._folder.name, "features"), hardware)
+
+    def svms(self) -> tuple[Work, Work]:
+        return transfer.svms(Path(self._folder.name))
 
     def _views(self, scales: list[int], positions: list[str]) -> tuple[Work, Work]:
         """Returns scoring by windows on maps, and by crops, of 4:3 images that are in memory at every scale."""

@@ -155,7 +155,7 @@ def test_every_comparison_runs_on_both_sides():
                 for work in comparison.works():
                     work()
                     run.append(comparison.name)
-    assert len(run) == 2 * len(set(run)) == 16
+    assert len(run) == 2 * len(set(run)) == 20
 
 
 @pytest.mark.slow

@@ -14,14 +14,16 @@ from omegaconf import OmegaConf
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.commands import benchmark, evaluate, prepare_data, tables
+from sppnet.commands import benchmark, evaluate, prepare_data, tables, transfer
 from sppnet.commands.evaluated_runs import read_protocols
 from sppnet.commands.settings import bound, bound_choice
 from sppnet.commands.startup import COMMANDS
 from sppnet.commands.train import read_plan
-from sppnet.data.sources import DATA_SOURCES
+from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES
 from sppnet.network import SPPNet, save_network
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.hardware import Hardware
+from sppnet.transfer.probe import Svm
 from test_configs import ROOT, check, composed
 
 PROJECT = Path(__file__).parent.parent
@@ -32,7 +34,7 @@ PAGES = [
 TEXTS = {str(page.relative_to(PROJECT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-HELP_CONFIGS = ("train", "evaluate", "prepare_data", "benchmark")
+HELP_CONFIGS = ("train", "evaluate", "transfer", "prepare_data", "benchmark")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
@@ -121,7 +123,14 @@ def composed_for(config_name, overrides):
 
 
 def test_there_are_commands():
-    for script, count in {"train": 12, "evaluate": 8, "tables": 6, "prepare_data": 2, "benchmark": 3}.items():
+    for script, count in {
+        "train": 12,
+        "evaluate": 8,
+        "transfer": 15,
+        "tables": 6,
+        "prepare_data": 2,
+        "benchmark": 3,
+    }.items():
         assert len(commands_of(script)) >= count, script
     shown = [words for _, words in ALL_COMMANDS]
     assert ["make", "demo"] in shown
@@ -152,6 +161,15 @@ def test_an_evaluation_command_composes_and_fits_the_code(arguments):
     bound(config, evaluate.settings)
     protocols, _ = read_protocols(config, 224)
     assert protocols
+
+
+@pytest.mark.parametrize("arguments", commands_of("transfer"))
+def test_a_transfer_command_composes_and_fits_the_code(arguments):
+    config = composed_for("transfer", list(map(first_job, overrides_in(arguments))) or ["data=shapes"])
+    bound(config, transfer.settings)
+    bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    bound(config.svm, Svm, "svm.")
+    bound(config.hardware, Hardware, "hardware.")
 
 
 @pytest.mark.parametrize("arguments", commands_of("tables"))
@@ -256,7 +274,7 @@ def test_every_protocol_source_and_table_is_named():
     for page, names in (
         ("docs/evaluation.md", {file.stem for file in (PROJECT / "configs" / "views").glob("*.yaml")}),
         ("docs/evaluation.md", set(tables.CHOICES)),
-        ("docs/data.md", set(DATA_SOURCES)),
+        ("docs/data.md", set(DATA_SOURCES | MULTI_LABEL_SOURCES)),
     ):
         first_cells = re.findall(r"^\| (`[^|]+) \|", TEXTS[page], re.MULTILINE)
         assert names <= set(re.findall(r"`(\w+)`", " ".join(first_cells))), page

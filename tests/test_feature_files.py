@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from conftest import without_rights
+from forks import exit_code, in_a_process, kill_this_process, start_process
 from sppnet.transfer import feature_files
 from sppnet.transfer.feature_files import find_features, folder_lock, make_features, open_features
-from test_features import exit_code, in_a_process, kill_this_process, start_process
 
 IDENTITY = {
     "rules": 1,

@@ -4,9 +4,7 @@ import io
 import os
 import resource
 import signal
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from conftest import PngImages, make_image_folder, random_images
+from forks import exit_code, in_a_process, kill_this_process, start_process
 from sppnet.backbones import build_backbone
 from sppnet.data.batches import to_network_input
 from sppnet.data.images import UnreadableImage, decode_image
@@ -302,6 +301,43 @@ def test_more_layers_later_run_the_network_but_leave_the_rest(network, tmp_path)
     assert_equal_to_reference(both, network, images, "full", 64)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"view": "warp"},
+        {"scale": 72},
+        {"aligned": True},
+        {"hardware": Hardware(accelerator="cpu", workers=0, precision="bf16")},
+        {"network": build(seed=1)},
+        {"network": build(input_mean=(1.0, 2.0, 3.0))},
+        {"images": random_images(AWKWARD, seed=1)},
+    ],
+)
+def test_whatever_changes_features_extracts_them_again(network, tmp_path, options):
+    base = {"network": network, "images": random_images(AWKWARD), "layers": ["fc7", "conv5"], "view": "crop"}
+    extract(**base, folder=tmp_path / "both")
+    found = extract(**base | options, folder=tmp_path / "both")
+    assert_same(found, extract(**base | options, folder=tmp_path / "fresh"))
+
+
+def test_other_rules_extract_features_again(network, tmp_path, monkeypatch):
+    images = watched()
+    extract(network, images, ["fc7"], tmp_path, digests=digests_of(images))
+    monkeypatch.setattr(features_module, "FEATURE_RULES", features_module.FEATURE_RULES + 1)
+    extract(network, images, ["fc7"], tmp_path, digests=digests_of(images))
+    assert len(images.was_read) == 18
+
+
+def test_only_images_with_new_names_or_contents_are_extracted_again(network, tmp_path):
+    images = watched([(64, 64)] * 6)
+    extract(network, images, ["fc7"], tmp_path, digests=digests_of(images), hardware=ONE_BY_ONE)
+    other = Watched([*images.pixels, images.pixels[0]])
+    other.pixels[2] = images.pixels[3]
+    found = extract(network, other, ["fc7"], tmp_path, digests=digests_of(other), hardware=ONE_BY_ONE)
+    assert other.was_read == [2, 6]
+    assert_same(found, extract(network, other, ["fc7"], tmp_path / "fresh", hardware=ONE_BY_ONE))
+
+
 def test_as_many_images_as_the_memory_allows_go_through_the_network_at_once(network, tmp_path):
     passes = count_passes(network)
     hardware = Hardware(accelerator="cpu", workers=0, precision="float32", megapixels=3 * 64 * 64 / 1e6)
@@ -344,44 +380,14 @@ class Stopping(PngImages):
         return super().read(index)
 
 
-def in_a_process(work):
-    """Calls `work` in a forked process, and returns its exit code, or minus the signal that killed it."""
-    return exit_code(start_process(work))
-
-
-def exit_code(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def start_process(work):
-    """Calls `work` in a forked process, for two minutes at most, and returns its number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        signal.alarm(120)
-        work()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def kill_this_process():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def interrupt_this_process():
-    signal.raise_signal(signal.SIGINT)
+def interrupt():
+    raise KeyboardInterrupt
 
 
 MANY = random_images([(64, 64), (64, 70)] * 12).pixels
 
 
-def check_resumes(network, folder, fresh, *, first=1):
+def check_resumes(network, folder, fresh, *, first):
     """Checks that extraction reads only what is left, at most 24 - `first` images, and ends as without a stop."""
     layers = ["conv5", "fc7"]
     done = [int(features_module.open_features(folder / layer).done.sum()) for layer in layers]
@@ -395,15 +401,17 @@ def check_resumes(network, folder, fresh, *, first=1):
 def test_a_killed_extraction_resumes_and_ends_bit_for_bit_as_an_uninterrupted_one(network, tmp_path, monkeypatch):
     monkeypatch.setattr(features_module, "SECONDS_BETWEEN_MARKS", 0)
     images = Stopping(MANY, 17, kill_this_process)
-    work = lambda: extract(  # noqa: E731
-        network, images, ["conv5", "fc7"], tmp_path / "killed", hardware=ONE_BY_ONE, digests=digests_of(images)
-    )
+    digests = digests_of(images)
+
+    def work():
+        extract(network, images, ["conv5", "fc7"], tmp_path / "killed", hardware=ONE_BY_ONE, digests=digests)
+
     assert in_a_process(work) == -signal.SIGKILL
     check_resumes(network, tmp_path / "killed", tmp_path / "fresh", first=16)
 
 
 def test_ctrl_c_keeps_what_was_done(network, tmp_path):
-    images = Stopping(MANY, 17, interrupt_this_process)
+    images = Stopping(MANY, 17, interrupt)
     with pytest.raises(KeyboardInterrupt):
         extract(network, images, ["conv5", "fc7"], tmp_path / "a", hardware=ONE_BY_ONE, digests=digests_of(images))
     check_resumes(network, tmp_path / "a", tmp_path / "fresh", first=16)

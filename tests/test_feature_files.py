@@ -229,6 +229,13 @@ def lying_header(path):
         file.write(bytes(8))
 
 
+def fewer_rows(folder):
+    """Features of fewer images than there are names, and a manifest that says so."""
+    npy(folder / "features.npy", rows_of(NAMES)[1:])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"shape": [3, LENGTH]}))
+
+
 DAMAGES = {
     "features cut": lambda folder, _: cut(folder / "features.npy", -2),
     "features cut in the header": lambda folder, _: cut(folder / "features.npy", 20),
@@ -236,6 +243,7 @@ DAMAGES = {
     "features missing": lambda folder, _: (folder / "features.npy").unlink(),
     "features of another shape": lambda folder, _: npy(folder / "features.npy", rows_of(NAMES)[:, 1:]),
     "features of fewer rows": lambda folder, _: npy(folder / "features.npy", rows_of(NAMES)[1:]),
+    "features and manifest of fewer rows": lambda folder, _: fewer_rows(folder),
     "features of another type": lambda folder, _: npy(folder / "features.npy", rows_of(NAMES).astype(np.float32)),
     "features of objects": lambda folder, bomb: npy(folder / "features.npy", np.array([[bomb] * LENGTH] * 4)),
     "features pickled": lambda folder, bomb: (folder / "features.npy").write_bytes(pickle.dumps(bomb)),

@@ -103,6 +103,7 @@ def extract_features(
     if network.training:
         raise ValueError(f"{title}: the network is in training mode, in which features are random; call eval() first")
     check_view(network, layers, view, scale)
+
     hardware = hardware or Hardware()
     digests = content_digests(images, "reading the images") if digests is None else digests
     build_extractor = partial(
@@ -125,13 +126,13 @@ def extract_features(
         left = np.flatnonzero(~np.all([features.done for features in found.values()], axis=0))
         if not len(left):
             print(f"{title}: extracted already ({printable(str(folder))})", flush=True)
-        elif len(left) < len(images):
+            return found
+        if len(left) < len(images):
             print(f"{title}: resuming after {len(images) - len(left):,} of {len(images):,} images", flush=True)
-        if len(left):
-            missing = [layer for layer, features in found.items() if not features.done.all()]
-            build = partial(build_extractor, layers=missing)
-            work = _Extraction(network, build, images, left, folder, hardware, title)
-            run_on_devices(_extract_share, (work,), hardware)
+        missing = [layer for layer, features in found.items() if not features.done.all()]
+        build = partial(build_extractor, layers=missing)
+        work = _Extraction(network, build, images, left, folder, hardware, title)
+        run_on_devices(_extract_share, (work,), hardware)
 
     if not all(features.done.all() for features in found.values()):
         raise RuntimeError(f"{title}: features of some images were not extracted")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from conftest import PngImages, make_image_folder, random_images
-from forks import exit_code, in_a_process, kill_this_process, start_process
+from forks import exit_code, in_a_process, kill_this_process, locked_by_another_process, start_process
 from sppnet.backbones import build_backbone
 from sppnet.data.batches import to_network_input
 from sppnet.data.images import UnreadableImage, decode_image
@@ -292,13 +292,12 @@ def test_a_second_call_reads_no_image_and_runs_no_forward_pass(network, tmp_path
 
 def test_more_layers_later_run_the_network_but_leave_the_rest(network, tmp_path):
     images = random_images(AWKWARD)
-    first = values(extract(network, images, ["pool5"], tmp_path))
-    kept = (tmp_path / "pool5" / "features.npy").stat().st_mtime_ns
-    both = extract(network, images, ["fc7", "pool5", "fc7"], tmp_path)
-    assert list(both) == ["fc7", "pool5"]
-    assert np.array_equal(both["pool5"].values, first["pool5"])
-    assert (tmp_path / "pool5" / "features.npy").stat().st_mtime_ns == kept
-    assert_equal_to_reference(both, network, images, "full", 64)
+    extract(network, images, ["pool5"], tmp_path)
+    features_module.open_features(tmp_path / "pool5", writable=True).values[:] = 7
+    found = extract(network, images, ["fc7", "pool5", "fc7"], tmp_path)
+    assert list(found) == ["fc7", "pool5"]
+    assert (found.pop("pool5").values == 7).all()
+    assert_equal_to_reference(found, network, images, "full", 64)
 
 
 @pytest.mark.parametrize(
@@ -431,13 +430,15 @@ def test_an_image_that_cannot_be_decoded_stops_with_its_name_and_keeps_what_was_
 
 
 class KilledOnce(PngImages):
-    """Images of which one kills the process that reads it, unless a file exists."""
+    """Images that note in a file which were read, and of which the first time one kills the process that reads it."""
 
-    def __init__(self, pixels, flag):
+    def __init__(self, pixels, folder):
         super().__init__(pixels)
-        self.flag = flag
+        self.flag, self.notes = folder / "killed", folder / "reads"
 
     def read(self, index):
+        with self.notes.open("a") as file:
+            file.write(f"{index}\n")
         if index == 19 and not self.flag.exists():
             self.flag.touch()
             time.sleep(1)
@@ -449,12 +450,18 @@ class KilledOnce(PngImages):
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_two_devices_of_which_one_is_killed_resume_and_give_the_same(network, tmp_path):
     hardware = Hardware(accelerator="cpu", workers=0, precision="float32", megapixels=1e-6, devices=2)
-    images = KilledOnce(MANY, tmp_path / "killed")
+    images, layers = KilledOnce(MANY, tmp_path), ["conv5", "fc7"]
+    digests = digests_of(images)
     with pytest.raises(ChildProcessError, match="killed"):
-        extract(network, images, ["conv5", "fc7"], tmp_path / "two", hardware=hardware, digests=digests_of(images))
-    found = extract(network, images, ["conv5", "fc7"], tmp_path / "two", hardware=hardware)
-    fresh = extract(network, images, ["conv5", "fc7"], tmp_path / "one", hardware=ONE_BY_ONE)
-    assert_same(found, fresh)
+        extract(network, images, layers, tmp_path / "two", hardware=hardware, digests=digests)
+    done = [features_module.open_features(tmp_path / "two" / layer).done for layer in layers]
+    left = np.flatnonzero(~np.all(done, axis=0)).tolist()
+    assert 19 in left
+
+    images.notes.unlink()
+    found = extract(network, images, layers, tmp_path / "two", hardware=hardware, digests=digests)
+    assert sorted(map(int, images.notes.read_text().split())) == left
+    assert_same(found, extract(network, PngImages(MANY), layers, tmp_path / "one", hardware=ONE_BY_ONE))
 
 
 def test_two_processes_at_once_wait_for_each_other_and_share_the_work(network, tmp_path):
@@ -480,6 +487,13 @@ def test_two_processes_at_once_wait_for_each_other_and_share_the_work(network, t
     assert len(reads.read_text().split()) == 24
     found = extract(network, images, ["conv5", "fc7"], tmp_path / "both", hardware=ONE_BY_ONE)
     assert_same(found, extract(network, PngImages(MANY), ["conv5", "fc7"], tmp_path / "one", hardware=ONE_BY_ONE))
+
+
+def test_locks_are_taken_in_the_same_order_whatever_that_of_the_layers(network, tmp_path, monkeypatch):
+    monkeypatch.setattr("sppnet.transfer.feature_files.LOCK_TIMEOUT", -1)
+    with locked_by_another_process(tmp_path / "conv5"), pytest.raises(TimeoutError, match="conv5"):
+        extract(network, random_images(AWKWARD[:2]), ["fc7", "conv5"], tmp_path)
+    assert not (tmp_path / "fc7").exists()
 
 
 # Wrong arguments: one line before any image is read.

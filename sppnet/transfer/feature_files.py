@@ -3,15 +3,18 @@
 Letters: n images, d values of a feature.
 """
 
+import errno
 import fcntl
+import hashlib
+import io
 import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sppnet.runtime.files import atomic_file, write_json
+from sppnet.runtime.names import printable
 
 # A folder holds the features of one layer in these files.
 _FEATURES, _DONE, _IMAGES, _MANIFEST, _LOCK = "features.npy", "done.npy", "images.npz", "manifest.json", "lock"
@@ -60,17 +64,30 @@ class Features:
 
 
 def open_features(folder: Path, *, writable: bool = False) -> Features:
-    """Opens the features in a folder that `prepare_features` made."""
+    """Opens the features in a folder that `make_features` made. Raises OSError or ValueError for damaged files."""
     mode: Any = "r+" if writable else "r"
-    return Features(folder, np.load(folder / _FEATURES, mmap_mode=mode), np.load(folder / _DONE, mmap_mode=mode))
+    values, done = (np.lib.format.open_memmap(folder / name, mode=mode) for name in (_FEATURES, _DONE))
+    return Features(folder, values, done)
 
 
-def prepare_features(
+def find_features(folder: Path, identity: dict[str, Any], names: np.ndarray, digests: np.ndarray) -> Features | None:
+    """Opens the features in a folder if they are of these images and were made with this identity; else None.
+
+    The arguments are those of `make_features`.
+    """
+    old = _read_old(folder, identity)
+    if old is None or not (np.array_equal(old.names, names) and np.array_equal(old.digests, digests)):
+        return None
+    return old.features
+
+
+def make_features(
     folder: Path, identity: dict[str, Any], names: np.ndarray, digests: np.ndarray, length: int
 ) -> Features:
-    """Opens the features in a folder if they are those asked for; otherwise makes new files.
+    """Makes the files of features in a folder, to be written, in place of those that are there.
 
-    New files take over the rows of images with the same name and content if these were made with the same identity.
+    They take over the rows of images with the same name and content that were made with the same identity. If that
+    fails or is killed, the old files remain.
 
     Args:
         folder: of one layer; hold `folder_lock` of it.
@@ -81,118 +98,168 @@ def prepare_features(
 
     Raises OSError if the disk has too little space.
     """
-    manifest = {**identity, "dtype": "float16", "shape": [len(names), length]}
     old = _read_old(folder, identity)
-    if old is not None and _holds(old, names, digests, length):
-        return open_features(folder)
+    kept = _common_rows(old, names, digests) if old is not None and old.features.length == length else []
+    done = np.zeros(len(names), bool)
+    done[[new for new, _ in kept]] = True
+    if not kept:  # their space may be needed
+        for name in (_MANIFEST, _FEATURES):
+            (folder / name).unlink(missing_ok=True)
 
-    kept = _common_rows(old, names, digests) if old is not None else []
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MANIFEST).unlink(missing_ok=True)  # until all files belong together
-    with atomic_file(folder / _DONE) as file:
-        done = np.zeros(len(names), bool)
-        done[[new for new, _ in kept]] = True
-        np.save(file, done)
-    with atomic_file(folder / _FEATURES) as file:
-        _allocate(file.fileno(), file.name, (len(names), length))
-        values = np.load(file.name, mmap_mode="r+")
-        for new, row in kept:
-            values[new] = row
-        values.flush()
-    with atomic_file(folder / _IMAGES) as file:
-        np.savez(file, names=names, digests=digests)
-    write_json(folder / _MANIFEST, manifest)
+    with (
+        _naming(folder),
+        atomic_file(folder / _IMAGES) as images_file,
+        atomic_file(folder / _DONE) as done_file,
+        atomic_file(folder / _FEATURES) as values_file,
+    ):
+        start = _allocate(values_file, (len(names), length))
+        if old is not None:
+            for new, row in kept:
+                values_file.seek(start + 2 * length * new)
+                values_file.write(old.features.values[row].tobytes())
+        done_file.write(_npy(done))
+        np.savez(images_file, names=names, digests=digests)
+        values_file.flush()
+        os.fsync(values_file.fileno())
+        # From here until the new manifest, a moment, the files do not belong together.
+        (folder / _MANIFEST).unlink(missing_ok=True)
+
+    shape = [len(names), length]
+    write_json(folder / _MANIFEST, {**_stated(identity), "images": _fingerprint(names, digests), "shape": shape})
     return open_features(folder)
+
+
+def _stated(identity: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a manifest says of features of any images, as JSON gives it back."""
+    stated: dict[str, Any] = json.loads(json.dumps({**identity, "dtype": "float16"}))
+    return stated
+
+
+def _fingerprint(names: np.ndarray, digests: np.ndarray) -> str:
+    """Returns a hash of the names and contents of images, in order."""
+    return hashlib.sha256(json.dumps(names.tolist()).encode() + digests.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class _Old:
-    """Features that lie in a folder already."""
+    """Features that lie in a folder already, and the names and digests of their images."""
 
     names: np.ndarray
     digests: np.ndarray
-    values: np.ndarray
-    done: np.ndarray
+    features: Features
 
 
 def _read_old(folder: Path, identity: dict[str, Any]) -> _Old | None:
     """Reads the features in a folder if they were made with this identity; None if not, or if files are damaged."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if any(manifest.get(key) != json.loads(json.dumps(value)) for key, value in identity.items()):
+        if any(manifest.get(key) != value for key, value in _stated(identity).items()):
             return None
-        with np.load(folder / _IMAGES, allow_pickle=False) as images:
+        with (folder / _IMAGES).open("rb") as file, np.load(file, allow_pickle=False) as images:
             names, digests = images["names"], images["digests"]
         features = open_features(folder)
-        if list(features.values.shape) != list(manifest["shape"]) or features.values.dtype != np.float16:
+        values, done = features.values, features.done
+        if manifest["images"] != _fingerprint(names, digests) or len(names) != len(digests):
             return None
-        if not len(names) == len(digests) == len(features.values) == len(features.done):
+        if manifest["shape"] != list(values.shape) or values.dtype != np.float16:
+            return None
+        if done.shape != names.shape or done.dtype != np.bool_ or len(values) != len(done):
             return None
     except Exception:  # damaged files fail in many ways, and are only made again
         return None
-    return _Old(names, digests, features.values, features.done)
+    return _Old(names, digests, features)
 
 
-def _holds(old: _Old, names: np.ndarray, digests: np.ndarray, length: int) -> bool:
-    same_images = np.array_equal(old.names, names) and np.array_equal(old.digests, digests)
-    return same_images and old.values.shape[1] == length
+def _common_rows(old: _Old, names: np.ndarray, digests: np.ndarray) -> list[tuple[int, int]]:
+    """Returns (new index, old index) of the images with the same name and content whose features are done."""
+    index_of = {key: i for i, key in enumerate(_keys(old.names, old.digests)) if old.features.done[i]}
+    return [(new, index_of[key]) for new, key in enumerate(_keys(names, digests)) if key in index_of]
 
 
-def _common_rows(old: _Old, names: np.ndarray, digests: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Returns (new index, row) for the images with the same name and content whose features are done."""
-    rows = {
-        (name, digest.tobytes()): row
-        for name, digest, row, done in zip(old.names.tolist(), old.digests, old.values, old.done, strict=True)
-        if done
-    }
-    keys = [(name, digest.tobytes()) for name, digest in zip(names.tolist(), digests, strict=True)]
-    return [(new, rows[key]) for new, key in enumerate(keys) if key in rows]
+def _keys(names: np.ndarray, digests: np.ndarray) -> Iterator[tuple[str, bytes]]:
+    return zip(names.tolist(), map(bytes, digests), strict=True)
 
 
-def _allocate(descriptor: int, path: str, shape: tuple[int, int]) -> None:
-    """Makes a .npy file of float16 zeros whose space on the disk is taken.
+def _npy(array: np.ndarray) -> bytes:
+    """Returns the content of a .npy file. np.save to a file would say of a full disk only how many bytes it wrote."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def _allocate(file: BinaryIO, shape: tuple[int, int]) -> int:
+    """Makes a .npy file of float16 zeros whose space on the disk is taken, and returns where the values start.
 
     In a sparse file, a full disk would kill the process that writes to the mapped memory.
     """
-    header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-    with os.fdopen(os.dup(descriptor), "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        start, size = file.tell(), 2 * shape[0] * shape[1]
-    if not size:
-        return
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        try:
-            os.posix_fallocate(descriptor, start, size)
-            return
-        except OSError as error:
-            raise OSError(error.errno, f"{error.strerror} ({size:,} bytes of features)", path) from error
-    os.truncate(descriptor, start + size)
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+    file.flush()
+    start, size = file.tell(), 2 * shape[0] * shape[1]
+    if not hasattr(os, "posix_fallocate"):  # on macOS
+        file.truncate(start + size)
+        return start
+    try:
+        os.posix_fallocate(file.fileno(), start, size)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror} ({size:,} bytes of features)", file.name) from error
+    return start
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Adds the folder to errors that name no file, such as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder, so that one process at a time extracts into it. The lock ends with the process.
 
-    Waits for another process that holds it, and raises TimeoutError naming it after LOCK_TIMEOUT seconds.
+    Waits for another process that holds it, and raises TimeoutError naming it after LOCK_TIMEOUT seconds. A folder that
+    cannot be written to, on read-only media for example, has no lock: features can only be read there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("a+") as file:
-        deadline, waiting = time.monotonic() + LOCK_TIMEOUT, False
-        while not _try_lock(file.fileno()):
-            if not waiting:
-                file.seek(0)
-                print(f"{folder}: waiting for {file.read() or 'another process'}, which extracts into it", flush=True)
-                waiting = True
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{folder}: another process extracts into it, for {LOCK_TIMEOUT / 3600:g} hours now")
-            time.sleep(0.2)
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
+    file = _open_lock(folder)
+    if file is None:
+        yield
+        return
+
+    with file:
+        _wait_for_lock(file, folder)
+        with suppress(OSError):  # a full disk is no reason not to read
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()}".encode())
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _open_lock(folder: Path) -> TextIO | None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / _LOCK).open("a+")
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return None
+        raise
+
+
+def _wait_for_lock(file: TextIO, folder: Path) -> None:
+    deadline, waiting = time.monotonic() + LOCK_TIMEOUT, False
+    while not _try_lock(file.fileno()):
+        if not waiting:
+            file.seek(0)
+            holder = file.read() or "another process"
+            print(f"{printable(str(folder))}: waiting for {holder}, which extracts into it", flush=True)
+            waiting = True
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{folder}: another process extracts into it, for {LOCK_TIMEOUT / 3600:g} hours now")
+        time.sleep(0.2)
 
 
 def _try_lock(descriptor: int) -> bool:

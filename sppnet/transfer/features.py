@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +26,10 @@ from sppnet.pyramid import SpatialPyramidPool
 from sppnet.results.transfers import PIXELS
 from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
 from sppnet.runtime.machine import worker_count
-from sppnet.runtime.names import check_names
+from sppnet.runtime.names import check_names, printable
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.progress import Progress
-from sppnet.transfer.feature_files import Features, folder_lock, open_features, prepare_features
+from sppnet.transfer.feature_files import Features, find_features, folder_lock, make_features, open_features
 
 # The version of the code that makes features. Raise it when features of unchanged settings change.
 FEATURE_RULES = 1
@@ -95,11 +95,15 @@ def extract_features(
 
     Returns the features by layer, one row per image in the order of `images`.
 
-    Raises ValueError for an unknown layer or view, a scale out of range, no images, and features that are not finite;
-    UnreadableImage for an image that cannot be read.
+    Raises ValueError for an unknown layer or view, a scale out of range, no images, a network in training mode, and
+    features that are not finite; UnreadableImage for an image that cannot be read.
     """
     if not len(images):
         raise ValueError(f"{title}: no images")
+    if network.training:
+        raise ValueError(f"{title}: the network is in training mode, in which features are random; call eval() first")
+    check_view(network, layers, view, scale)
+
     hardware = hardware or Hardware()
     digests = content_digests(images, "reading the images") if digests is None else digests
     build_extractor = partial(
@@ -113,26 +117,52 @@ def extract_features(
         "aligned": aligned,
         "precision": "float32" if hardware.autocast is None else "bf16",
     }
-    names = np.array([images.name(i) for i in range(len(images))])
 
     with contextlib.ExitStack() as stack:
-        found: dict[str, Features] = {}
-        for layer, length in sorted(build_extractor(network, layers=layers).lengths().items()):
-            stack.enter_context(folder_lock(folder / layer))  # sorted, as every process locks in the same order
-            found[layer] = prepare_features(folder / layer, {**identity, "layer": layer}, names, digests, length)
+        for layer in sorted(set(layers)):  # every process locks in the same order
+            stack.enter_context(folder_lock(folder / layer))
+        found = _open_or_make(network, build_extractor, layers, folder, identity, images, digests)
 
         left = np.flatnonzero(~np.all([features.done for features in found.values()], axis=0))
         if not len(left):
-            print(f"{title}: extracted already ({folder})", flush=True)
-        elif len(left) < len(images):
+            print(f"{title}: extracted already ({printable(str(folder))})", flush=True)
+            return found
+        if len(left) < len(images):
             print(f"{title}: resuming after {len(images) - len(left):,} of {len(images):,} images", flush=True)
-        if len(left):
-            missing = [layer for layer, features in found.items() if not features.done.all()]
-            build = partial(build_extractor, layers=missing)
-            run_on_devices(
-                _extract_share, (_Extraction(network, build, images, left, folder, hardware, title),), hardware
-            )
-    return {layer: open_features(folder / layer) for layer in layers}
+        missing = [layer for layer, features in found.items() if not features.done.all()]
+        build = partial(build_extractor, layers=missing)
+        work = _Extraction(network, build, images, left, folder, hardware, title)
+        run_on_devices(_extract_share, (work,), hardware)
+
+    if not all(features.done.all() for features in found.values()):
+        raise RuntimeError(f"{title}: features of some images were not extracted")
+    # Opened under the locks: by now another process may have replaced the files by features of other images.
+    return found
+
+
+def _open_or_make(
+    network: SPPNet,
+    build_extractor: Callable[..., "FeatureExtractor"],
+    layers: Sequence[str],
+    folder: Path,
+    identity: dict[str, Any],
+    images: Images,
+    digests: np.ndarray,
+) -> dict[str, Features]:
+    """Opens the features of every layer in its folder, or makes new files for those that are not the ones asked for.
+
+    Runs the network only for the latter, to learn the lengths of their features.
+    """
+    names = np.array([images.name(i) for i in range(len(images))])
+    identities = {layer: {**identity, "layer": layer} for layer in layers}
+    found = {layer: find_features(folder / layer, identities[layer], names, digests) for layer in identities}
+
+    absent = [layer for layer, features in found.items() if features is None]
+    lengths = build_extractor(network, layers=absent).lengths() if absent else {}
+    return {
+        layer: features or make_features(folder / layer, identities[layer], names, digests, lengths[layer])
+        for layer, features in found.items()
+    }
 
 
 def weights_digest(network: SPPNet) -> str:
@@ -235,8 +265,11 @@ def check_view(network: SPPNet, layers: Sequence[str], view: str, scale: int) ->
 
 
 def _normalized(rows: Tensor) -> np.ndarray:
-    """Divides float32 (N, d) by the length of each row, and returns float16; rows of zeros stay zero."""
-    return F.normalize(rows, dim=1, eps=torch.finfo(torch.float32).tiny).half().cpu().numpy()
+    """Divides float32 (N, d) by the l2 norm of each row, and returns float16; rows of zeros stay zero."""
+    # First by the largest value: squares of values above 1e19 or below 1e-22 leave the range of float32.
+    largest = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
+    rows = rows / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    return F.normalize(rows, dim=1).half().cpu().numpy()
 
 
 class _Extraction(NamedTuple):
@@ -299,4 +332,5 @@ def _extract_share(rank: int, work: _Extraction) -> None:
 def _check_finite(rows: np.ndarray, layer: str, names: list[str]) -> None:
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
-        raise ValueError(f"{names[int(finite.argmin())]}: {layer} is not finite for this image; the network is damaged")
+        name = printable(names[int(finite.argmin())])
+        raise ValueError(f"{name}: {layer} is not finite for this image; the network is damaged")

@@ -55,7 +55,7 @@ def load_run(path: Path) -> LoadedNetwork:
         setting=run.setting(),
     )
     initialization = config["recipe"].get("initialization")
-    if initialization not in INITIALIZATIONS:
+    if not isinstance(initialization, str) or initialization not in INITIALIZATIONS:
         initialization = _probable_initialization(network)
     return LoadedNetwork(network, checkpoint, record, path, initialization, True, run.result is not None)
 
@@ -78,7 +78,8 @@ def check_backbone(config: DictConfig) -> None:
 def build_network(config: DictConfig) -> LoadedNetwork:
     """Builds the network of the sections `backbone` and `pooling`: with timm's weights, or with random ones."""
     architecture, options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
-    levels = bound(config.pooling, pooling, "pooling.")["levels"] if config.pooling is not None else [6, 3, 2, 1]
+    has_levels = config.get("pooling") is not None
+    levels = bound(config.pooling, pooling, "pooling.")["levels"] if has_levels else [6, 3, 2, 1]
     pretrained = bool(options.get("pretrained"))
     mean, std = pretrained_statistics(options["name"]) if pretrained else (IMAGENET_MEAN, IMAGENET_STD)
 

@@ -48,7 +48,7 @@ def settings(
     seed: int,
     exclude: list[str],
     runs: str,
-    data: dict[str, Any] | None,
+    data: dict[str, Any] | None = None,
     backbone: dict[str, Any] | None = None,
     pooling: dict[str, Any] | None = None,
     paper_epochs: int | None = None,
@@ -74,7 +74,7 @@ def check(config: DictConfig) -> None:
     check_splits(config.splits)
     if unknown := [name for name in config.baselines if name not in _BASELINES]:
         raise ValueError(f"baselines={config.baselines}: {unknown[0]} must be one of {', '.join(_BASELINES)}")
-    if config.data is None:
+    if config.get("data") is None:
         raise ValueError("data: missing; give it as data=folder data.root=PATH, data=caltech101 or data=voc2007")
     bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
     Hardware(**bound(config.hardware, Hardware, "hardware."))

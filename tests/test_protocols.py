@@ -99,6 +99,13 @@ def test_fewer_splits_are_the_first_ones(caltech):
     assert split_names(open_caltech(caltech, splits=3)) == split_names(open_caltech(caltech))[:3]
 
 
+def test_a_split_is_the_training_and_validation_part_of_its_seed(caltech):
+    options = {"root": str(caltech), "train_per_class": 2, "test_per_class": 3}
+    for seed, found in enumerate(split_names(open_caltech(caltech, splits=2))):
+        data = open_data("caltech101", split_seed=seed, **options)
+        assert found == (names(data.train), names(data.val))
+
+
 def test_the_seeds_of_the_splits_follow_the_given_one(caltech):
     later = split_names(open_caltech(caltech, splits=2, split_seed=4))
     assert later == split_names(open_caltech(caltech, splits=6))[4:]

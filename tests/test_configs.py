@@ -1,6 +1,8 @@
 """Every shipped config composes and fits the signatures it is given to; wrong ones stop with a line that helps."""
 
 import copy
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -17,13 +19,16 @@ from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.commands import evaluate as evaluate_script
 from sppnet.commands import train as train_script
-from sppnet.commands.configs import groups_of
+from sppnet.commands import transfer as transfer_script
+from sppnet.commands.configs import choices as choices_of
+from sppnet.commands.configs import groups_of, suits
 from sppnet.commands.evaluated_runs import read_protocols
-from sppnet.commands.settings import bound, bound_choice, bound_source
+from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
 from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
 from sppnet.results.runs import Run
 from sppnet.runtime.hardware import Hardware
+from sppnet.transfer.probe import Svm
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")
@@ -61,7 +66,59 @@ def test_there_is_a_choice_in_every_group():
     )
 
 
-@pytest.mark.parametrize(("group", "choice"), choices())
+COMMAND_LINE = re.compile(r"^# Command: python scripts/(train|transfer)\.py experiment=(\w+)( |$)", re.MULTILINE)
+EXPERIMENTS = {file.stem: file.read_text() for file in sorted((CONFIGS / "experiment").glob("*.yaml"))}
+OF_TRANSFER = [name for name, text in EXPERIMENTS.items() if "scripts/transfer.py" in text]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_header_of_an_experiment_names_its_command(name):
+    found = COMMAND_LINE.search(EXPERIMENTS[name])
+    assert found, "needs a line '# Command: python scripts/train.py experiment=NAME ...', or transfer.py"
+    command, experiment, _ = found.groups()
+    assert experiment == name
+    assert suits(command, "experiment", name)
+    assert not suits({"train": "transfer", "transfer": "train"}[command], "experiment", name)
+    assert suits("benchmark", "experiment", name) == (command == "train")
+
+
+@pytest.mark.parametrize("name", OF_TRANSFER)
+def test_every_experiment_of_transfer_fits_the_code(name, tmp_path):
+    (tmp_path / "run").mkdir()
+    check_transfer(f"experiment={name}", f"run={tmp_path / 'run'}", ROOT)
+
+
+def check_transfer(*overrides):
+    """Composes and checks a configuration of transfer, and returns it."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("transfer", list(overrides))
+    transfer_script.check(resolved(config))
+    return config
+
+
+@pytest.mark.parametrize("source", sorted(DATA_SOURCES | MULTI_LABEL_SOURCES))
+def test_transfer_takes_every_data_source(source):
+    check_transfer(f"data={source}", "backbone=zf5", *([ROOT] if source not in ("shapes", "hub") else []))
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize("pooling", [[], ["pooling=spp30"], ["pooling=none"]])
+def test_transfer_takes_every_backbone_and_pyramid(backbone, pooling):
+    check_transfer("data=shapes", f"backbone={backbone}", *pooling)
+
+
+def test_every_key_of_transfer_is_one_that_its_code_takes():
+    config = check_transfer("data=shapes", "backbone=zf5")
+    assert set(config.svm) == set(inspect.signature(Svm).parameters)
+    assert set(config.hardware) == set(inspect.signature(Hardware).parameters)
+    assert set(config) - {"hydra"} <= set(inspect.signature(transfer_script.settings).parameters)
+
+
+def training_choices():
+    return [(group, choice) for group, choice in choices() if group != "experiment" or choice not in OF_TRANSFER]
+
+
+@pytest.mark.parametrize(("group", "choice"), training_choices())
 def test_every_shipped_choice_fits_the_code(group, choice):
     needs_root = group == "experiment" or choice in {"folder", "imagenet", "caltech101", "prepared", "voc2007"}
     check(composed(f"{group}={choice}", *([ROOT] if needs_root else [])))
@@ -115,12 +172,14 @@ def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():
         ("benchmark", "backbone pooling sizes data recipe trainer experiment views"),
         ("evaluate", "views data"),
         ("prepare_data", "data"),
+        ("transfer", "data backbone pooling experiment"),
     ],
 )
 def test_help_lists_the_groups_of_the_command_and_no_others(command, groups):
     assert list(groups_of(command)) == groups.split()
     for group, listed in groups_of(command).items():
-        assert listed == sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+        assert listed == [choice for choice in choices_of(group) if suits(command, group, choice)]
+        assert group == "experiment" or listed == sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("backbone", "epochs"), [("zf5", 70), ("convnet5", 90), ("overfeat5", 90), ("overfeat7", 90)])

@@ -196,7 +196,7 @@ def test_a_wrong_table_is_refused(place, monkeypatch, arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["evaluate", "tables"])
+@pytest.mark.parametrize("script", ["evaluate", "tables", "transfer"])
 def test_help_fits_a_page(script, tmp_path, run_here):
     out = succeeds(run_here(script, "--help", cwd=tmp_path))
     assert f"sppnet {script}" in out

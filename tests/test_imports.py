@@ -110,6 +110,21 @@ def test_hydra_is_imported_in_commands_only(library):
     assert all(PACKAGE / "commands" in file.parents for file in importers(library))
 
 
+@pytest.mark.parametrize("library", ["sklearn", "joblib"])
+def test_scikit_learn_is_imported_in_transfer_only(library):
+    assert [file.relative_to(PACKAGE).parts[0] for file in importers(library)] == ["transfer"]
+
+
+def test_transfer_loads_no_lightning():
+    loaded = loaded_by("import sppnet.commands.transfer, sppnet.commands.frozen_networks, sppnet.transfer.evaluator")
+    assert {"torch", "sklearn", "hydra"} <= loaded
+    assert not {"pytorch_lightning", "lightning", "lightning_fabric"} & loaded
+
+
+def test_help_of_transfer_loads_nothing_slow():
+    assert not {"torch", "sklearn", "scipy"} & loaded_by("import sppnet.commands.transfer")
+
+
 def test_the_package_itself_loads_nothing_heavy():
     heavy = {
         "torch",

@@ -54,7 +54,7 @@ def interrupted(script, fifo, packages):
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "prepare_data", "benchmark", "tables"])
+@pytest.mark.parametrize("script", ["train", "evaluate", "transfer", "prepare_data", "benchmark", "tables"])
 def test_ctrl_c_during_imports_is_one_line(script, tmp_path):
     """A package of this name replaces the one that takes long to import."""
     (tmp_path / "hydra").mkdir()
@@ -85,7 +85,7 @@ def broken_pipe():
     os.close(write)
 
 
-@pytest.mark.parametrize("arguments", [["train.py", "--help"], ["tables.py", "--help"]])
+@pytest.mark.parametrize("arguments", [["train.py", "--help"], ["transfer.py", "--help"], ["tables.py", "--help"]])
 def test_help_that_nobody_reads_ends_quietly(arguments, broken_pipe, tmp_path):
     """As in `python scripts/train.py --help | head -1`, where the rest is written when the interpreter exits."""
     script, *options = arguments
@@ -168,5 +168,13 @@ if __name__ == "__main__":
 def test_help_lists_the_groups_of_the_command_and_shows_commands_of_the_checkout():
     help_text = python(SCRIPTS / "prepare_data.py", "--help", cwd=PROJECT).stdout
     groups = help_text.partition("== Groups (group=choice) ==\n")[2].partition("\n== ")[0]
-    assert groups == "data: caltech101, folder, hub, imagenet, prepared, shapes\n"
+    assert groups == "data: caltech101, folder, hub, imagenet, prepared, shapes, voc2007\n"
     assert "\n  python scripts/train.py data=prepared" in help_text
+
+
+def test_help_lists_the_experiments_of_the_command_only():
+    for script, name, other in (("transfer", "transfer_caltech51", "demo"), ("train", "demo", "transfer_caltech51")):
+        help_text = python(SCRIPTS / f"{script}.py", "--help", cwd=PROJECT).stdout
+        listed = help_text.partition("experiment: ")[2].partition("\n")[0].split(", ")
+        assert name in listed
+        assert other not in listed

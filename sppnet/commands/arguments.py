@@ -2,19 +2,22 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from sppnet.commands.configs import check_experiments
 from sppnet.commands.hints import no_such_option
 
 
 def checked_arguments(arguments: list[str]) -> list[str]:
     """Returns the words of the command line, options first, with ~/ spelled out.
 
-    Raises ValueError for an option that does not exist and for an override that Hydra cannot parse.
+    Raises ValueError for an option that does not exist, for an override that Hydra cannot parse, and for an experiment
+    of another command.
     """
     parsed = _parsed(arguments)
     if parsed.experimental_rerun is not None:
@@ -31,6 +34,7 @@ def checked_arguments(arguments: list[str]) -> list[str]:
     overrides = [with_home(override) for override in parsed.overrides]
     for override in overrides:
         check_grammar(override)
+    check_experiments(Path(sys.argv[0]).stem, overrides)
     return [*options, *overrides]
 
 

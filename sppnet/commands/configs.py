@@ -1,6 +1,8 @@
 """The shipped configuration files: the groups of a command, the choices of a group, composed configurations."""
 
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,34 @@ def groups_of(config_name: str) -> dict[str, list[str]]:
         if isinstance(entry, str):
             groups |= groups_of(entry) if entry != "_self_" else {}
         else:
-            groups |= {group: choices(group) for group in entry if choices(group)}
+            listed = {group: [one for one in choices(group) if suits(config_name, group, one)] for group in entry}
+            groups |= {group: found for group, found in listed.items() if found}
     return groups
+
+
+def suits(command: str, group: str, choice: str) -> bool:
+    """Whether a choice is for a command: experiments are for the one that their header names, others for all."""
+    meant = _command_of_experiment(choice) if group == "experiment" else None
+    return meant is None or command in {"train": ("train", "benchmark")}.get(meant, (meant,))
+
+
+def _command_of_experiment(name: str) -> str | None:
+    """Returns the command in the header of an experiment; None if it names none, or is not one of ours."""
+    file = CONFIGS / "experiment" / f"{name}.yaml"
+    header = (
+        re.search(r"^# Command: python scripts/(\w+)\.py ", file.read_text("utf-8"), re.M) if file.is_file() else None
+    )
+    return header[1] if header else None
+
+
+def check_experiments(command: str, overrides: Sequence[str]) -> None:
+    """Raises ValueError for an override that chooses an experiment of another command."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        for name in re.findall(r"[\w.-]+", value) if key.lstrip("+") == "experiment" else ():
+            if not suits(command, "experiment", name):
+                meant = shown_command(str(_command_of_experiment(name)))
+                raise ValueError(f"experiment={name}: is for another command: {meant} experiment={name}")
 
 
 def section_of_choice(group: str, choice: str) -> Any:

@@ -6,12 +6,13 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from sppnet.commands.configs import choices, compose_here, given_overrides
+from sppnet.commands.configs import choices, compose_here, given_overrides, suits
 from sppnet.commands.hints import no_such_choice, no_such_key
 from sppnet.commands.startup import closed_outputs
 from sppnet.runtime.names import printable
@@ -108,7 +109,8 @@ def _words(error: Exception) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return no_such_choice(group, choice, error.options or choices(group))
+        options = [option for option in error.options or choices(group) if suits(Path(sys.argv[0]).stem, group, option)]
+        return no_such_choice(group, choice, options)
     if isinstance(error, HydraException) and (match := re.match(r"Could not override '([\w./@]+)'", text)):
         return no_such_key(match[1])
     if isinstance(error, (HydraException, OmegaConfBaseException)):

@@ -12,7 +12,7 @@ from sppnet.backbones import BACKBONES
 from sppnet.commands.naming import content_hash
 from sppnet.commands.settings import bound, bound_choice
 from sppnet.commands.train import pooling
-from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, load_network
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, INITIALIZATIONS, SPPNet, load_network
 from sppnet.results.records import read_result
 from sppnet.results.runs import Run
 from sppnet.runtime.run_directory import checkpoint_digest, read_run_config
@@ -31,6 +31,7 @@ class LoadedNetwork(NamedTuple):
     folder: Path  # of the run; files go into folders in it
     initialization: str  # of its weights before training: a name of sppnet.network.INITIALIZATIONS
     trained_here: bool
+    finished: bool = True  # its training, as far as that is known
 
 
 def load_run(path: Path) -> LoadedNetwork:
@@ -41,10 +42,8 @@ def load_run(path: Path) -> LoadedNetwork:
     if config is None:
         description = json.dumps(network.description(), sort_keys=True)
         record = _record(network, trained_on=f"checkpoint {path.name}", setting=description)
-        initialization = "paper" if max(network.input_std) == 1 else "fan_in"
-        return LoadedNetwork(
-            network, checkpoint, record, path.with_name(f"{path.name}.transferred"), initialization, True
-        )
+        folder = path if path.is_dir() else path.with_name(f"{path.name}.transferred")
+        return LoadedNetwork(network, checkpoint, record, folder, _probable_initialization(network), True)
 
     run = Run(path, config, read_result(path))
     record = _record(
@@ -55,13 +54,32 @@ def load_run(path: Path) -> LoadedNetwork:
         seed=int(config["seed"]),
         setting=run.setting(),
     )
-    return LoadedNetwork(network, checkpoint, record, path, str(config["recipe"]["initialization"]), True)
+    initialization = config["recipe"].get("initialization")
+    if not isinstance(initialization, str) or initialization not in INITIALIZATIONS:
+        initialization = _probable_initialization(network)
+    return LoadedNetwork(network, checkpoint, record, path, initialization, True, run.result is not None)
+
+
+def _probable_initialization(network: SPPNet) -> str:
+    """Returns the initialization that suits the inputs of a network."""
+    return "paper" if max(network.input_std) == 1 else "fan_in"
+
+
+def check_backbone(config: DictConfig) -> None:
+    """Raises ValueError for sections `backbone` and `pooling`, or layers, that `build_network` cannot take."""
+    _, options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
+    if config.get("pooling") is not None:
+        bound(config.pooling, pooling, "pooling.")
+    _check_not_random(config.layers or [])
+    if options.get("pretrained"):
+        pretrained_statistics(options["name"])
 
 
 def build_network(config: DictConfig) -> LoadedNetwork:
     """Builds the network of the sections `backbone` and `pooling`: with timm's weights, or with random ones."""
     architecture, options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
-    levels = bound(config.pooling, pooling, "pooling.")["levels"] if config.pooling else [6, 3, 2, 1]
+    has_levels = config.get("pooling") is not None
+    levels = bound(config.pooling, pooling, "pooling.")["levels"] if has_levels else [6, 3, 2, 1]
     pretrained = bool(options.get("pretrained"))
     mean, std = pretrained_statistics(options["name"]) if pretrained else (IMAGENET_MEAN, IMAGENET_STD)
 
@@ -99,14 +117,17 @@ def chosen_layers(loaded: LoadedNetwork, given: Sequence[str] | None) -> list[st
     """
     if given is None:
         return ["pool5", "fc6", "fc7"] if loaded.trained_here else ["pool5"]
-    random = [layer for layer in given if layer in _FC_LAYERS and not loaded.trained_here]
-    if random:
-        others = ", ".join(layer for layer in loaded.network.layers if layer not in _FC_LAYERS)
-        raise ValueError(
-            f"layers=[{','.join(given)}]: {random[0]} has random weights, as this network was not trained here; "
-            f"choose from {others}"
-        )
+    if not loaded.trained_here:
+        _check_not_random(given)
     return list(dict.fromkeys(given))
+
+
+def _check_not_random(layers: Sequence[str]) -> None:
+    if random := [layer for layer in layers if layer in _FC_LAYERS]:
+        raise ValueError(
+            f"layers=[{','.join(layers)}]: {random[0]} has random weights, as this network was not trained here; use "
+            "layers up to pool5"
+        )
 
 
 def _record(

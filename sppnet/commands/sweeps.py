@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from sppnet.commands.configs import check_experiments
 from sppnet.commands.errors import configuration_errors, one_line, one_line_errors
 from sppnet.commands.settings import resolved
 
@@ -61,6 +62,7 @@ def check_jobs(config: DictConfig, config_name: str, check: Callable[[DictConfig
     for number, job in enumerate(jobs, start=1):
         try:
             with configuration_errors():
+                check_experiments(config_name, job)
                 check(resolved(compose(config_name, list(job))))
         except Exception as error:
             raise ValueError(f"{one_line(error)} (job {number} of {len(jobs)}: {' '.join(job)})") from error

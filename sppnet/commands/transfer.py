@@ -12,9 +12,10 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import find_runs
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import content_hash
-from sppnet.commands.settings import bound, bound_choice, plain, resolved
+from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.rules import SEED
 from sppnet.runtime.run_directory import without_folders
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _BASELINES = ("pixels", "untrained")
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="transfer")
 def main(config: DictConfig) -> None:
     """Runs the command on a configuration that Hydra composed."""
-    with one_line_job("the same command resumes with the images and SVMs that are left"):
+    with one_line_job("the same command resumes with the images and splits that are left"):
         transfer(resolved(config))
 
 
@@ -47,7 +48,7 @@ def settings(
     seed: int,
     exclude: list[str],
     runs: str,
-    data: dict[str, Any] | None,
+    data: dict[str, Any] | None = None,
     backbone: dict[str, Any] | None = None,
     pooling: dict[str, Any] | None = None,
     paper_epochs: int | None = None,
@@ -65,29 +66,42 @@ def check(config: DictConfig) -> None:
     from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES  # torch takes seconds, and --help should not
     from sppnet.runtime.hardware import Hardware
     from sppnet.transfer.probe import Svm
+    from sppnet.transfer.protocols import check_splits
 
-    bound(config, settings)
+    config = _typed(config)
     _check_network(config)
     _check_views(config)
+    check_splits(config.splits)
     if unknown := [name for name in config.baselines if name not in _BASELINES]:
         raise ValueError(f"baselines={config.baselines}: {unknown[0]} must be one of {', '.join(_BASELINES)}")
-    if config.data is None:
+    if config.get("data") is None:
         raise ValueError("data: missing; give it as data=folder data.root=PATH, data=caltech101 or data=voc2007")
     bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
     Hardware(**bound(config.hardware, Hardware, "hardware."))
     Svm(**bound(config.svm, Svm, "svm."))
 
 
+def _typed(config: DictConfig) -> DictConfig:
+    """Returns the configuration with values of the types of `settings`: scales=['224'] is [224]."""
+    return OmegaConf.create(bound(config, settings))
+
+
 def _check_network(config: DictConfig) -> None:
+    from sppnet.commands.frozen_networks import check_backbone
+
     has_backbone = config.get("backbone") is not None
-    if (config.run is not None) == has_backbone:
-        raise ValueError(f"run={config.run or 'null'}: give run=RUN or backbone=NAME, and one of them only")
+    if config.run is None and not has_backbone:
+        raise ValueError("run: missing; give run=RUN, a run directory or a checkpoint, or backbone=NAME")
+    if config.run is not None and has_backbone:
+        raise ValueError(f"run={config.run}: a run has its own network; give run=RUN or backbone=NAME, not both")
     if config.run is not None:
         find_runs(config.run)
     if config.get("pooling") is not None and not has_backbone:
         raise ValueError("pooling: a run has its own pyramid; pooling=NAME is for backbone=NAME")
-    if config.seed < 0:
-        raise ValueError(f"seed={config.seed}: must be at least 0")
+    if has_backbone:
+        check_backbone(config)
+    if not SEED.holds(config.seed):
+        raise ValueError(f"seed={config.seed}: must be {SEED.words.removeprefix('a whole number ')}")
 
 
 def _check_views(config: DictConfig) -> None:
@@ -117,46 +131,62 @@ class _Work(NamedTuple):
 def transfer(config: DictConfig) -> None:
     """Tests the features of every network that a resolved configuration names, and prints a table for each."""
     check(config)
+    config = _typed(config)
 
     # Imported here because torch takes seconds, and --help and the errors above should not.
     from sppnet.commands.frozen_networks import build_network, load_run
-    from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES, content_digests
     from sppnet.runtime.hardware import Hardware
     from sppnet.transfer.probe import Svm
+
+    paths = [] if config.run is None else find_runs(config.run)
+    for path in paths[1:]:  # a wrong one should not stop the command after hours
+        _layers_and_views(config, load_run(path))
+    network = load_run(paths[0]) if paths else build_network(config)
+    _layers_and_views(config, network)
+
+    section, data, digests = _open_data(config)
+    svm, hardware = Svm(**bound(config.svm, Svm, "svm.")), Hardware(**bound(config.hardware, Hardware, "hardware."))
+    work = _Work(config, data, digests, section, svm, hardware)
+    _transfer_network(work, network)
+    for path in paths[1:]:
+        _transfer_network(work, load_run(path))
+
+
+def _open_data(config: DictConfig) -> tuple[dict[str, Any], "TransferData", np.ndarray]:
+    """Opens the data and hashes its images. Returns the section with an absolute root, the data and the digests."""
+    from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES, content_digests
     from sppnet.transfer.protocols import open_transfer_data
 
-    section = plain(config.data)
-    if isinstance(section.get("root"), str) and "://" not in section["root"]:
-        section["root"] = os.path.abspath(section["root"])
-    source, options = bound_choice(OmegaConf.create(section), "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    source, options = bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    if options.get("root") and "://" not in options["root"]:
+        options["root"] = os.path.abspath(options["root"])
+    section = {"source": source, **options}
     data = open_transfer_data(source, splits=config.splits, exclude=config.exclude, **options)
     print(f"{_data_text(section)}: {len(data.truth):,} images of {len(data.classes)} classes, {_splits_text(data)}")
+    return section, data, content_digests(data.images, "reading the images")
 
-    work = _Work(
-        config,
-        data,
-        content_digests(data.images, "reading the images"),
-        section,
-        Svm(**bound(config.svm, Svm, "svm.")),
-        Hardware(**bound(config.hardware, Hardware, "hardware.")),
-    )
-    for path in [None] if config.run is None else find_runs(config.run):
-        _transfer_network(work, build_network(config) if path is None else load_run(path))
+
+def _layers_and_views(config: DictConfig, loaded: "LoadedNetwork") -> tuple[list[str], list["View"]]:
+    """Returns the layers and the views to test. Raises ValueError for any that the network cannot take."""
+    from sppnet.commands.frozen_networks import chosen_layers
+    from sppnet.transfer.evaluator import View
+    from sppnet.transfer.features import check_view
+
+    layers = chosen_layers(loaded, config.layers)
+    views = [View(view=config.view, scale=scale, aligned=config.aligned) for scale in config.scales]
+    for view in views:
+        check_view(loaded.network, layers, view.view, view.scale)
+    return layers, views
 
 
 def _transfer_network(work: _Work, loaded: "LoadedNetwork") -> None:
     """Tests the features of a network and its baselines at every scale, and prints them."""
-    from sppnet.commands.frozen_networks import chosen_layers
     from sppnet.results.transfer_page import summary_table
-    from sppnet.transfer.evaluator import View
-    from sppnet.transfer.features import check_view
 
-    layers = chosen_layers(loaded, work.config.layers)
-    views = [View(view=work.config.view, scale=scale, aligned=work.config.aligned) for scale in work.config.scales]
-    for view in views:
-        check_view(loaded.network, layers, view.view, view.scale)
-
+    layers, views = _layers_and_views(work.config, loaded)
     print(f"\n{loaded.folder}: {loaded.record['text']}", flush=True)
+    if not loaded.finished:
+        print(f"{loaded.folder}: has not finished training; this tests its last checkpoint", flush=True)
     decided: list[Scores] = []
     for view in views:
         decided += _transfer_view(work, loaded, layers, view)
@@ -196,9 +226,9 @@ def _transfer_view(work: _Work, loaded: "LoadedNetwork", layers: list[str], view
         "run": str(loaded.folder),
     }
     decided: list[Scores] = []
-    for title, network in networks.items():
+    for words, network in networks.items():
         decided += transfer_to_files(
-            network, work.data, work.digests, view, work.svm, work.hardware, title=title, about=about
+            network, work.data, work.digests, view, work.svm, work.hardware, title=words, about=about
         )
     return decided
 

@@ -55,6 +55,9 @@ _PIXELS_RECORD: dict[str, Any] = {
 }
 
 
+_GRAM_SOLVER = "SVC on the Gram matrix"
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What of an image goes through the network: see `sppnet.transfer.features.extract_features`."""
@@ -159,7 +162,8 @@ def _jobs(
 
 
 def _solver(data: TransferData, svm: Svm) -> str:
-    return "SVC on the Gram matrix" if svm.gram_fits(len(data.truth)) else "LinearSVC"
+    training = max(len(split.train) for split in data.splits)
+    return _GRAM_SOLVER if svm.gram_fits(len(data.truth), training) else "LinearSVC"
 
 
 def _saved(job: _Job) -> Scores | None:
@@ -182,12 +186,12 @@ def _decide(
 ) -> dict[Path, Scores]:
     """Trains the SVMs of some splits on the features of one layer, and saves their decision values by path."""
     gram = None
-    if svm.gram_fits(len(data.truth)):
+    if jobs[0].identity["solver"] == _GRAM_SOLVER:
         gram = gram_matrix(features, memory=svm.memory, device=hardware.device, title=f"{title}: Gram matrix")
     else:
         print(
             f"{title}: the Gram matrix of {len(data.truth):,} images does not fit into svm.gigabytes="
-            f"{svm.memory / 1e9:.1f}; using LinearSVC, which also regularizes the bias",
+            f"{svm.memory / 1e9:.3g}; using LinearSVC, which also regularizes the bias",
             flush=True,
         )
 

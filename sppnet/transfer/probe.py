@@ -11,13 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from joblib import Parallel, delayed
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC, LinearSVC
+from torch import Tensor
 
 from sppnet.runtime.machine import core_count
 from sppnet.runtime.progress import Progress
 from sppnet.transfer.feature_files import Features
+
+# After these, solvers stop with a warning. With C=1 they converge long before; with a large C some never do.
+_MOST_STEPS = 1_000_000  # of libsvm, of two images each
+_MOST_PASSES = 10_000  # of liblinear, through all images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +54,21 @@ class Svm:
             return int(1e9 * self.gigabytes)
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
-    def gram_fits(self, images: int) -> bool:
-        """Whether the Gram matrix of so many images, and its slice for a split in float64, fit into `memory`."""
-        return 12 * images**2 <= self.memory
+    def gram_fits(self, images: int, training: int) -> bool:
+        """Whether the Gram matrix of so many images, and SVMs on `training` of them, fit into `memory`.
+
+        While the matrix is computed, it leaves as much again for blocks of features; blocks would be slow if small.
+        """
+        return max(8 * images**2, sum(_gram_bytes(images, training))) <= self.memory
+
+
+def _gram_bytes(images: int, training: int) -> tuple[int, int]:
+    """Returns the bytes that all classes share, and those that each class in training takes as well.
+
+    Shared are the Gram matrix in float32 and its part for the training images in float64. A class takes a copy of that
+    part without the images that it ignores, and libsvm's cache of it in float32.
+    """
+    return 4 * images**2 + 8 * training**2, 12 * training**2
 
 
 def gram_matrix(features: Features, *, memory: int, device: str = "cpu", title: str = "Gram matrix") -> np.ndarray:
@@ -61,30 +79,40 @@ def gram_matrix(features: Features, *, memory: int, device: str = "cpu", title: 
 
     Args:
         features: of n images.
-        memory: bytes for the blocks of features.
+        memory: bytes for the matrix and the blocks of features; blocks of single features may take more.
         device: "cpu" or "cuda".
         title: of the progress bar.
     """
     n = len(features.values)
-    block = max(1, min(n, memory // (12 * features.length)))  # two blocks in float32, one also in float16
+    left = memory - 4 * n**2
+    if device != "cpu":
+        left = min(left, torch.cuda.mem_get_info(device)[0] // 2)
+    # Of two blocks, one is there in float32, the other is being read: in float16, in float32, and normalized. Their
+    # products take 4 bytes per pair, for a block at most 4 * n per row.
+    block = max(1, min(n, left // (14 * features.length + 4 * n)))
     gram = np.empty((n, n), np.float32)
     starts = range(0, n, block)
     with Progress(title, len(starts) * (len(starts) + 1) // 2, "blocks") as progress:
         for i in starts:
             rows = features.rows(slice(i, i + block), device)
             for j in starts[: i // block + 1]:
-                columns = rows if i == j else features.rows(slice(j, j + block), device)
-                product = (rows @ columns.T).cpu().numpy()
+                product = _products(rows, features, slice(j, j + block)) if i != j else (rows @ rows.T).cpu().numpy()
                 gram[i : i + block, j : j + block] = product
                 gram[j : j + block, i : i + block] = product.T
                 progress.add(1)
     return gram
 
 
+def _products(rows: Tensor, features: Features, others: slice) -> np.ndarray:
+    """Returns the dot products of rows, float32 (k, d), with other features: float32 (k, l)."""
+    return (rows @ features.rows(others, str(rows.device)).T).cpu().numpy()
+
+
 def decisions_by_gram(gram: np.ndarray, truth: np.ndarray, train: np.ndarray, test: np.ndarray, svm: Svm) -> np.ndarray:
     """Trains one SVM per class on `train`, and returns their decision values for `test`: float32 (t, classes).
 
-    They are those of `SVC(kernel="linear")` on the features themselves, up to rounding.
+    They are those of `SVC(kernel="linear")` on the features themselves, up to rounding. Warns once if SVMs did not
+    converge.
 
     Args:
         gram: float32 (n, n), of `gram_matrix`.
@@ -93,22 +121,26 @@ def decisions_by_gram(gram: np.ndarray, truth: np.ndarray, train: np.ndarray, te
         test: int (t,), indices of the test images.
         svm: the settings.
     """
+    weights, biases = _train_by_gram(gram, truth, train, svm)
+    return (gram[np.ix_(test, train)] @ weights.T.astype(np.float32) + biases.astype(np.float32)).astype(np.float32)
+
+
+def _train_by_gram(gram: np.ndarray, truth: np.ndarray, train: np.ndarray, svm: Svm) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights of the training images, float64 (classes, m), and the biases, float64 (classes,)."""
     kernel = gram[np.ix_(train, train)].astype(np.float64)
     weights = np.zeros((truth.shape[1], len(train)))
     biases = np.zeros(truth.shape[1])
 
     def fit(label: int) -> None:
-        """Trains the SVM of one class: weights of the training images, and the bias."""
         targets = truth[train, label]
         used = np.flatnonzero(targets)
         part = kernel if len(used) == len(train) else kernel[np.ix_(used, used)]
-        machine = SVC(C=svm.C, kernel="precomputed").fit(part, targets[used])
+        machine = SVC(C=svm.C, kernel="precomputed", max_iter=_MOST_STEPS).fit(part, targets[used])
         weights[label, used[machine.support_]] = machine.dual_coef_[0]
         biases[label] = machine.intercept_[0]
 
-    _for_every_class(fit, truth.shape[1], svm.threads)
-    products = gram[np.ix_(test, train)]
-    return (products @ weights.T.astype(np.float32) + biases.astype(np.float32)).astype(np.float32)
+    _for_every_class(fit, truth.shape[1], _affordable(svm, *_gram_bytes(len(gram), len(train))))
+    return weights, biases
 
 
 def decisions_by_features(
@@ -118,34 +150,57 @@ def decisions_by_features(
 
     Raises ValueError if the training features exceed `svm.memory`.
     """
-    needed = 16 * len(train) * features.length  # float64, twice: liblinear copies them
-    if needed > svm.memory:
+    shared, of_class = _feature_bytes(features.length, truth[train])
+    if shared + of_class > svm.memory:
         raise ValueError(
-            f"{features.folder.name}: the features of {len(train):,} training images take {needed / 1e9:,.1f} GB, and "
-            f"svm.gigabytes allows {svm.memory / 1e9:,.1f}; use a layer with fewer values, or fewer images"
+            f"{features.folder.name}: SVMs on the features of {len(train):,} training images take "
+            f"{(shared + of_class) / 1e9:,.3g} GB, and svm.gigabytes allows {svm.memory / 1e9:,.3g}; raise it, or use "
+            "a layer with fewer values or fewer images"
         )
+    weights, biases = _train_by_features(features, truth[train], train, _affordable(svm, shared, of_class), svm.C)
+    weights = weights.T.astype(np.float32)
+    parts = [features.rows(test[i : i + 1024]).numpy() @ weights for i in range(0, len(test), 1024)]
+    return (np.concatenate(parts) + biases.astype(np.float32)).astype(np.float32)
+
+
+def _train_by_features(
+    features: Features, truth: np.ndarray, train: np.ndarray, threads: int, cost: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights of the values, float64 (classes, d), and the biases; `truth` is of the training images."""
     rows = features.rows(train).numpy().astype(np.float64)
     weights = np.zeros((truth.shape[1], features.length))
     biases = np.zeros(truth.shape[1])
 
     def fit(label: int) -> None:
-        targets = truth[train, label]
+        targets = truth[:, label]
         used = targets != 0
-        machine = LinearSVC(C=svm.C, loss="hinge", random_state=0, max_iter=10_000)
+        machine = LinearSVC(C=cost, loss="hinge", random_state=0, max_iter=_MOST_PASSES)
         machine.fit(rows if used.all() else rows[used], targets[used])
         weights[label], biases[label] = machine.coef_[0], machine.intercept_[0]
 
-    with _one_warning():
-        _for_every_class(fit, truth.shape[1], svm.threads)
-    parts = [
-        features.rows(test[i : i + 1024]).numpy() @ weights.T.astype(np.float32) for i in range(0, len(test), 1024)
-    ]
-    return (np.concatenate(parts) + biases.astype(np.float32)).astype(np.float32)
+    _for_every_class(fit, truth.shape[1], threads)
+    return weights, biases
+
+
+def _feature_bytes(length: int, truth: np.ndarray) -> tuple[int, int]:
+    """Returns the bytes that all classes share, and those that each class in training takes as well.
+
+    Shared are the features in float64. Liblinear copies every value into 16 bytes, and a class that ignores images
+    takes another copy without them.
+    """
+    values = len(truth) * length
+    return 8 * values, (16 if truth.all() else 24) * values
+
+
+def _affordable(svm: Svm, shared: int, of_class: int) -> int:
+    """Returns how many classes to train at the same time so that they fit into `svm.memory`, at least 1."""
+    return max(1, min(svm.threads, (svm.memory - shared) // max(1, of_class)))
 
 
 def _for_every_class(fit: Callable[[int], None], classes: int, threads: int) -> None:
     """Calls `fit` for every class in threads: the solvers release the interpreter's lock, and share the kernel."""
-    Parallel(n_jobs=min(threads, classes), prefer="threads")(delayed(fit)(label) for label in range(classes))
+    with _one_warning():
+        Parallel(n_jobs=min(threads, classes), prefer="threads")(delayed(fit)(label) for label in range(classes))
 
 
 @contextmanager
@@ -158,4 +213,5 @@ def _one_warning() -> Iterator[None]:
     for warning in others:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if stopped := len(caught) - len(others):
-        warnings.warn(f"{stopped} SVMs stopped before they converged; a smaller svm.C converges sooner", stacklevel=3)
+        noun = "SVM" if stopped == 1 else "SVMs"
+        warnings.warn(f"{stopped} {noun} stopped before converging; a smaller svm.C converges sooner", stacklevel=3)

@@ -8,10 +8,12 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sppnet.data.folders import val_folders
 from sppnet.data.sources import (
     DATA_SOURCES,
     MULTI_LABEL_SOURCES,
@@ -83,8 +85,7 @@ def open_transfer_data(
 
     Raises ValueError for more splits than the data has, and for classes without training images.
     """
-    if splits is not None and not 1 <= splits <= _MOST_SPLITS:
-        raise ValueError(f"splits={splits}: must be from 1 to {_MOST_SPLITS}, or null")
+    check_splits(splits)
     if source in MULTI_LABEL_SOURCES:
         data = _several_labels(source, exclude, options)
         if splits not in (None, 1):
@@ -93,6 +94,12 @@ def open_transfer_data(
         data = _one_label(source, splits, exclude, options)
     _check_classes(data)
     return data
+
+
+def check_splits(splits: int | None) -> None:
+    """Raises ValueError for a number of splits that no data has."""
+    if splits is not None and not 1 <= splits <= _MOST_SPLITS:
+        raise ValueError(f"splits={splits}: must be from 1 to {_MOST_SPLITS}, or null")
 
 
 def _one_label(source: str, splits: int | None, exclude: Sequence[str], options: dict[str, Any]) -> TransferData:
@@ -122,21 +129,35 @@ def _one_label(source: str, splits: int | None, exclude: Sequence[str], options:
 
 def _opened_splits(source: str, splits: int | None, exclude: Sequence[str], options: dict[str, Any]) -> list[ImageData]:
     """Opens a data set once per split."""
-    first = int(options.get("split_seed") or 0)
-    seeds = range(first, first + (splits or SPLITS))
-    if "split_seed" not in inspect.signature(DATA_SOURCES[source]).parameters:
-        seeds = seeds[:1]
+    if _has_fixed_parts(source, options):
+        if splits not in (None, 1):
+            raise ValueError(f"splits={splits}: the parts of this data are fixed; give splits=1 or leave it out")
+        opened = [open_data(source, **options)]
+    else:
+        first = int(options.get("split_seed") or 0)
+        seeds = range(first, first + (splits or SPLITS))
+        opened = [open_data(source, **{**options, "split_seed": seed}) for seed in seeds]
+    return _without_images(opened, exclude)
 
-    opened: list[ImageData] = []
-    for seed in seeds:
-        changed = {**options, "split_seed": seed} if seed != first else options
-        data = without_images(open_data(source, **changed), exclude)
-        if opened and _names(data.train) == _names(opened[0].train):
-            break  # the parts are folders, and the seed changes nothing
-        opened.append(data)
-    if splits is not None and len(opened) < splits:
-        raise ValueError(f"splits={splits}: the parts of this data are fixed; give splits=1 or leave it out")
-    return opened
+
+def _has_fixed_parts(source: str, options: dict[str, Any]) -> bool:
+    """Whether the training and test images are two parts that the data has, rather than drawn by `split_seed`."""
+    if "split_seed" not in inspect.signature(DATA_SOURCES[source]).parameters:
+        return True
+    return source == "folder" and bool(val_folders(Path(options["root"])))
+
+
+def _without_images(opened: Sequence[ImageData], exclude: Sequence[str]) -> list[ImageData]:
+    """Leaves images out of every split that has them. Raises ValueError for one that no split has."""
+    if not exclude:
+        return list(opened)
+    names = [_names(data.train) | _names(data.val) for data in opened]
+    if unknown := sorted(set(exclude).difference(*names)):
+        some = opened[0].train.name(0)
+        raise ValueError(f"exclude={unknown[0]}: no image of these splits has this name; such a name is {some}")
+    return [
+        without_images(data, sorted(found.intersection(exclude))) for data, found in zip(opened, names, strict=True)
+    ]
 
 
 def _several_labels(source: str, exclude: Sequence[str], options: dict[str, Any]) -> TransferData:
@@ -162,14 +183,13 @@ def _names(images: Images) -> set[str]:
 def _check_classes(data: TransferData) -> None:
     """Raises ValueError unless every class has training images that show it and others that do not."""
     if len(data.classes) < 2 and data.one_label:
-        raise ValueError(f"the data has one class, {data.classes[0]}: a classifier needs two or more")
+        raise ValueError(f"the data has one class, {data.classes[0]}: transfer needs two or more")
     for number, split in enumerate(data.splits):
         if not len(split.test):
             raise ValueError(f"split {number} has no test images")
         truth = data.truth[split.train]
-        empty = ~((truth == 1).any(axis=0) & (truth == -1).any(axis=0))
-        if empty.any():
-            names = [name for name, is_empty in zip(data.classes, empty, strict=True) if is_empty]
-            raise ValueError(
-                f"split {number} has no training images with or none without these classes: {listing(names)}"
-            )
+        for label, found in ((1, "shows"), (-1, "is without")):
+            missing = ~(truth == label).any(axis=0)
+            if missing.any():
+                names = [name for name, is_missing in zip(data.classes, missing, strict=True) if is_missing]
+                raise ValueError(f"split {number}: no training image {found} {listing(names)}; leave the class out")

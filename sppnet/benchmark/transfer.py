@@ -3,7 +3,6 @@
 import contextlib
 import io
 import itertools
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +10,11 @@ import torch
 from sklearn.svm import LinearSVC
 
 from sppnet.benchmark.timing import Work
-from sppnet.data.inputs import ImageInputs, Inputs
 from sppnet.data.sources import Images, content_digests
 from sppnet.network import SPPNet
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer.feature_files import Features
-from sppnet.transfer.features import FeatureExtractor, extract_features, prepare_view
+from sppnet.transfer.features import FeatureExtractor, extract_features
 from sppnet.transfer.probe import Svm, decisions_by_gram, gram_matrix
 
 # A hundredth of the paper's Caltech-101 (arXiv:1406.4729v4, §3.3): of its 9,144 images, 10 splits and 102 classes.
@@ -39,8 +37,7 @@ def extraction(network: SPPNet, images: Images, folder: Path, hardware: Hardware
     extractor = FeatureExtractor(
         network, layers=_LAYERS, view="full", scale=224, pixels=hardware.pixels, autocast=hardware.autocast
     )
-    dataset = ImageInputs(images, partial(prepare_view, view="full", scale=224))
-    batches = _batches([dataset[i] for i in range(len(images))], extractor.pixels)
+    batches = list(extractor.load(images, range(len(images)), workers=0))
 
     def forward() -> None:
         with torch.autocast(extractor.device.type, extractor.autocast, enabled=extractor.autocast is not None):
@@ -48,18 +45,6 @@ def extraction(network: SPPNet, images: Images, folder: Path, hardware: Hardware
                 extractor(batch)
 
     return extract, forward
-
-
-def _batches(inputs: list[Inputs], pixels: int) -> list[list[Inputs]]:
-    """Groups inputs of equal shapes, as many as one pass takes."""
-    shapes: dict[tuple[int, ...], list[Inputs]] = {}
-    for one in inputs:
-        shapes.setdefault(tuple(one.tensors[0].shape), []).append(one)
-    batches = []
-    for shape, group in shapes.items():
-        count = max(1, pixels // (shape[0] * shape[1]))
-        batches += [group[i : i + count] for i in range(0, len(group), count)]
-    return batches
 
 
 def svms(folder: Path) -> tuple[Work, Work]:

@@ -49,7 +49,7 @@ def load_run(path: Path) -> LoadedNetwork:
     record = _record(
         network,
         variant=run.variant,
-        trained_on=config["data"]["source"],
+        trained_on=_training_text(config["data"]),
         on_imagenet=run.on_imagenet,
         seed=int(config["seed"]),
         setting=run.setting(),
@@ -58,6 +58,12 @@ def load_run(path: Path) -> LoadedNetwork:
     if not isinstance(initialization, str) or initialization not in INITIALIZATIONS:
         initialization = _probable_initialization(network)
     return LoadedNetwork(network, checkpoint, record, path, initialization, True, run.result is not None)
+
+
+def _training_text(data: dict[str, Any]) -> str:
+    """Names the data of a run, such as "shapes" or "shapes, 7 of the classes"."""
+    some = f", {len(data['classes'])} of the classes" if data.get("classes") else ""
+    return f"{data['source']}{some}"
 
 
 def _probable_initialization(network: SPPNet) -> str:

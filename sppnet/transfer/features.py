@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,10 +210,6 @@ class FeatureExtractor:
         # Maps of whole images are pooled to the finest grid of the pyramid.
         self.grid = SpatialPyramidPool((max(network.pyramid.levels),)) if view == "full" else None
 
-    def prepare(self, image: Tensor) -> list[Tensor]:
-        """Makes the network's input of a decoded image: uint8 (3, h, w) -> uint8 (h', w', 3)."""
-        return prepare_view(image, self.view, self.scale)
-
     @torch.no_grad()  # in inference mode autocast would convert every weight again in every call
     def __call__(self, batch: Sequence[Inputs]) -> dict[str, np.ndarray]:
         """Computes the features of images of equal size: float16 (N, d) by layer, l2-normalized in float32."""
@@ -236,13 +232,24 @@ class FeatureExtractor:
             return self.grid(output)
         return output.flatten(1)
 
+    def load(self, images: Images, indices: Sequence[int], workers: int) -> Generator[list[Inputs], None, None]:
+        """Yields the inputs of images in groups of equal size, as `load_groups` does, each for one call."""
+        return load_groups(
+            images,
+            partial(_prepared, view=self.view, scale=self.scale),
+            indices,
+            pixels=4 * self.scale**2 // 3 if self.view == "full" else self.scale**2,  # of a 4:3 image
+            per_pass=self.pixels,
+            workers=workers,
+        )
+
     def lengths(self) -> dict[str, int]:
         """Returns the number of values of a feature by layer, from a forward pass of a black image."""
         black = Inputs(0, [torch.zeros(self.scale, self.scale, 3, dtype=torch.uint8)])
         return {layer: rows.shape[1] for layer, rows in self([black]).items()}
 
 
-def prepare_view(image: Tensor, view: str, scale: int) -> list[Tensor]:
+def _prepared(image: Tensor, view: str, scale: int) -> list[Tensor]:
     """Makes the input of a decoded image in loader processes: uint8 (3, h, w) -> uint8 (h', w', 3)."""
     return [VIEWS[view](image, scale).permute(1, 2, 0).contiguous()]
 
@@ -306,14 +313,7 @@ def _extract_share(rank: int, work: _Extraction) -> None:
         # The shares of all processes differ by at most one image, so one of them shows the progress of all.
         progress = stack.enter_context(Progress(work.title, len(share))) if rank == 0 else None
         stack.enter_context(explained_loader_failures("hardware.workers"))
-        groups = load_groups(
-            work.images,
-            partial(prepare_view, view=extractor.view, scale=extractor.scale),
-            share,
-            pixels=extractor.scale**2 if extractor.view != "full" else 4 * extractor.scale**2 // 3,
-            per_pass=extractor.pixels,
-            workers=worker_count(hardware.workers, hardware.processes),
-        )
+        groups = extractor.load(work.images, share, worker_count(hardware.workers, hardware.processes))
         stack.enter_context(contextlib.closing(groups))
 
         for group in groups:

@@ -115,8 +115,14 @@ def transfer_to_files(
         title=title,
     )
     for layer in missing:
-        of_layer = [job for job in jobs if job.layer == layer and job.path not in saved]
-        saved |= _decide(of_layer, features[layer], frozen, data, svm, hardware, f"{title}, {layer}", about)
+        left = [job for job in jobs if job.layer == layer and job.path not in saved]
+        gram = _gram_matrix(left[0], features[layer], data, svm, hardware, f"{title}, {layer}")
+        with Progress(f"{title}, {layer}: SVMs", len(left), "splits") as progress:
+            for job in left:
+                record = {**about, **environment(gpus=hardware.processes), "network": frozen.record}
+                saved[job.path] = _decide(job, features[layer], gram, data, svm, record)
+                write_scores(job.path, saved[job.path])
+                progress.add(1)
     return [saved[job.path] for job in jobs]
 
 
@@ -174,51 +180,42 @@ def _saved(job: _Job) -> Scores | None:
     return saved if all(saved.about.get(key) == value for key, value in job.identity.items()) else None
 
 
+def _gram_matrix(
+    job: _Job, features: Features, data: TransferData, svm: Svm, hardware: Hardware, title: str
+) -> np.ndarray | None:
+    """Computes the Gram matrix of all images; None, and a line about it, if the SVMs do without."""
+    if job.identity["solver"] == _GRAM_SOLVER:
+        return gram_matrix(features, memory=svm.memory, device=hardware.device, title=f"{title}: Gram matrix")
+    print(
+        f"{title}: the Gram matrix of {len(data.truth):,} images does not fit into svm.gigabytes="
+        f"{svm.memory / 1e9:.3g}; using LinearSVC, which also regularizes the bias",
+        flush=True,
+    )
+    return None
+
+
 def _decide(
-    jobs: list[_Job],
-    features: Features,
-    frozen: FrozenNetwork,
-    data: TransferData,
-    svm: Svm,
-    hardware: Hardware,
-    title: str,
-    about: dict[str, Any],
-) -> dict[Path, Scores]:
-    """Trains the SVMs of some splits on the features of one layer, and saves their decision values by path."""
-    gram = None
-    if jobs[0].identity["solver"] == _GRAM_SOLVER:
-        gram = gram_matrix(features, memory=svm.memory, device=hardware.device, title=f"{title}: Gram matrix")
+    job: _Job, features: Features, gram: np.ndarray | None, data: TransferData, svm: Svm, record: dict[str, Any]
+) -> Scores:
+    """Trains the SVMs of one split on the features of one layer, and returns their decision values."""
+    started = time.perf_counter()
+    train, test = data.splits[job.split]
+    if gram is not None:
+        values = decisions_by_gram(gram, data.truth, train, test, svm)
     else:
-        print(
-            f"{title}: the Gram matrix of {len(data.truth):,} images does not fit into svm.gigabytes="
-            f"{svm.memory / 1e9:.3g}; using LinearSVC, which also regularizes the bias",
-            flush=True,
-        )
+        values = decisions_by_features(features, data.truth, train, test, svm)
 
-    results = {}
-    with Progress(f"{title}: SVMs", len(jobs), "splits") as progress:
-        for job in jobs:
-            started = time.perf_counter()
-            train, test = data.splits[job.split]
-            if gram is not None:
-                values = decisions_by_gram(gram, data.truth, train, test, svm)
-            else:
-                values = decisions_by_features(features, data.truth, train, test, svm)
-
-            names = np.array([data.images.name(int(i)) for i in test])
-            record = {
-                **job.identity,
-                **about,
-                **environment(gpus=hardware.processes),
-                "network": _PIXELS_RECORD if job.layer == PIXELS else frozen.record,
-                "classes": list(data.classes),
-                "length": features.length,
-                "split": job.split,
-                "splits": len(data.splits),
-                "n_train": len(train),
-                "seconds": time.perf_counter() - started,
-            }
-            results[job.path] = Scores(values, data.labels(test), names, record)
-            write_scores(job.path, results[job.path])
-            progress.add(1)
-    return results
+    about = {
+        **job.identity,
+        **record,
+        "classes": list(data.classes),
+        "length": features.length,
+        "split": job.split,
+        "splits": len(data.splits),
+        "n_train": len(train),
+        "seconds": time.perf_counter() - started,
+    }
+    if job.layer == PIXELS:
+        about["network"] = _PIXELS_RECORD
+    names = np.array([data.images.name(int(i)) for i in test])
+    return Scores(values, data.labels(test), names, about)

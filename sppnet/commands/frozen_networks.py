@@ -103,6 +103,9 @@ def build_network(config: DictConfig) -> LoadedNetwork:
         setting=json.dumps(setting, sort_keys=True),
     )
     seed = "pretrained" if pretrained else f"untrained-seed{config.seed}"
+    # Without the fully connected layers, which are not used.
+    parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    record["text"] = f"{network.summary().rpartition(', ')[0]}, {parameters:,} parameters"
     folder = Path(config.runs) / f"transfer-{record['name'].replace('/', '-')}-{seed}-{content_hash(setting)}"
     return LoadedNetwork(network, weights_digest(network), record, folder, "fan_in", False)
 

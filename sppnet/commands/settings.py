@@ -107,6 +107,9 @@ def _converted(section: DictConfig, key: str, hint: Any, prefix: str) -> Any:
     except MissingMandatoryValue as error:
         raise ValueError(f"{prefix}{error.full_key}: missing; give it as {prefix}{error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
+        if "is not a ListConfig" in str(error.msg):
+            given = f"{prefix}{key}={section[key]}"
+            raise ValueError(f"{given}: must be a list, as in {prefix}{key}=[{section[key]}]") from error
         raise ValueError(f"{prefix}{error.full_key or key}: {str(error.msg).splitlines()[0]}") from error
     if value == "":
         raise ValueError(f"{prefix}{key}: empty; give it as {prefix}{key}=VALUE, or leave it out")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sppnet.commands.frozen_networks import LoadedNetwork
     from sppnet.results.scores import Scores
     from sppnet.runtime.hardware import Hardware
-    from sppnet.transfer.evaluator import View
+    from sppnet.transfer.evaluator import FrozenNetwork, View
     from sppnet.transfer.probe import Svm
     from sppnet.transfer.protocols import TransferData
 
@@ -133,7 +133,6 @@ def transfer(config: DictConfig) -> None:
     check(config)
     config = _typed(config)
 
-    # Imported here because torch takes seconds, and --help and the errors above should not.
     from sppnet.commands.frozen_networks import build_network, load_run
     from sppnet.runtime.hardware import Hardware
     from sppnet.transfer.probe import Svm
@@ -197,27 +196,14 @@ def _transfer_network(work: _Work, loaded: "LoadedNetwork") -> None:
 
 def _transfer_view(work: _Work, loaded: "LoadedNetwork", layers: list[str], view: "View") -> list["Scores"]:
     """Tests the features of a network by one view, then those of its baselines."""
-    from sppnet.commands.frozen_networks import untrained_twin
-    from sppnet.results.transfers import PIXELS
-    from sppnet.transfer.evaluator import FrozenNetwork, transfer_to_files
+    from sppnet.transfer.evaluator import transfer_to_files
 
-    of_data = {"data": without_folders(work.section)}
     name = f"{work.section['source']}-{view.view}{view.scale}{'-aligned' if view.aligned else ''}"
-    features = loaded.folder / "features" / f"{name}-{content_hash(of_data)}"
-    title = f"{name}-{content_hash({**of_data, 'exclude': sorted(work.config.exclude), 'C': work.svm.C})}"
-
-    def frozen(network: "LoadedNetwork", layers: list[str], folder: str, suffix: str) -> FrozenNetwork:
-        decisions = loaded.folder / "transfer" / title
-        return FrozenNetwork(
-            network.network, network.checkpoint, network.record, layers, features / folder, decisions, suffix
-        )
-
-    with_pixels = layers + [PIXELS] * ("pixels" in work.config.baselines and PIXELS not in layers)
-    networks = {name: frozen(loaded, with_pixels, "trained", "")}
-    own_layers = [layer for layer in layers if layer != PIXELS]
-    if "untrained" in work.config.baselines and own_layers and loaded.record["trained_on"] is not None:
-        twin = untrained_twin(loaded, work.config.seed)
-        networks[f"{name}, untrained"] = frozen(twin, own_layers, f"untrained-seed{work.config.seed}", "-untrained")
+    features = loaded.folder / "features" / f"{name}-{content_hash({'data': without_folders(work.section)})}"
+    # Decisions on other images or by other settings go to another folder, because tables average those of one folder.
+    images = [work.data.fingerprint(indices, work.digests) for indices in work.data.splits[0]]
+    settings = {"images": images, "C": work.svm.C, "precision": str(work.hardware.autocast)}
+    decisions = loaded.folder / "transfer" / f"{name}-{content_hash(settings)}"
 
     about = {
         "data": work.section,
@@ -226,21 +212,48 @@ def _transfer_view(work: _Work, loaded: "LoadedNetwork", layers: list[str], view
         "run": str(loaded.folder),
     }
     decided: list[Scores] = []
-    for words, network in networks.items():
+    for network in _with_baselines(work.config, loaded, layers, features, decisions):
         decided += transfer_to_files(
-            network, work.data, work.digests, view, work.svm, work.hardware, title=words, about=about
+            network,
+            work.data,
+            work.digests,
+            view,
+            work.svm,
+            work.hardware,
+            title=f"{name}{network.suffix}",
+            about=about,
         )
+    print(f"features: {features}", flush=True)
     return decided
+
+
+def _with_baselines(
+    config: DictConfig, loaded: "LoadedNetwork", layers: list[str], features: Path, decisions: Path
+) -> "list[FrozenNetwork]":
+    """Returns the network and, if it is trained, its untrained twin; the pixels are a layer of the first."""
+    from sppnet.commands.frozen_networks import untrained_twin
+    from sppnet.results.transfers import PIXELS
+    from sppnet.transfer.evaluator import FrozenNetwork
+
+    of_network = [layer for layer in layers if layer != PIXELS]
+    all_layers = [*of_network, PIXELS] if PIXELS in [*layers, *config.baselines] else of_network
+    networks = [
+        FrozenNetwork(loaded.network, loaded.checkpoint, loaded.record, all_layers, features / "trained", decisions)
+    ]
+    if "untrained" in config.baselines and of_network and loaded.record["trained_on"] is not None:
+        twin, name = untrained_twin(loaded, config.seed), f"untrained-seed{config.seed}"
+        networks.append(
+            FrozenNetwork(
+                twin.network, twin.checkpoint, twin.record, of_network, features / name, decisions, f"-{name}"
+            )
+        )
+    return networks
 
 
 def _data_text(section: dict[str, Any]) -> str:
     """Returns the source and, where it says more, the last part of the root: "folder photos"."""
-    root = Path(str(section.get("root") or section.get("name") or "")).name
-    return (
-        f"{section['source']} {root}"
-        if section["source"] in ("folder", "prepared", "hub") and root
-        else section["source"]
-    )
+    name = Path(str(section.get("root") or section.get("name") or "")).name
+    return f"{section['source']} {name}" if section["source"] in ("folder", "prepared", "hub") else section["source"]
 
 
 def _splits_text(data: "TransferData") -> str:

@@ -1,4 +1,4 @@
-"""How good saved decisions are: accuracy where images have one label, average precision where they have several."""
+"""Accuracy of saved decisions, or average precision where images have several labels."""
 
 import numpy as np
 

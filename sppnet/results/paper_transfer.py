@@ -126,6 +126,7 @@ TRANSFER_TABLES = {"table6": VOC2007, "table7": CALTECH101}
 # Features per image of the paper's networks, by which narrower ones are told apart.
 LENGTHS = {
     "zf5": {"pool5_6x6": 256 * 36, "pool5": 256 * 50, "fc6": 4096, "fc7": 4096},
+    "zf5, crop": {"conv4": 384 * 13 * 13, "conv5": 256 * 13 * 13},
     "overfeat7": {"pool5_6x6": 512 * 36, "pool5": 512 * 50, "fc6": 4096, "fc7": 4096},
 }
 

@@ -103,7 +103,8 @@ def view_text(feature: Feature) -> str:
 
 def count_cells(feature: Feature) -> list[str]:
     """Returns the cells of the numbers of runs and splits; "7 of 10" splits where not all are done."""
-    done, planned = len(feature.splits), feature.about["splits"]
+    done = len(feature.splits)
+    planned = max(transfer.about["splits"] for split in feature.splits for transfer in feature.at(split))
     return [f"{len(feature.runs)}", f"{done}" if done >= planned else f"{done} of {planned}"]
 
 

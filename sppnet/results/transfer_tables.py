@@ -139,7 +139,8 @@ def _by_column(table: TransferTable, found: Sequence[Feature]) -> dict[str, list
 def _has_paper_length(feature: Feature) -> bool:
     """Whether the feature is as long as the paper's, where that is known; narrower networks have shorter ones."""
     about = feature.about
-    lengths = LENGTHS.get(about["network"]["name"], {})
+    name = about["network"]["name"]
+    lengths = LENGTHS.get(name, {}) | LENGTHS.get(f"{name}, {about['view']}", {})
     return bool(lengths.get(_paper_layer(about), about["length"]) == about["length"])
 
 

@@ -285,7 +285,7 @@ def _images_by_folder(transfers: Sequence[Transfer]) -> dict[Path, tuple[Any, ..
 
 
 def by_protocol(found: Sequence[Feature]) -> list[list[Feature]]:
-    """Groups features by data set, training and test images: what may stand in one table."""
+    """Groups features by data set, training and test images: features that can share a table."""
     groups: dict[tuple[Any, ...], list[Feature]] = {}
     for feature in found:
         groups.setdefault(_protocol(feature.about), []).append(feature)
@@ -339,7 +339,7 @@ def gain(feature: Feature, baseline: Feature) -> Gain | None:
         return None
     pairs = [(feature.at(split), baseline.at(split)) for split in splits]
     for ours, theirs in pairs:
-        _check_same_split(ours[0], *ours[1:], *theirs)
+        _check_same_split(*ours, *theirs)
 
     if len(splits) == 1:
         return _gain_over_images(*pairs[0])

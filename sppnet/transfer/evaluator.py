@@ -22,7 +22,7 @@ from sppnet.transfer.protocols import TransferData
 
 @dataclass(frozen=True, eq=False)
 class FrozenNetwork:
-    """A network whose features are tested, and where that leaves its files.
+    """A network to test, and the folders of its features and decisions.
 
     network: in eval mode.
     checkpoint: the digest of its checkpoint, or of its weights if it has none.
@@ -30,7 +30,7 @@ class FrozenNetwork:
     layers: names of `SPPNet.layers`, or PIXELS.
     features: folder of the features.
     decisions: folder of the decision values.
-    suffix: after the names of layers in names of files: "-untrained" for the baseline of random weights.
+    suffix: after the names of layers in names of files: "-untrained-seed0" for the baseline of random weights.
     """
 
     network: SPPNet
@@ -42,7 +42,7 @@ class FrozenNetwork:
     suffix: str = ""
 
 
-# Describes, as a network, the baseline that has none.
+# The `network` record of the pixel baseline.
 _PIXELS_RECORD: dict[str, Any] = {
     "name": PIXELS,
     "levels": None,
@@ -60,7 +60,7 @@ _GRAM_SOLVER = "SVC on the Gram matrix"
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What of an image goes through the network: see `sppnet.transfer.features.extract_features`."""
+    """How an image is resized and cropped for the network: see `sppnet.transfer.features.extract_features`."""
 
     view: str
     scale: int
@@ -106,9 +106,7 @@ def transfer_to_files(
         frozen.network,
         data.images,
         missing,
-        view=view.view,
-        scale=view.scale,
-        aligned=view.aligned,
+        **vars(view),
         folder=frozen.features,
         digests=digests,
         hardware=hardware,
@@ -173,7 +171,7 @@ def _solver(data: TransferData, svm: Svm) -> str:
 
 
 def _saved(job: _Job) -> Scores | None:
-    """Returns the saved decision values of a job, None if there are none or others."""
+    """Returns the saved decision values of a job, None if absent or made with other settings."""
     if not job.path.is_file():
         return None
     saved = read_scores(job.path, "transfer")
@@ -183,7 +181,7 @@ def _saved(job: _Job) -> Scores | None:
 def _gram_matrix(
     job: _Job, features: Features, data: TransferData, svm: Svm, hardware: Hardware, title: str
 ) -> np.ndarray | None:
-    """Computes the Gram matrix of all images; None, and a line about it, if the SVMs do without."""
+    """Computes the Gram matrix of all images; None, after a message, if it does not fit into memory."""
     if job.identity["solver"] == _GRAM_SOLVER:
         return gram_matrix(features, memory=svm.memory, device=hardware.device, title=f"{title}: Gram matrix")
     print(

@@ -130,7 +130,7 @@ def make_features(
 
 
 def _stated(identity: dict[str, Any]) -> dict[str, Any]:
-    """Returns what a manifest says of features of any images, as JSON gives it back."""
+    """Returns the entries of a manifest that do not depend on the images, after a round trip through JSON."""
     stated: dict[str, Any] = json.loads(json.dumps({**identity, "dtype": "float16"}))
     return stated
 
@@ -181,7 +181,7 @@ def _keys(names: np.ndarray, digests: np.ndarray) -> Iterator[tuple[str, bytes]]
 
 
 def _npy(array: np.ndarray) -> bytes:
-    """Returns the content of a .npy file. np.save to a file would say of a full disk only how many bytes it wrote."""
+    """Returns the content of a .npy file. On a full disk np.save reports only the bytes written."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()

@@ -55,7 +55,7 @@ def warp_view(image: Tensor, scale: int) -> Tensor:
     return F.interpolate(image[None], (scale, scale), mode="bilinear", antialias=True)[0]
 
 
-# What of an image goes through the network (arXiv:1406.4729v4, §3.2 and §3.3).
+# How an image is resized and cropped for the network (arXiv:1406.4729v4, §3.2 and §3.3).
 VIEWS = {"full": full_view, "crop": crop_view, "warp": warp_view}
 
 
@@ -280,7 +280,7 @@ def _normalized(rows: Tensor) -> np.ndarray:
 
 
 class _Extraction(NamedTuple):
-    """All that the processes need to extract features of their shares of the images."""
+    """The arguments of `_extract_share`: all that a process needs to extract features of its share of the images."""
 
     network: SPPNet
     build_extractor: Callable[[SPPNet], FeatureExtractor]

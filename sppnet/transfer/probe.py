@@ -1,4 +1,4 @@
-"""Linear SVMs on frozen features, one per class, by scikit-learn: C = 1 and no augmentation (arXiv:1406.4729v4, §3.2).
+"""Linear SVMs on frozen features, one per class, by scikit-learn; C = 1 as in arXiv:1406.4729v1, §3.2.
 
 Letters: n images, m training images, t test images, d values of a feature.
 """
@@ -30,7 +30,7 @@ _MOST_PASSES = 10_000  # of liblinear, through all images
 class Svm:
     """The linear SVMs: the `svm` section. Raises ValueError for values out of range."""
 
-    C: float = 1.0  # weight of the training errors; 1 in the paper
+    C: float = 1.0  # weight of the training errors; 1 in v1 of the paper
     jobs: int | None = None  # classes trained at the same time; None: one per core
     gigabytes: float | None = None  # of memory for Gram matrices and features; None: a quarter of the machine's
 
@@ -57,7 +57,7 @@ class Svm:
     def gram_fits(self, images: int, training: int) -> bool:
         """Whether the Gram matrix of so many images, and SVMs on `training` of them, fit into `memory`.
 
-        While the matrix is computed, it leaves as much again for blocks of features; blocks would be slow if small.
+        Half of the memory is kept for blocks of features while the matrix is computed; small blocks are slow.
         """
         return max(8 * images**2, sum(_gram_bytes(images, training))) <= self.memory
 
@@ -87,8 +87,7 @@ def gram_matrix(features: Features, *, memory: int, device: str = "cpu", title: 
     left = memory - 4 * n**2
     if device != "cpu":
         left = min(left, torch.cuda.mem_get_info(device)[0] // 2)
-    # Of two blocks, one is there in float32, the other is being read: in float16, in float32, and normalized. Their
-    # products take 4 bytes per pair, for a block at most 4 * n per row.
+    # Memory per row: one block in float32, the other in float16, float32 and normalized; and products with n rows.
     block = max(1, min(n, left // (14 * features.length + 4 * n)))
     gram = np.empty((n, n), np.float32)
     starts = range(0, n, block)
@@ -146,7 +145,7 @@ def _train_by_gram(gram: np.ndarray, truth: np.ndarray, train: np.ndarray, svm: 
 def decisions_by_features(
     features: Features, truth: np.ndarray, train: np.ndarray, test: np.ndarray, svm: Svm
 ) -> np.ndarray:
-    """Does what `decisions_by_gram` does without a Gram matrix, by LinearSVC, whose bias is regularized.
+    """Trains LinearSVC on the features instead of `decisions_by_gram`; it regularizes the bias as well.
 
     Raises ValueError if the training features exceed `svm.memory`.
     """

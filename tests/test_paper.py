@@ -1,8 +1,10 @@
 """The paper's numbers are complete: each is in a table and has an experiment."""
 
 import pytest
+import torch
 
 from sppnet.backbones import BACKBONES
+from sppnet.network import SPPNet
 from sppnet.results.paper import PAPER, TABLES, experiment_of
 from sppnet.results.paper_transfer import CALTECH101, LENGTHS, TABLE8, TRANSFER_TABLES, VOC2007
 from sppnet.results.runs import VARIANTS
@@ -68,6 +70,9 @@ def test_table_8_names_the_best_of_tables_6_and_7():
 
 
 def test_lengths_are_those_of_the_pyramid_on_the_last_convolution():
-    for name, lengths in LENGTHS.items():
-        channels = {"zf5": 256, "overfeat7": 512}[name]
+    for name, channels in {"zf5": 256, "overfeat7": 512}.items():
+        lengths = LENGTHS[name]
         assert (lengths["pool5"], lengths["pool5_6x6"]) == (50 * channels, 36 * channels)
+    with torch.no_grad():
+        outputs = SPPNet("zf5", num_classes=1, hidden=1).layer_outputs(torch.zeros(1, 3, 224, 224), ["conv4", "conv5"])
+    assert LENGTHS["zf5, crop"] == {layer: maps.numel() for layer, maps in outputs.items()}

@@ -86,7 +86,7 @@ def test_decisions_of_an_earlier_checkpoint_are_left_out_but_not_its_baselines(t
     make_transfer(run, [1], network=UNTRAINED, checkpoint="earlier")
     layers = [(feature.about["layer"], feature.trained) for feature in features(read_transfers([str(run)]))]
     assert layers == [("fc6", True), ("fc7", False)]
-    (run / "result.json").unlink()  # training goes on: nothing says which checkpoint is the last
+    (run / "result.json").unlink()  # training continues: no record says which checkpoint is the last
     assert len(read_transfers([str(run)])) == 3
 
 

@@ -106,7 +106,7 @@ class Transfer:
 
     @property
     def scores(self) -> Scores:
-        """The decisions, read anew. Raises ValueError, naming the file, if they do not fit `about`."""
+        """Reads the decisions. Raises ValueError, naming the file, if they do not fit `about`."""
         scores = self.read()
         if (found := scores.scores.shape[1]) != (expected := len(self.about["classes"])):
             raise ValueError(f"{self.path}: decisions of {found} classes, and {expected} names of classes")
@@ -137,7 +137,7 @@ def read_transfers(patterns: Sequence[str]) -> list[Transfer]:
 
 
 def _read_transfer(path: Path) -> Transfer | None:
-    """Reads what is said about the decisions in a file; None if they are out of date."""
+    """Reads the `about` of the decisions in a file; None if they are out of date."""
     about = read_about(path, "transfer")
     if about.get("rules") != TRANSFER_RULES:
         return None

@@ -112,12 +112,12 @@ def transfer_to_files(
         hardware=hardware,
         title=title,
     )
+    record = {**about, **environment(gpus=hardware.processes), "network": frozen.record}
     for layer in missing:
         left = [job for job in jobs if job.layer == layer and job.path not in saved]
         gram = _gram_matrix(left[0], features[layer], data, svm, hardware, f"{title}, {layer}")
         with Progress(f"{title}, {layer}: SVMs", len(left), "splits") as progress:
             for job in left:
-                record = {**about, **environment(gpus=hardware.processes), "network": frozen.record}
                 saved[job.path] = _decide(job, features[layer], gram, data, svm, record)
                 write_scores(job.path, saved[job.path])
                 progress.add(1)
@@ -140,6 +140,7 @@ class _Job:
 def _jobs(
     frozen: FrozenNetwork, data: TransferData, digests: np.ndarray, view: View, svm: Svm, hardware: Hardware
 ) -> list[_Job]:
+    # What all jobs share, then the images of every split.
     common = {
         "rules": TRANSFER_RULES,
         "checkpoint": frozen.checkpoint,
@@ -153,6 +154,7 @@ def _jobs(
         {"train_images": data.fingerprint(split.train, digests), "images": data.fingerprint(split.test, digests)}
         for split in data.splits
     ]
+
     return [
         _Job(
             layer,

@@ -74,9 +74,9 @@ def extract_features(
 ) -> dict[str, Features]:
     """Extracts features by several layers from one forward pass per image, and keeps them in `folder`/LAYER.
 
-    Features are the outputs of `SPPNet.features`, flattened and l2-normalized. Maps of a convolution are flattened for
-    the square views, as in the paper; of whole images, whose maps differ in size, they are max-pooled to n x n bins for
-    the largest level n of the pyramid, so that every image has a feature of the same length.
+    Features are the outputs of `SPPNet.features`, flattened and l2-normalized. Maps of whole images differ in size, so
+    they are first max-pooled to n x n bins, n being the largest level of the pyramid. Every image then has a feature of
+    the same length.
 
     Features that the folder holds are used again if network, view, scale, precision and the image (its name and
     content) are the same; an interrupted extraction resumes.
@@ -87,7 +87,7 @@ def extract_features(
         layers: names of `SPPNet.layers`, or PIXELS.
         scale: the shorter side in pixels, or the side of the square views.
         view: a name of VIEWS.
-        aligned: whether whole images go through `network.aligned()`.
+        aligned: whether images go through `network.aligned()`.
         folder: where the features are kept.
         digests: `content_digests` of the images; None computes them.
         hardware: what to run on; None is what suits the machine.

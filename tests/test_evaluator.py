@@ -282,6 +282,6 @@ def test_an_unreadable_image_in_one_of_two_processes_is_an_error_of_one_line(net
 
 def test_a_missed_image_is_an_error(network, images, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "score_images", lambda *_, **__: (item for item in ()))
-    evaluation = Evaluation(network, images, digests_of(images), PROTOCOL, CPU, 0, tmp_path / "parts", {})
+    evaluation = Evaluation(network, images, digests_of(images), PROTOCOL, CPU, tmp_path / "parts", {})
     with pytest.raises(RuntimeError, match="8 of 8 images were not scored"):
         evaluate(evaluation, "full")

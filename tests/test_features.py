@@ -425,7 +425,7 @@ def test_an_image_that_cannot_be_decoded_stops_with_its_name_and_keeps_what_was_
     (root / "train" / "dog" / "9.jpg").write_bytes((root / "train" / "dog" / "8.jpg").read_bytes())
     capsys.readouterr()
     found = extract(network, images, ["fc7"], tmp_path / "features", hardware=ONE_BY_ONE, title="photos")
-    assert "photos: resuming after 16 of 24 images" in capsys.readouterr().out
+    assert "photos: resuming after 23 of 24 images" in capsys.readouterr().out
     assert_same(found, extract(network, images, ["fc7"], tmp_path / "fresh", hardware=ONE_BY_ONE))
 
 

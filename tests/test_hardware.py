@@ -73,3 +73,8 @@ def test_a_bug_in_one_process_keeps_its_traceback():
 def test_a_killed_process_is_explained_in_one_line():
     with pytest.raises(ChildProcessError, match=r"killed \(.*SIGKILL\), perhaps for lack of memory: use fewer"):
         run_on_devices(die, (), TWO)
+
+
+def test_the_cpu_has_no_loader_processes_unless_they_are_asked_for():
+    assert Hardware(accelerator="cpu").loaders == 0
+    assert Hardware(accelerator="cpu", workers=1).loaders == 1

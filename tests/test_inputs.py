@@ -1,4 +1,8 @@
-"""Inputs of networks: made in loader processes, handed over in one tensor, grouped by shape."""
+"""Inputs of networks: made in loader processes or threads, handed over in one tensor, grouped by shape."""
+
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -93,3 +97,78 @@ def test_an_unreadable_image_is_an_error_with_its_name_and_how_to_skip_it(tmp_pa
 
 def test_no_images_make_no_groups():
     assert groups(PngImages([]), 10**6) == []
+
+
+# Threads, where there are no loader processes.
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def in_threads(images, prepare=whole, pixels=10**9):
+    """Loads one image per thread at once, as for images of so many pixels."""
+    return load_inputs(images, prepare, range(len(images)), pixels=pixels, workers=0)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_as_many_images_are_loaded_at_once_as_torch_has_threads():
+    together = threading.Barrier(3, timeout=60)
+
+    def prepare_together(image):
+        together.wait()
+        return whole(image)
+
+    loaded = in_threads(random_images([(7, 11)] * 6), prepare_together)
+    assert [inputs.image_index for inputs in loaded] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_load_only_while_inputs_are_waited_for():
+    prepared = []
+
+    def prepare_and_note(image):
+        prepared.append(image.shape[2])
+        return whole(image)
+
+    loaded = in_threads(random_images([(1, width) for width in range(1, 9)]), prepare_and_note)
+    for taken in range(1, 9):
+        next(loaded)
+        assert sorted(prepared) == list(range(1, min(8, -(-taken // 3) * 3) + 1))
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_each_of_the_threads_computes_in_one_thread_of_torch_and_others_keep_theirs():
+    seen = []
+
+    def prepare_and_note(image):
+        seen.append(torch.get_num_threads())
+        return whole(image)
+
+    list(in_threads(random_images(), prepare_and_note))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == 3
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_inputs_before_an_unreadable_image_come_first(tmp_path):
+    root = make_image_folder(tmp_path / "images", train=2, val=2)
+    (root / "val" / "dog" / "0.jpg").write_bytes(b"no image")
+    loaded = in_threads(open_data("folder", root=str(root)).val)
+    assert [next(loaded).image_index, next(loaded).image_index] == [0, 1]
+    with pytest.raises(UnreadableImage, match=r"val/dog/0\.jpg"):
+        next(loaded)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_leave_the_filters_of_warnings_alone():
+    """Decoding ignores warnings for a moment; interleaved, the last to end would restore what another had set."""
+    before = warnings.filters
+    list(in_threads(random_images([(13, 11)] * 30)))
+    assert warnings.filters is before

@@ -201,7 +201,7 @@ class SideBySide:
     def extraction(self) -> tuple[Work, Work]:
         network = self._network((6, 3, 2, 1)).eval()
         images = open_data("folder", root=str(self.files)).train
-        hardware = Hardware(accelerator="gpu" if self.device.type == "cuda" else "cpu", workers=self.workers)
+        hardware = Hardware(accelerator="gpu" if self.device.type == "cuda" else "cpu")
         return transfer.extraction(network, images, Path(self._folder.name, "features"), hardware)
 
     def svms(self) -> tuple[Work, Work]:

@@ -25,7 +25,6 @@ from sppnet.results.scores import (
 )
 from sppnet.runtime.environment import environment
 from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
-from sppnet.runtime.machine import worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.progress import Progress
 
@@ -80,9 +79,8 @@ def evaluate_to_file(
         return saved
 
     parts = path.with_suffix(".parts")
-    workers = worker_count(hardware.workers, hardware.processes)
     started = time.perf_counter()
-    values = evaluate(Evaluation(network, images, digests, protocol, hardware, workers, parts, identity), title)
+    values = evaluate(Evaluation(network, images, digests, protocol, hardware, parts, identity), title)
     seconds = time.perf_counter() - started
 
     names = np.array([images.name(i) for i in range(len(images))])
@@ -124,7 +122,6 @@ class Evaluation(NamedTuple):
     digests: np.ndarray  # uint8 (n, 16): `content_digests` of the images
     protocol: ViewProtocol
     hardware: Hardware
-    workers: int  # loader processes per device
     parts: Path  # folder of the scores so far, RUN/scores/NAME.parts
     identity: dict[str, Any]  # everything that decides the scores of an image besides its content
 
@@ -183,7 +180,7 @@ def _score_share(rank: int, evaluation: Evaluation, left: np.ndarray, title: str
         # The shares of all processes differ by at most one image, so one of them shows the progress of all.
         progress = stack.enter_context(Progress(title, len(share))) if rank == 0 else None
         stack.enter_context(explained_loader_failures("hardware.workers"))
-        scored = score_images(scorer, evaluation.images, share, workers=evaluation.workers)
+        scored = score_images(scorer, evaluation.images, share, workers=evaluation.hardware.loaders)
         stack.enter_context(contextlib.closing(scored))
 
         for batch_indices, batch_scores in scored:

@@ -1,7 +1,9 @@
-"""Loads images and makes tensors of them in loader processes, and groups images with tensors of equal shapes."""
+"""Loads images and makes tensors of them in loader processes or threads, and groups images by tensors' shapes."""
 
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -97,18 +99,28 @@ def load_inputs(
 
     Args:
         images: the images.
-        prepare: makes the tensors of a decoded image, in a loader process.
+        prepare: makes the tensors of a decoded image, in a loader process or thread.
         indices: of the images to load.
         pixels: an estimate of the pixels in the tensors of one image.
-        workers: loader processes; 0 loads in this process.
+        workers: loader processes, which load ahead; 0 loads in threads of this process, only while it waits for inputs.
     """
+    inputs, batch_size = ImageInputs(images, prepare), loader_batch_size(pixels)
+    if workers:
+        yield from _load_in_processes(inputs, indices, batch_size, workers)
+    else:
+        yield from _load_in_threads(inputs, indices, batch_size)
+
+
+def _load_in_processes(
+    inputs: ImageInputs, indices: Sequence[int], batch_size: int, workers: int
+) -> Generator[Inputs, None, None]:
     loader = DataLoader(
-        ImageInputs(images, prepare),
-        batch_size=loader_batch_size(pixels),
+        inputs,
+        batch_size=batch_size,
         sampler=list(indices),
         collate_fn=pack,
         num_workers=workers,
-        timeout=LOADER_TIMEOUT if workers else 0,
+        timeout=LOADER_TIMEOUT,
         worker_init_fn=start_loader_worker,
     )
     batches = iter(loader)
@@ -116,8 +128,22 @@ def load_inputs(
         for packed in batches:
             yield from unpack(packed)
     finally:
-        if workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+        batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _load_in_threads(inputs: ImageInputs, indices: Sequence[int], batch_size: int) -> Generator[Inputs, None, None]:
+    """Loads the next batch of every thread at once, in as many threads as torch has, and yields their inputs."""
+    threads = torch.get_num_threads()
+    step = threads * batch_size
+    # Decoding and resizing release the GIL; with threads of torch's own in each of these there would be too many.
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for start in range(0, len(indices), step):
+            # Decoding changes the filters of warnings, which all threads share, and restores them in any order.
+            with warnings.catch_warnings():
+                loaded = [pool.submit(inputs.__getitem__, index) for index in indices[start : start + step]]
+                wait(loaded)
+            torch.set_num_threads(threads)  # for threads to come; that of this one has not changed
+            yield from (future.result() for future in loaded)
 
 
 def load_groups(

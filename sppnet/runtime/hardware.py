@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from sppnet.runtime.machine import bf16_is_fast, keep_freed_memory, most_processes
+from sppnet.runtime.machine import bf16_is_fast, keep_freed_memory, most_processes, worker_count
 from sppnet.runtime.processes import exit_with_parent
 
 _MAX_MEGAPIXELS = 10_000
@@ -32,7 +32,7 @@ class Hardware:
 
     accelerator: str = "auto"  # "auto", "cpu", "gpu"
     devices: int | None = None  # processes that share the images; None: every GPU, or one process on the CPU
-    workers: int | None = None  # loader processes per device; None: one per core, at most 16
+    workers: int | None = None  # loader processes per device; None: see `loaders`
     precision: str | None = None  # "bf16" or "float32"; None: bf16 if the hardware multiplies bf16
     megapixels: float | None = None  # of one forward pass; None: 32 on a GPU, 2 on the CPU
 
@@ -61,6 +61,17 @@ class Hardware:
     def processes(self) -> int:
         """The number of processes, one per device."""
         return self.devices or (torch.cuda.device_count() if self.device == "cuda" else 1)
+
+    @property
+    def loaders(self) -> int:
+        """The loader processes of each device: with a GPU one per core, at most 16; on the CPU 0.
+
+        On the CPU, loader processes would take the cores from the threads that run the network, which wait for each
+        other. Without them images are loaded between forward passes, in threads.
+        """
+        if self.workers is None and self.device == "cpu":
+            return 0
+        return worker_count(self.workers, self.processes)
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -25,7 +25,6 @@ from sppnet.network import SPPNet
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.results.transfers import PIXELS
 from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
-from sppnet.runtime.machine import worker_count
 from sppnet.runtime.names import check_names, printable
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.progress import Progress
@@ -313,7 +312,7 @@ def _extract_share(rank: int, work: _Extraction) -> None:
         # The shares of all processes differ by at most one image, so one of them shows the progress of all.
         progress = stack.enter_context(Progress(work.title, len(share))) if rank == 0 else None
         stack.enter_context(explained_loader_failures("hardware.workers"))
-        groups = extractor.load(work.images, share, worker_count(hardware.workers, hardware.processes))
+        groups = extractor.load(work.images, share, hardware.loaders)
         stack.enter_context(contextlib.closing(groups))
 
         for group in groups:

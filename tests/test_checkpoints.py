@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import without_rights
-from sppnet.classify.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, newest_checkpoint, recorded_precision
+from sppnet.lightning_checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, newest_checkpoint, recorded_precision
 
 
 def test_a_checkpoint_may_lack_its_precision(tmp_path):

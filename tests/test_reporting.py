@@ -7,8 +7,8 @@ import pytest
 
 from conftest import make_image_folder
 from sppnet.classify.reporting import StepLines, epoch_line
-from sppnet.classify.signals import Stopped
 from sppnet.data.sources import open_data
+from sppnet.runtime.signals import Stopped
 from test_resuming import SignalAt, train
 
 EPOCH = {

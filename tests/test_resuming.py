@@ -13,13 +13,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import make_image_folder
 from sppnet.classify import training
-from sppnet.classify.checkpoints import LAST, PREVIOUS, recorded_precision
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import Sizes
-from sppnet.classify.signals import Stopped
 from sppnet.classify.training import train_classifier
 from sppnet.data.sources import open_data, select_images
+from sppnet.lightning_checkpoints import LAST, PREVIOUS, recorded_precision
+from sppnet.runtime.signals import Stopped
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from conftest import make_image_folder
-from sppnet.classify.signals import Stopped, StopSignals
 from sppnet.data.sources import open_data
+from sppnet.runtime.signals import Stopped, StopSignals
 from test_resuming import SignalAt, train
 
 

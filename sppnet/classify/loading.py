@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sppnet.classify.signals import STOP_SIGNALS
 from sppnet.data.batches import COLOR_STANDARD_DEVIATION
 from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
 from sppnet.data.sources import Images, LabelledImages
 from sppnet.geometry import CROP_POSITIONS
 from sppnet.runtime.names import printable
 from sppnet.runtime.processes import start_loader_worker
+from sppnet.runtime.signals import STOP_SIGNALS
 
 # An unreadable training image is replaced by another; after this many in a row the data set is at fault.
 MAX_REPLACEMENTS = 20

@@ -10,21 +10,21 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from sppnet.classify.checkpoints import AtomicCheckpointIO, SaveCheckpoints, newest_checkpoint, recorded_precision
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import shorter_side_for
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, check_batch_size
 from sppnet.classify.reporting import EpochLines, ImageLog, ProgressBar, StepLines
-from sppnet.classify.signals import StopSignals
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
+from sppnet.lightning_checkpoints import AtomicCheckpointIO, SaveCheckpoints, newest_checkpoint, recorded_precision
 from sppnet.network import SPPNet
 from sppnet.results.records import Epoch, Result, write_result
 from sppnet.runtime.environment import environment
 from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
+from sppnet.runtime.signals import StopSignals
 
 # Compiling for one size takes up to a minute, and torch gives up beyond eight.
 _MOST_COMPILED_SIZES = 4
@@ -34,7 +34,7 @@ def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: 
     """Trains `network` on `data` as planned, from the last checkpoint in the run directory if there is one.
 
     Writes `checkpoints/last.ckpt` after every epoch and, as `plan.machine` says, inside epochs; `tensorboard/`
-    meanwhile; and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.classify.signals.Stopped`.
+    meanwhile; and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.runtime.signals.Stopped`.
 
     Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
     versions, commit and hardware.

@@ -17,9 +17,9 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sppnet.classify.signals import Stopped, StopSignals, exit_code, requeue_slurm_job, write_to_stderr
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line
+from sppnet.runtime.signals import Stopped, StopSignals, exit_code, requeue_slurm_job, write_to_stderr
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _STEPS_BETWEEN_CHECKS = 10  # with several processes: steps between checks for a stop signal on any of them

@@ -5,6 +5,7 @@ name, flushed to the disk and renamed, so that neither is ever half written, whe
 """
 
 import io
+import logging
 import os
 import signal
 import time
@@ -193,3 +194,16 @@ class SaveCheckpoints(Callback):
                 requeue_slurm_job()
             write_to_stderr(f"stopped by {number.name}; {self._saved_text}; the same command resumes from there")
         raise Stopped(exit_code(number))
+
+
+def silence_lightning() -> None:
+    """Silences Lightning's messages that the user cannot act on."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*The number of training batches.*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*LeafSpec.*deprecated.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message)

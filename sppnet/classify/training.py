@@ -1,9 +1,7 @@
 """Trains a classifier: builds the trainer, resumes from the last checkpoint, writes the result."""
 
 import dataclasses
-import logging
 import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -17,7 +15,13 @@ from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, check_batch_size
 from sppnet.classify.reporting import EpochLines, ImageLog, ProgressBar, StepLines
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
-from sppnet.lightning_checkpoints import AtomicCheckpointIO, SaveCheckpoints, newest_checkpoint, recorded_precision
+from sppnet.lightning_checkpoints import (
+    AtomicCheckpointIO,
+    SaveCheckpoints,
+    newest_checkpoint,
+    recorded_precision,
+    silence_lightning,
+)
 from sppnet.network import SPPNet
 from sppnet.results.records import Epoch, Result, write_result
 from sppnet.runtime.environment import environment
@@ -48,7 +52,7 @@ def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: 
     compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
 
     # The checkpoint decides the precision, unless the user does.
-    _silence_lightning()
+    silence_lightning()
     newest = newest_checkpoint(run / "checkpoints")
     if newest is not None:
         plan = dataclasses.replace(plan, machine=_resumed_machine(plan.machine, newest))
@@ -174,19 +178,6 @@ def _build_trainer(plan: TrainingPlan, run: Path, network: SPPNet, signals: Stop
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # EpochSampler and ShareSampler share the images themselves
     )
-
-
-def _silence_lightning() -> None:
-    """Silences Lightning's messages that the user cannot act on."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*The number of training batches.*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*LeafSpec.*deprecated.*",
-        ".*GPU available but not used.*",
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 def _result(plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData) -> Result:

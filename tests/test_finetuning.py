@@ -48,7 +48,7 @@ def made_windows(images=5, windows=31, seed=0):
     """Makes windows whose pooled values tell their label, whether they are mirrored or not."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, 4, (images, windows))
-    directions = np.random.default_rng(7).normal(0, 1, (4, 256))
+    directions = np.random.default_rng(7).normal(0, 0.1, (4, 256))
     table = (np.abs(random.normal(2, 0.3, (images, windows, 1))) * directions[labels]).astype(np.float32)
     image, window = np.nonzero(labels)
     background = np.stack(np.nonzero(labels == 0), axis=1)
@@ -143,9 +143,9 @@ def tuned(run, *, train=None, settings=FEW, seed=0):
 
 
 def test_windows_are_learned_and_convolutions_are_not_changed(tmp_path):
-    network, history = tuned(tmp_path)
-    assert [entry["steps"] for entry in history] == [10, 20, 30, 40]
-    assert history[-1]["wrong"] / history[-1]["n"] < 0.2  # always background: 0.25
+    network, history = tuned(tmp_path, settings=dataclasses.replace(FEW, steps=80, dropped_after=80))
+    assert [entry["steps"] for entry in history] == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert history[-1]["wrong"] / history[-1]["n"] < 0.05  # always background: 0.25
     assert history[-1]["train_loss"] < history[0]["train_loss"]
     before = made_network().backbone.state_dict()
     assert all(torch.equal(value, before[name]) for name, value in network.backbone.state_dict().items())

@@ -91,21 +91,21 @@ def summary_table(decisions: Sequence[tuple[dict[str, Any], Scores]]) -> Rows:
 
 
 def _add_plot(page: Page, found: Sequence[Feature]) -> None:
-    """Adds a plot by layer: a curve per network and view, untrained ones dashed, pixels as a level."""
+    """Adds a plot by layer: a curve per network and view, trained or not, and pixels as a level."""
     measure, labels = found[0].measure_names[0], network_labels(found)
     curves: dict[str, LayerCurve] = {}
     levels: dict[str, float] = {}
-    networks: list[str] = []
+    networks: dict[tuple[str, str], int] = {}  # (setting, view) -> the number of the network in the plot
     for feature, label in zip(found, labels, strict=True):
         mean, deviation = 100 * feature.mean(measure), feature.deviation(measure)
-        network = f"{label}, {view_text(feature)}"
+        name = f"{label}, {view_text(feature)}"
         if feature.is_pixels:
-            levels[network] = mean
+            levels[name] = mean
             continue
 
-        networks += [] if network in networks else [network]
-        name = f"{network}, {f'trained on {training_text(feature)}' if feature.trained else 'untrained'}"
-        curve = curves.setdefault(name, LayerCurve(name, {}, networks.index(network), not feature.trained))
+        name += f", trained on {training_text(feature)}" if feature.trained else ", untrained"
+        number = networks.setdefault((feature.setting, view_text(feature)), len(networks))
+        curve = curves.setdefault(name, LayerCurve(name, {}, number, feature.trained))
         curve.points[feature.about["layer"]] = (mean, None if deviation is None else 100 * deviation)
 
     if layers := sorted({layer for curve in curves.values() for layer in curve.points}, key=layer_order):

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.text import Text
 
 from sppnet.results.page import Page, markdown_table
-from sppnet.results.plots import Errors, confusion_plot, error_curves, error_dots
+from sppnet.results.plots import Errors, LayerCurve, confusion_plot, error_curves, error_dots, layer_curves
 
 
 def page():
@@ -56,6 +56,31 @@ def test_plots_show_every_entry(count):
     assert [label.get_text() for label in dots.axes[0].get_yticklabels()] == [f"line {i}" for i in range(count)]
     curves = error_curves({f"line {i}": {180: [5.0, 6.0], 224: [4.0]} for i in range(count)}, "scale", "error")
     assert len(curves.axes[0].get_lines()) == count
+
+
+def test_a_network_and_the_same_untrained_share_a_colour_and_pixels_are_grey():
+    points = {"conv4": (50.0, 2.0), "fc7": (40.0, None)}
+    curves = [LayerCurve(f"{i} {trained}", points, i, trained) for i in (0, 1) for trained in (True, False)]
+    curves.append(LayerCurve("alone", {"fc7": (30.0, None)}, 2, trained=False))
+    (axes,) = layer_curves(curves, ["conv4", "fc7"], {"pixels": 20.0, "cropped": 25.0}, "accuracy").axes
+    lines = [bars.lines[0] for bars in axes.containers]
+    colors = [line.get_color() for line in lines]
+    assert colors == [colors[0], colors[0], colors[2], colors[2], colors[4]]
+    assert len(set(colors)) == len({line.get_marker() for line in lines}) == 3
+    assert [line.get_linestyle() for line in lines] == ["-", "--", "-", "--", "--"]
+    assert lines[0].get_xdata().tolist() == lines[1].get_xdata().tolist() != lines[2].get_xdata().tolist()
+
+    levels = [line for line in axes.get_lines() if line.get_label() in ("pixels", "cropped")]
+    assert len({line.get_color() for line in levels} - set(colors)) == 1
+    assert levels[0]._dash_pattern != levels[1]._dash_pattern
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["0 True", "1 True", "alone", "dashed: the same, untrained", "pixels", "cropped"]
+
+
+def test_without_untrained_twins_the_legend_has_none():
+    curves = [LayerCurve("a", {"fc7": (40.0, None)}, 0, True), LayerCurve("b", {"fc7": (30.0, None)}, 1, False)]
+    (axes,) = layer_curves(curves, ["fc7"], {}, "accuracy").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", ["$\\frac$", "5 $ and 6 $", "$x_1$"])

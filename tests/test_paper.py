@@ -53,7 +53,7 @@ def test_every_number_of_tables_6_and_7_has_its_experiment():
         (VOC2007, ("(a)", "conv4"), ("(b)", "conv4"), 2.68),
         (CALTECH101, ("(b)", "pool5"), ("(b)", "pool5_6x6"), 1.87),
         (CALTECH101, ("(c)", "pool5"), ("(b)", "pool5"), 1.97),
-        (CALTECH101, ("(c)", "pool5"), ("", "pool5"), 1.53),
+        (CALTECH101, ("(c)", "pool5"), ("§3.3", "pool5"), 1.53),
         (CALTECH101, ("(d)", "pool5"), ("(c)", "pool5"), 1.98),
         (CALTECH101, ("(b)", "conv4"), ("(a)", "conv4"), 0.91),
     ],

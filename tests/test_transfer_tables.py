@@ -247,13 +247,28 @@ def test_the_plot_has_a_curve_per_network_and_a_level_for_pixels(two_runs, monke
     page = transfer_page(read_transfers([str(two_runs)]))
     ((curves, layers, levels, quantity), figure) = drawn[0]
     assert layers == ["conv4", "fc7"]
-    assert [curve.dashed for curve in curves] == [False, True]
-    assert curves[0].color == curves[1].color
+    assert [curve.trained for curve in curves] == [True, False]
+    assert curves[0].network == curves[1].network
     assert curves[0].points["conv4"] == pytest.approx((85, 2.5))
     assert levels == {"raw 16 x 16 pixels, full 224": pytest.approx(100 - 29 / 0.4)}
     assert quantity == "accuracy, overall"
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == layers
     assert "<svg" in page.html()
+
+
+def test_a_network_has_the_colour_of_its_untrained_twin_though_another_has_none(tmp_path, monkeypatch):
+    from sppnet.results import transfer_page as module
+
+    for setting in ("1", "2"):
+        make_transfer(tmp_path / setting, [4], network={"setting": setting})
+    make_transfer(tmp_path / "2", [9], network=UNTRAINED | {"setting": "2"})
+    make_transfer(tmp_path / "3", [9], network=UNTRAINED | {"setting": "2"}, view="crop")
+    drawn = []
+    draw = module.layer_curves
+    monkeypatch.setattr(module, "layer_curves", lambda *parts: drawn.append(parts) or draw(*parts))
+    transfer_page(read_transfers([str(tmp_path)]))
+    ((curves, *_),) = drawn
+    assert [(curve.network, curve.trained) for curve in curves] == [(0, True), (1, True), (2, False), (1, False)]
 
 
 def test_classes_are_sorted_by_what_they_gain(tmp_path):

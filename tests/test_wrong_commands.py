@@ -424,9 +424,14 @@ TABLES = [
     ("table2 runs=${x}", "runs: Interpolation key 'x' not found"),
     ("table2 runs=~/nowhere", f"runs={Path.home()}/nowhere: no run directories there"),
     ("table2 out=[a]", "out: Cannot convert 'ListConfig' to string"),
-    ("table2 --runs=x", "--runs=x: must be runs=PATTERN or out=FOLDER"),
-    ("table2 table3", "table3: must be runs=PATTERN or out=FOLDER"),
+    ("table2 --runs=x", "--runs=x: must be runs=PATTERN, out=FOLDER or combine=A+B"),
+    ("table2 table3", "table3: must be runs=PATTERN, out=FOLDER or combine=A+B"),
     ("table2 =x", "=x: must be KEY=VALUE"),
+    ("transfer combine=5", "combine=5: must be A+B, or a list of such: combine=[A+B,A+C]"),
+    ("transfer combine=[]", "combine=[]: must be A+B"),
+    ("transfer combine=[[fc6,fc7]]", "combine=[['fc6', 'fc7']]: must be A+B"),
+    ("transfer combin=fc6+fc7", "combin: no such key; did you mean combine?"),
+    ("table2 combine=fc6+fc7", "combine=fc6+fc7: is for transfer; compare combines classifiers by itself"),
     ("Table2", "Table2: must be one of table2"),
 ]
 

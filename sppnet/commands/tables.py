@@ -20,7 +20,7 @@ from sppnet.runtime.checkout import shown_command
 _HELP = """\
 Tables and plots from finished runs, made from records and saved scores; no network is run.
 
-{command} WHAT [runs=PATTERN] [out=FOLDER]
+{command} WHAT [runs=PATTERN] [out=FOLDER] [combine=A+B]
 
 table2 table3 table4   the paper's classification tables, paper beside ours where the data is ImageNet
 table6 table7 table8   VOC 2007 and Caltech-101 by SVMs on features, paper beside ours where trained on ImageNet
@@ -34,6 +34,8 @@ transfer               all features that were transferred, beside the untrained 
 
 runs=runs              folders of runs, run directories, or patterns of them: runs=[A,B] or runs='runs/demo*'
 out=runs/tables        where WHAT.md and WHAT.html are written
+combine=pool5+fc7      for transfer: features that are combined as well, by the mean of their SVMs' decision values; a
+                       name is the end of the path of the decisions, and may hold *: caltech101-full392-*/fc7
 """
 _PAPER_TABLES = ("table2", "table3", "table4")
 _TRANSFER_TABLES = ("table6", "table7", "table8")
@@ -41,14 +43,22 @@ _RUN_PAGES = ("sweep", "scales", "views", "compare", "classes")
 CHOICES = (*_PAPER_TABLES, *_TRANSFER_TABLES, "all", *_RUN_PAGES, "transfer")
 
 
-def settings(*, runs: Any = "runs", out: str = "runs/tables") -> tuple[list[str], Path]:
-    """Returns the patterns of runs and the folder to write to. The signature is the schema of the command line."""
-    patterns = [runs] if isinstance(runs, str) else runs
-    if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) and p for p in patterns):
-        raise ValueError(
-            f"runs={'null' if runs is None else runs}: must be a folder, a pattern, or a list of them: runs=[A,B]"
-        )
-    return patterns, Path(out)
+def settings(*, runs: Any = "runs", out: str = "runs/tables", combine: Any = None) -> tuple[list[str], Path, list[str]]:
+    """Returns the patterns of runs, the folder to write to, and the combinations.
+
+    The signature is the schema of the command line.
+    """
+    patterns = _texts("runs", runs, "a folder, a pattern, or a list of them: runs=[A,B]")
+    combinations = [] if combine is None else _texts("combine", combine, "A+B, or a list of such: combine=[A+B,A+C]")
+    return patterns, Path(out), combinations
+
+
+def _texts(key: str, value: Any, words: str) -> list[str]:
+    """Returns one text or several as a list. Raises ValueError, with `words` for what must be given, for all else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"{key}={'null' if value is None else value}: must be {words}")
+    return texts
 
 
 def main(arguments: list[str]) -> None:
@@ -60,13 +70,15 @@ def main(arguments: list[str]) -> None:
     if choice not in CHOICES:
         raise ValueError(f"{choice}: must be one of {', '.join(CHOICES)}")
     if malformed := [word for word in words if "=" not in word or word.startswith("-")]:
-        raise ValueError(f"{malformed[0]}: must be runs=PATTERN or out=FOLDER")
-    patterns, out = settings(**bound(_configuration(words), settings))
+        raise ValueError(f"{malformed[0]}: must be runs=PATTERN, out=FOLDER or combine=A+B")
+    patterns, out, combine = settings(**bound(_configuration(words), settings))
+    if combine and choice != "transfer":
+        raise ValueError(f"combine={combine[0]}: is for transfer; compare combines classifiers by itself")
 
     runs = read_runs(patterns)
     transfers = read_transfers(patterns) if choice in (*_TRANSFER_TABLES, "transfer", "all") else []
     for name in _pages(choice, transfers):
-        page = _page_of(name, runs, transfers)
+        page = _page_of(name, runs, transfers, combine)
         print(page.markdown())
         print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
 
@@ -89,7 +101,7 @@ def _configuration(words: list[str]) -> DictConfig:
     return resolved(config)
 
 
-def _page_of(name: str, runs: list[Run], transfers: list[Transfer]) -> Page:
+def _page_of(name: str, runs: list[Run], transfers: list[Transfer], combine: list[str]) -> Page:
     """Returns the page of one of CHOICES but "all"."""
     # Imported here because torch takes a second, and --help should not.
     from sppnet.results.comparisons import classes_page, comparison_page
@@ -101,7 +113,7 @@ def _page_of(name: str, runs: list[Run], transfers: list[Transfer]) -> Page:
     if name in _PAPER_TABLES:
         return table_page(name, runs)
     if name == "transfer":
-        return transfer_page(transfers)
+        return transfer_page(transfers, combine)
     if name in _TRANSFER_TABLES:
         return table8_page(transfers) if name == "table8" else transfer_table_page(name, transfers, runs)
 

@@ -26,7 +26,7 @@ def wrong(scores: Scores, k: int = 1) -> np.ndarray:
 
 
 def combine(tested: Sequence[Scores]) -> Scores:
-    """Combines networks as the paper does, by the mean of their softmax scores.
+    """Combines networks as the paper does, by the mean of their softmax scores, or SVMs by that of their decisions.
 
     Raises ValueError unless all are of the same images in the same order.
     """

@@ -16,10 +16,21 @@ _RESAMPLES = 200  # the standard deviation of a bootstrap is then known within 5
 
 def measures(scores: Scores) -> dict[str, float]:
     """Returns the accuracies or the mean average precisions, as fractions in 0..1, by their names above."""
-    if scores.labels.ndim == 1:
-        return dict(zip(ACCURACIES, (float(1 - wrong(scores).mean()), _mean(class_values(scores))), strict=True))
-    means = [_mean(_average_precisions(scores, points)) for points in (11, None)]
-    return dict(zip(PRECISIONS, means, strict=True))
+    if scores.several_labels:
+        values = [_mean(_average_precisions(scores, points)) for points in (11, None)]
+    else:
+        values = [float(1 - wrong(scores).mean()), _mean(class_values(scores))]
+    return dict(zip(measure_names(scores.several_labels), values, strict=True))
+
+
+def measure_names(several_labels: bool) -> tuple[str, str]:
+    """Returns the names of the two measures of images with one label, or with several."""
+    return PRECISIONS if several_labels else ACCURACIES
+
+
+def quantity_text(several_labels: bool) -> str:
+    """Names what the measures are of."""
+    return "mAP" if several_labels else "accuracy"
 
 
 def class_values(scores: Scores) -> np.ndarray:
@@ -27,7 +38,7 @@ def class_values(scores: Scores) -> np.ndarray:
 
     A tie counts as wrong, as in `metrics.top_k_wrong`.
     """
-    if scores.labels.ndim == 2:
+    if scores.several_labels:
         return _average_precisions(scores, 11)
     classes = scores.scores.shape[1]
     hits = np.bincount(scores.labels, weights=~wrong(scores), minlength=classes)

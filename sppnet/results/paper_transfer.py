@@ -6,7 +6,7 @@ from typing import NamedTuple
 class TransferColumn(NamedTuple):
     """A column of Table 6 or 7: one network trained on ImageNet, and one view of the images of another data set."""
 
-    letter: str  # as the paper has it; "" for a number of the text
+    letter: str  # as the paper has it; the section for a number of the text
     architecture: str  # a key of BACKBONES
     variant: str  # a key of VARIANTS
     view: str  # "crop": the centre 224 x 224; "full": the whole image; "warp": the image resized to 224 x 224
@@ -16,19 +16,32 @@ class TransferColumn(NamedTuple):
 
 
 class TransferTable(NamedTuple):
-    """What Table 6 or 7 shows."""
+    """Table 6 or 7: its columns, and the images that they were measured on."""
 
     title: str
     source: str  # of the data
+    several_labels: bool  # of an image: the numbers are mean average precisions, else accuracies
+    classes: int
+    n_train: int  # training images of a split
+    n_test: int | None  # test images of a split, if the paper gives their number
+    test_per_class: int | None  # at most so many are tested of a class; None: all
+    protocol: str  # what a reader should know of the numbers
     columns: tuple[TransferColumn, ...]
 
 
 # arXiv:1406.4729v4, Tables 6 and 7, and §3.3 for the warped image. The paper's pool5/7 (6x6) is pool5_6x6 here, its SPP
 # pool5/7 is pool5, fc6/8 is fc6 and fc7/9 is fc7. Which sizes the networks of ZF-5 were trained at: v1, §3.2.
 VOC2007 = TransferTable(
-    "Table 6: VOC 2007, classification by SVMs on frozen features",
-    "voc2007",
-    (
+    title="Table 6: VOC 2007, classification by SVMs on frozen features",
+    source="voc2007",
+    several_labels=True,
+    classes=20,
+    n_train=5_011,
+    n_test=4_952,
+    test_per_class=None,
+    protocol="5,011 training and 4,952 test images, one split. The paper does not say which average precision it "
+    "gives; recall at 11 points is that of VOC 2007. Labels of 0 are left out.",
+    columns=(
         TransferColumn(
             "(a)",
             "zf5",
@@ -78,9 +91,16 @@ VOC2007 = TransferTable(
 )
 
 CALTECH101 = TransferTable(
-    "Table 7: Caltech-101 by SVMs on frozen features",
-    "caltech101",
-    (
+    title="Table 7: Caltech-101 by SVMs on frozen features",
+    source="caltech101",
+    several_labels=False,
+    classes=102,  # with the background
+    n_train=102 * 30,
+    n_test=None,
+    test_per_class=50,
+    protocol="30 training and at most 50 test images of each of 102 categories, 10 random splits in the paper. The "
+    "paper does not say whether its accuracy is that of all images or the mean over categories.",
+    columns=(
         TransferColumn(
             "(a)",
             "zf5",
@@ -117,7 +137,7 @@ CALTECH101 = TransferTable(
             {"pool5_6x6": 91.46, "pool5": 93.42, "fc6": 91.83, "fc7": 90.00},
             "table7_overfeat7_full224",
         ),
-        TransferColumn("", "zf5", "alternate", "warp", 224, {"pool5": 89.91}, "table7_zf5_warp224"),
+        TransferColumn("§3.3", "zf5", "alternate", "warp", 224, {"pool5": 89.91}, "table7_zf5_warp224"),
     ),
 )
 
@@ -129,10 +149,6 @@ LENGTHS = {
     "zf5, crop": {"conv4": 384 * 13 * 13, "conv5": 256 * 13 * 13},
     "overfeat7": {"pool5_6x6": 512 * 36, "pool5": 512 * 50, "fc6": 4096, "fc7": 4096},
 }
-
-VOC2007_IMAGES = (5_011, 4_952)  # trainval and test
-# Caltech-101 as in §3.3: categories with the background, training images and at most so many test images of each.
-CALTECH101_CLASSES, CALTECH101_TRAIN, CALTECH101_TEST = 102, 30, 50
 
 TABLE8_TITLE = "Table 8: VOC 2007 and Caltech-101, other methods and ours"
 # Table 8: method -> (mAP on VOC 2007, accuracy on Caltech-101 with its standard deviation), as printed.

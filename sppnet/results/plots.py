@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_COLORS = ("#1f5fbf", "#d1603d", "#3f8f5b", "#8a5fb0", "#8c6d1f", "#4a4a4a")
+# Okabe and Ito's colours, which readers of any colour vision tell apart. A marker beside each helps in print; as there
+# are more markers than colours, no pair of both repeats soon.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_NEUTRAL_COLOR = "#595959"
+_DOTS = ((1, 1.5), (4, 1.5, 1, 1.5), (4, 1.5, 1, 1.5, 1, 1.5))  # patterns of levels: ink and gap in line widths
 _GRID_COLOR = "#e3e7ee"
 
 
@@ -61,8 +66,8 @@ class LayerCurve(NamedTuple):
 
     label: str
     points: dict[str, tuple[float, float | None]]  # layer -> mean in % and standard deviation; None without one
-    color: int  # curves of one network share it
-    dashed: bool
+    network: int  # a trained network and the same one untrained share the number, and so colour and marker
+    trained: bool  # untrained ones are dashed, with hollow markers
 
 
 def layer_curves(
@@ -70,27 +75,43 @@ def layer_curves(
 ) -> Any:
     """Plots a curve per entry through its means at each layer, with a bar of one standard deviation up and down.
 
+    Untrained networks are in the legend only if the trained one is not.
+
     Args:
         layers: from left to right.
         levels: label -> value in %, each a dotted line across the plot.
     """
     figure, axes = _axes(height=4.2)
-    for i, curve in enumerate(curves):
+    middle = max(curve.network for curve in curves) / 2
+    drawn = []
+    for curve in curves:
         shown = [(x, *curve.points[layer]) for x, layer in enumerate(layers) if layer in curve.points]
-        xs = [x + 0.03 * (i - (len(curves) - 1) / 2) for x, _, _ in shown]  # so that bars do not hide each other
-        color = _COLORS[curve.color % len(_COLORS)]
-        style = {"linestyle": "--" if curve.dashed else "-", "markerfacecolor": "white" if curve.dashed else color}
+        xs = [x + 0.04 * (curve.network - middle) for x, _, _ in shown]  # so that bars do not hide each other
         means, bars = [mean for _, mean, _ in shown], [deviation or 0 for _, _, deviation in shown]
-        axes.errorbar(xs, means, bars, marker="o", markersize=5, capsize=3, color=color, label=curve.label, **style)
+        drawn.append(axes.errorbar(xs, means, bars, markersize=5, capsize=3, label=curve.label, **_style(curve)))
+
+    trained = {curve.network for curve in curves if curve.trained}
+    twins = [not curve.trained and curve.network in trained for curve in curves]
+    legend = [handle for handle, twin in zip(drawn, twins, strict=True) if not twin]
+    if any(twins):
+        style = {"color": _NEUTRAL_COLOR, "markerfacecolor": "white", "label": "dashed: the same, untrained"}
+        legend += axes.plot([], [], "--o", **style)
     for i, (label, value) in enumerate(levels.items()):
-        axes.axhline(value, linestyle=(0, (1 + i, 2)), color=_COLORS[-1], label=label)
+        dots = (0, _DOTS[i % len(_DOTS)])
+        legend.append(axes.axhline(value, linestyle=dots, color=_NEUTRAL_COLOR, label=label))
 
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlim(-0.4, len(layers) - 0.6)
     axes.set_ylabel(f"{quantity} in %")
     axes.grid(axis="y", color=_GRID_COLOR)
-    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    axes.legend(handles=legend, frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     return figure
+
+
+def _style(curve: LayerCurve) -> dict[str, Any]:
+    color, marker = _COLORS[curve.network % len(_COLORS)], _MARKERS[curve.network % len(_MARKERS)]
+    style = {"color": color, "marker": marker}
+    return style if curve.trained else style | {"linestyle": "--", "markerfacecolor": "white"}
 
 
 def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> Any:

@@ -42,6 +42,11 @@ class Scores:
     names: np.ndarray
     about: dict[str, Any]
 
+    @property
+    def several_labels(self) -> bool:
+        """Whether images have several labels, rather than one class each."""
+        return self.labels.ndim == 2
+
 
 def is_of_validation_images(about: dict[str, Any], config: dict[str, Any], result: Result | None) -> bool:
     """Whether scores are of exactly the images that the run validated on, wherever these are now.
@@ -103,7 +108,7 @@ def check_single_label(scores: Scores, source: str) -> None:
     Args:
         source: of the scores, for the error.
     """
-    if scores.labels.ndim != 1:
+    if scores.several_labels:
         raise ValueError(f"{source}: a label for every class, as of `transfer` on VOC; must be one label per image")
 
 

@@ -1,60 +1,100 @@
 """Tables of transferred features: how networks, views, means and gains are written, and the notes below them."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
 
+from sppnet.results.combinations import Combination
 from sppnet.results.comparisons import gain_text, percent
-from sppnet.results.decisions import ACCURACIES, PRECISIONS
+from sppnet.results.decisions import quantity_text
 from sppnet.results.page import Page
 from sppnet.results.runs import VARIANTS
 from sppnet.results.transfers import Feature, Gain, gain, pixels_baseline, untrained_baseline
 
 
-def add_features(page: Page, found: Sequence[Feature]) -> None:
-    """Adds a table of features of one protocol with their gains over the baselines among them, and notes about it."""
-    names, labels = measure_names(found[0]), network_labels(found)
-    several_runs = any(len(feature.runs) > 1 for feature in found)
+class _Row(NamedTuple):
+    """A row of the table of features."""
+
+    texts: list[str]  # network, what it was trained on, view, layer, length
+    feature: Feature
+    baselines: Mapping[str, Sequence[Feature | None]]  # what gains are counted from; None for one that was not run
+
+
+def add_features(page: Page, found: Sequence[Feature], combinations: Sequence[Combination] = ()) -> None:
+    """Adds a table of features of one protocol with their gains over the baselines among them, and notes about it.
+
+    Args:
+        found: the features.
+        combinations: of some of them, as rows below.
+    """
+    labels = network_labels(found)
+    rows = [_feature_row(feature, label, found) for feature, label in zip(found, labels, strict=True)]
+    rows += [_combination_row(combination, found) for combination in combinations]
+
+    several_runs = any(len(row.feature.runs) > 1 for row in rows)
     headers = ["network", "trained on", "view", "layer", "length", "runs", "splits"]
-    headers += [f"{quantity_text(found[0])} in %, {names[0]}", names[1], *["± over runs"] * several_runs]
+    headers += [*measure_headers(found[0]), *["± over runs"] * several_runs]
+    cells = []
+    for row in rows:
+        means = [mean_text(row.feature, name) for name in row.feature.measure_names]
+        cells.append([*row.texts, *count_cells(row.feature), *means, *[_runs_text(row.feature)] * several_runs])
 
-    rows = []
-    for feature, label in zip(found, labels, strict=True):
-        cells = [label, training_text(feature), view_text(feature), feature.about["layer"]]
-        cells += [f"{feature.about['length']:,}", *count_cells(feature)]
-        values = [mean_text(feature, name) for name in names] + [_runs_text(feature, names[0])] * several_runs
-        rows.append([*cells, *values])
-
-    gains = []
-    for name, find in {"untrained": untrained_baseline, "pixels": pixels_baseline}.items():
-        column = [_gain_over(feature, find(feature, found)) for feature in found]
-        if present := [one for one in column if one is not None]:
-            gains += present
+    gains: list[Gain] = []
+    for name in ("untrained", "pixels", "each part"):
+        column = [gains_over(row.feature, *row.baselines.get(name, ())) for row in rows]
+        if any(column):
             headers.append(f"gain over {name}")
-            rows = [[*row, gain_cell(one)] for row, one in zip(rows, column, strict=True)]
-    page.table(headers, rows)
+            cells = [[*row, gains_cell(one)] for row, one in zip(cells, column, strict=True)]
+            gains += chain.from_iterable(column)
+    page.table(headers, cells)
 
-    for line in [*spread_notes(found), *_gain_notes(gains), *_network_notes(found, labels)]:
+    notes = [*spread_notes(found), *_combination_notes(combinations), *_gain_notes(gains)]
+    for line in [*notes, *_network_notes(found, labels)]:
         page.text(line)
 
 
-def _gain_over(feature: Feature, baseline: Feature | None) -> Gain | None:
-    return None if baseline is None else gain(feature, baseline)
+def _feature_row(feature: Feature, label: str, found: Sequence[Feature]) -> _Row:
+    baselines = {"untrained": [untrained_baseline(feature, found)], "pixels": [pixels_baseline(feature, found)]}
+    return _Row(_texts(feature, label), feature, baselines)
 
 
-def measure_names(feature: Feature) -> tuple[str, str]:
-    """Returns the names of the two measures of a feature."""
-    return PRECISIONS if feature.shape[2] else ACCURACIES
+def _combination_row(combination: Combination, found: Sequence[Feature]) -> _Row:
+    """Returns a row with the layers of all parts, and of the other texts those that differ, joined by +."""
+    parts = combination.parts
+    labels = network_labels([*found, *parts])[len(found) :]
+    columns = list(zip(*map(_texts, parts, labels), strict=True))
+    texts = [" + ".join(column) if len(set(column)) > 1 else column[0] for column in columns]
+    texts[3] = combination.feature.about["layer"]
+
+    pixels = [pixels_baseline(part, found) for part in parts]
+    shared = pixels[:1] if all(one is pixels[0] for one in pixels) else []
+    return _Row(texts, combination.feature, {"pixels": shared, "each part": parts})
 
 
-def quantity_text(feature: Feature) -> str:
-    """Names what the measures of a feature are of."""
-    return "mAP" if feature.shape[2] else "accuracy"
+def _texts(feature: Feature, label: str) -> list[str]:
+    """Returns the first cells of a row: what the feature is."""
+    about = feature.about
+    return [label, training_text(feature), view_text(feature), about["layer"], f"{about['length']:,}"]
+
+
+def gains_over(feature: Feature, *baselines: Feature | None) -> list[Gain]:
+    """Returns the gain over every baseline that was run on splits that the feature has, too."""
+    gains = [gain(feature, baseline) for baseline in baselines if baseline is not None]
+    return [one for one in gains if one is not None]
+
+
+def measure_headers(feature: Feature) -> list[str]:
+    """Returns the headers of the two measures of a feature."""
+    first, second = feature.measure_names
+    return [f"{quantity_text(feature.shape.several_labels)} in %, {first}", second]
 
 
 def protocol_text(found: Sequence[Feature]) -> str:
     """Describes the data of features of one protocol."""
-    about, (n, classes, _) = found[0].about, found[0].shape
-    return f"{about['data_text']}: {classes} classes, {about['n_train']:,} training and {n:,} test images"
+    about, shape = found[0].about, found[0].shape
+    images = f"{about['n_train']:,} training and {shape.images:,} test images"
+    return f"{about['data_text']}: {shape.classes} classes, {images}"
 
 
 def network_label(feature: Feature) -> str:
@@ -104,7 +144,7 @@ def view_text(feature: Feature) -> str:
 def count_cells(feature: Feature) -> list[str]:
     """Returns the cells of the numbers of runs and splits; "7 of 10" splits where not all are done."""
     done = len(feature.splits)
-    planned = max(transfer.about["splits"] for split in feature.splits for transfer in feature.at(split))
+    planned = max(transfer.about["splits"] for transfer in feature.transfers)
     return [f"{len(feature.runs)}", f"{done}" if done >= planned else f"{done} of {planned}"]
 
 
@@ -114,14 +154,15 @@ def mean_text(feature: Feature, measure: str) -> str:
     return percent(feature.mean(measure)) + ("" if deviation is None else f" ± {percent(deviation)}")
 
 
-def _runs_text(feature: Feature, measure: str) -> str:
+def _runs_text(feature: Feature) -> str:
     """Formats the standard deviation over runs of their means over splits, in %; "" with one run."""
-    return percent(statistics.stdev(feature.means(measure))) if len(feature.runs) > 1 else ""
+    means = feature.means(feature.measure_names[0])
+    return percent(statistics.stdev(means)) if len(means) > 1 else ""
 
 
-def gain_cell(value: Gain | None) -> str:
-    """Formats a gain in % with its interval; "" without one."""
-    return "" if value is None else gain_text(value.value, value.low, value.high)
+def gains_cell(gains: Sequence[Gain]) -> str:
+    """Formats gains in % with their intervals; "" without any."""
+    return ", ".join(gain_text(one.value, one.low, one.high) for one in gains)
 
 
 def spread_notes(found: Sequence[Feature]) -> list[str]:
@@ -132,6 +173,16 @@ def spread_notes(found: Sequence[Feature]) -> list[str]:
     several = any(len(feature.splits) > 1 for feature in found)
     spread = "±: standard deviation over random splits, with several runs its mean over them. " if several else ""
     return [f"{spread}SVMs: {'; '.join(solvers)}."]
+
+
+def _combination_notes(combinations: Sequence[Combination]) -> list[str]:
+    """Says what combinations are."""
+    if not combinations:
+        return []
+    return [
+        "A + B: features combined by the mean of the decision values of their SVMs, with equal weights. Gains over "
+        "each part are in this order."
+    ]
 
 
 def _gain_notes(gains: Sequence[Gain]) -> list[str]:

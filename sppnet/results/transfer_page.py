@@ -5,19 +5,21 @@ from typing import Any
 
 import numpy as np
 
+from sppnet.results.combinations import combined
 from sppnet.results.comparisons import Rows, percent
+from sppnet.results.decisions import quantity_text
 from sppnet.results.page import Page
 from sppnet.results.plots import LayerCurve, layer_curves
 from sppnet.results.scores import Scores
 from sppnet.results.transfer_cells import (
     add_features,
-    gain_cell,
+    gains_cell,
+    gains_over,
     mean_text,
-    measure_names,
+    measure_headers,
     network_label,
     network_labels,
     protocol_text,
-    quantity_text,
     training_text,
     view_text,
 )
@@ -26,9 +28,9 @@ from sppnet.results.transfers import (
     Transfer,
     by_protocol,
     features,
-    gain,
     layer_order,
     pixels_baseline,
+    protocol,
     untrained_baseline,
 )
 from sppnet.runtime.checkout import shown_command
@@ -37,10 +39,13 @@ _ALL_CLASSES = 40  # tables by class of more classes show the ends only
 _ENDS = 10
 
 
-def transfer_page(transfers: Sequence[Transfer]) -> Page:
+def transfer_page(transfers: Sequence[Transfer], combine: Sequence[str] = ()) -> Page:
     """Makes a page of every feature, by data set, beside the untrained network and raw pixels.
 
-    Raises ValueError without any.
+    Args:
+        combine: features to combine, each as `combined` takes them: "pool5+fc7".
+
+    Raises ValueError without any features, and what `combined` raises.
     """
     if not transfers:
         raise ValueError(
@@ -53,9 +58,12 @@ def transfer_page(transfers: Sequence[Transfer]) -> Page:
         "counted on the same splits from the same layer of the same network with random weights, and from raw 16 x 16 "
         "pixels."
     )
+    combinations = [combined(text, transfers) for text in combine]
     for found in by_protocol(features(transfers)):
         page.heading(protocol_text(found))
-        add_features(page, found)
+        add_features(
+            page, found, [one for one in combinations if protocol(one.feature.about) == protocol(found[0].about)]
+        )
         _add_plot(page, found)
         _add_classes(page, found)
     return page
@@ -68,17 +76,14 @@ def summary_table(decisions: Sequence[tuple[dict[str, Any], Scores]]) -> Rows:
         decisions: (`Scores.about`, scores), all of the same data set and number of training images.
     """
     found = features([Transfer.in_memory(about, scores) for about, scores in decisions])
-    first, second = measure_names(found[0])
-    headers = ["layer", "view", "length", "splits", f"{quantity_text(found[0])} in %, {first}", second]
-    headers.append("gain over untrained (95 % interval)")
+    headers = ["layer", "view", "length", "splits", *measure_headers(found[0]), "gain over untrained (95 % interval)"]
     rows = []
     for feature in found:
         about = feature.about
         layer = about["layer"] + ("" if feature.trained or feature.is_pixels else ", untrained")
         cells = [layer, view_text(feature), f"{about['length']:,}", f"{len(feature.splits)}"]
-        baseline = untrained_baseline(feature, found)
-        gained = gain_cell(None if baseline is None else gain(feature, baseline))
-        rows.append([*cells, mean_text(feature, first), mean_text(feature, second), gained])
+        gained = gains_cell(gains_over(feature, untrained_baseline(feature, found)))
+        rows.append([*cells, *(mean_text(feature, name) for name in feature.measure_names), gained])
     return headers, rows
 
 
@@ -86,36 +91,35 @@ def summary_table(decisions: Sequence[tuple[dict[str, Any], Scores]]) -> Rows:
 
 
 def _add_plot(page: Page, found: Sequence[Feature]) -> None:
-    """Adds a plot by layer: a curve per network and view, untrained ones dashed, pixels as a level."""
-    measure, labels = measure_names(found[0])[0], network_labels(found)
+    """Adds a plot by layer: a curve per network and view, trained or not, and pixels as a level."""
+    measure, labels = found[0].measure_names[0], network_labels(found)
     curves: dict[str, LayerCurve] = {}
     levels: dict[str, float] = {}
-    networks: list[str] = []
+    networks: dict[tuple[str, str], int] = {}  # (setting, view) -> the number of the network in the plot
     for feature, label in zip(found, labels, strict=True):
         mean, deviation = 100 * feature.mean(measure), feature.deviation(measure)
-        network = f"{label}, {view_text(feature)}"
+        name = f"{label}, {view_text(feature)}"
         if feature.is_pixels:
-            levels[network] = mean
+            levels[name] = mean
             continue
 
-        networks += [] if network in networks else [network]
-        name = f"{network}, {f'trained on {training_text(feature)}' if feature.trained else 'untrained'}"
-        curve = curves.setdefault(name, LayerCurve(name, {}, networks.index(network), not feature.trained))
+        name += f", trained on {training_text(feature)}" if feature.trained else ", untrained"
+        number = networks.setdefault((feature.setting, view_text(feature)), len(networks))
+        curve = curves.setdefault(name, LayerCurve(name, {}, number, feature.trained))
         curve.points[feature.about["layer"]] = (mean, None if deviation is None else 100 * deviation)
 
     if layers := sorted({layer for curve in curves.values() for layer in curve.points}, key=layer_order):
-        quantity = f"{quantity_text(found[0])}, {measure}"
+        quantity = f"{quantity_text(found[0].shape.several_labels)}, {measure}"
         figure = layer_curves(list(curves.values()), layers, levels, quantity)
         page.figure(figure, f"{quantity}, by layer: {'; '.join([*curves, *levels])}")
 
 
 def _add_classes(page: Page, found: Sequence[Feature]) -> None:
     """Adds a table by class of the best trained feature beside its baselines, the largest gain first."""
-    measure = measure_names(found[0])[0]
     trained = [feature for feature in found if feature.trained]
     if not trained:
         return
-    best = max(trained, key=lambda feature: feature.mean(measure))
+    best = max(trained, key=Feature.first_mean)
     headers, rows = classes_table(best, [untrained_baseline(best, found), pixels_baseline(best, found)])
 
     text = f"By class: {network_label(best)}, {view_text(best)}, {best.about['layer']}, the best on these test images"
@@ -132,7 +136,7 @@ def classes_table(feature: Feature, baselines: Sequence[Feature | None]) -> Rows
     Args:
         baselines: the untrained network and the pixels; None for one that was not run.
     """
-    unit = "average precision" if feature.shape[2] else "accuracy"
+    unit = "average precision" if feature.shape.several_labels else "accuracy"
     names = [name for name, one in zip(("untrained", "pixels"), baselines, strict=True) if one is not None]
     values = [feature.class_means(), *(one.class_means() for one in baselines if one is not None)]
     headers = ["class", f"{unit} in %", *names, *([f"gain over {names[0]}"] if names else [])]

@@ -5,20 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.results.decisions import ACCURACIES, PRECISIONS
+from sppnet.results.decisions import measure_names, quantity_text
 from sppnet.results.missing import transfer_command
 from sppnet.results.page import Page
 from sppnet.results.paper_transfer import (
-    CALTECH101,
-    CALTECH101_CLASSES,
-    CALTECH101_TEST,
-    CALTECH101_TRAIN,
     LENGTHS,
     TABLE8,
     TABLE8_TITLE,
     TRANSFER_TABLES,
-    VOC2007,
-    VOC2007_IMAGES,
     TransferColumn,
     TransferTable,
 )
@@ -48,13 +42,14 @@ def transfer_table_page(name: str, transfers: Sequence[Transfer], runs: Sequence
     """
     table = TRANSFER_TABLES[name]
     page = Page(table.title)
-    found = features([transfer for transfer in transfers if transfer.about["data"].get("source") == table.source])
+    found = _features_of(table, transfers)
     by_column = _by_column(table, found)
-    first, second = _measure_names(table)
+    first, second = measure_names(table.several_labels)
 
-    page.text(f"{_quantity(table)} in %, the paper's beside ours from networks trained on ImageNet.")
+    quantity = quantity_text(table.several_labels)
+    page.text(f"The paper's {quantity} in %, beside ours from networks trained on ImageNet.")
     headers = ["column", "network", "view", "layer", "length", "paper", f"ours, {first}", f"ours, {second}"]
-    rows = [row for column in table.columns for row in _column_rows(table, column, by_column[column.experiment])]
+    rows = [row for column in table.columns for row in _column_rows(column, by_column[column.experiment])]
     page.table([*headers, "runs", "splits"], rows)
     _add_table_notes(page, table, by_column, runs)
 
@@ -71,18 +66,16 @@ def table8_page(transfers: Sequence[Transfer]) -> Page:
     page = Page(TABLE8_TITLE)
     page.text("Mean average precision on VOC 2007 and accuracy on Caltech-101 in %, as the paper prints them.")
     best: dict[str, dict[str, Feature]] = {"ImageNet": {}}
-    for table in (VOC2007, CALTECH101):
-        for feature in features([one for one in transfers if one.about["data"].get("source") == table.source]):
-            if feature.trained and _is_of_table(table, feature):
+    for table in TRANSFER_TABLES.values():
+        for feature in _features_of(table, transfers):
+            if feature.trained and _has_paper_images(table, feature):
                 bests = best.setdefault(training_text(feature), {})
-                measure = _measure_names(table)[0]
-                leader = bests.setdefault(table.source, feature)
-                if feature.mean(measure) > leader.mean(measure):
-                    bests[table.source] = feature
+                bests[table.source] = max(bests.get(table.source, feature), feature, key=Feature.first_mean)
 
     rows = [[method, *numbers] for method, numbers in TABLE8.items()]
     for trained_on, bests in best.items():
-        cells = [mean_text(bests[t.source], _measure_names(t)[0]) if t.source in bests else "-" for t in _TABLES]
+        ours = [bests.get(table.source) for table in TRANSFER_TABLES.values()]
+        cells = ["-" if feature is None else mean_text(feature, feature.measure_names[0]) for feature in ours]
         rows.append([f"ours, trained on {trained_on}", *cells])
     page.table(["method", "VOC 2007", "Caltech-101"], rows)
 
@@ -103,31 +96,27 @@ def table8_page(transfers: Sequence[Transfer]) -> Page:
 
 # Tables 6 and 7.
 
-_TABLES = (VOC2007, CALTECH101)
+
+def _features_of(table: TransferTable, transfers: Sequence[Transfer]) -> list[Feature]:
+    """Returns the features that were tested on the data of a table."""
+    return features([transfer for transfer in transfers if transfer.about["data"].get("source") == table.source])
 
 
-def _measure_names(table: TransferTable) -> tuple[str, str]:
-    return PRECISIONS if table is VOC2007 else ACCURACIES
-
-
-def _quantity(table: TransferTable) -> str:
-    return "Mean average precision" if table is VOC2007 else "Accuracy"
-
-
-def _is_of_table(table: TransferTable, feature: Feature) -> bool:
+def _has_paper_images(table: TransferTable, feature: Feature) -> bool:
     """Whether a feature was tested on exactly the paper's numbers of classes and images."""
-    (n, classes, several_labels), about = feature.shape, feature.about
-    if table is VOC2007:
-        return several_labels and (about["n_train"], n) == VOC2007_IMAGES
-    if several_labels or (classes, about["n_train"]) != (CALTECH101_CLASSES, CALTECH101_CLASSES * CALTECH101_TRAIN):
+    shape = feature.shape
+    ours = (shape.several_labels, shape.classes, feature.about["n_train"])
+    if ours != (table.several_labels, table.classes, table.n_train):
         return False
+    if table.test_per_class is None:
+        return shape.images == table.n_test
     labels = feature.at(feature.splits[0])[0].scores.labels
-    return int(np.bincount(labels).max()) == CALTECH101_TEST
+    return int(np.bincount(labels).max()) == table.test_per_class
 
 
 def _by_column(table: TransferTable, found: Sequence[Feature]) -> dict[str, list[Feature]]:
     """Returns experiment -> our features that belong into this column of the paper's table."""
-    candidates = [f for f in found if f.trained and f.about["network"]["on_imagenet"] and _is_of_table(table, f)]
+    candidates = [f for f in found if f.trained and f.about["network"]["on_imagenet"] and _has_paper_images(table, f)]
     other_widths = {feature.setting for feature in candidates if not _has_paper_length(feature)}
     candidates = [feature for feature in candidates if feature.setting not in other_widths]
     return {
@@ -156,17 +145,21 @@ def _is_of_column(feature: Feature, column: TransferColumn) -> bool:
     return bool(ours == (column.architecture, column.variant, column.view, column.scale, False, 1))
 
 
-def _column_rows(table: TransferTable, column: TransferColumn, ours: Sequence[Feature]) -> list[list[str]]:
+def _column_texts(column: TransferColumn) -> tuple[str, str]:
+    """Names the network and the view of a column."""
+    return f"{column.architecture}, {VARIANTS[column.variant]}", f"{column.view} {column.scale}"
+
+
+def _column_rows(column: TransferColumn, ours: Sequence[Feature]) -> list[list[str]]:
     """Returns a row for every layer of a column: those the paper has a number of, and others that were run."""
     layers = sorted({*column.numbers, *(_paper_layer(feature.about) for feature in ours)}, key=layer_order)
-    names = [column.letter or "§3.3", f"{column.architecture}, {VARIANTS[column.variant]}"]
     rows = []
     for layer in layers:
         paper = f"{column.numbers[layer]:.2f}" if layer in column.numbers else "-"
-        cells = [*names, f"{column.view} {column.scale}", layer]
+        cells = [column.letter, *_column_texts(column), layer]
         measured = [feature for feature in ours if _paper_layer(feature.about) == layer]
         for feature in measured:
-            means = [mean_text(feature, measure) for measure in _measure_names(table)]
+            means = [mean_text(feature, measure) for measure in feature.measure_names]
             rows.append([*cells, f"{feature.about['length']:,}", paper, *means, *count_cells(feature)])
         if not measured:
             rows.append([*cells, "", paper, "-", "-", "", ""])
@@ -178,26 +171,16 @@ def _add_table_notes(
 ) -> None:
     """Adds what the numbers of the table mean, and the command for every column that lacks a layer."""
     ours = [feature for column in by_column.values() for feature in column]
-    if table is VOC2007:
-        page.text(
-            f"{VOC2007_IMAGES[0]:,} training and {VOC2007_IMAGES[1]:,} test images, one split. The paper does not say "
-            "which average precision it gives; recall at 11 points is that of VOC 2007. Labels of 0 are left out."
-        )
-    else:
-        page.text(
-            f"{CALTECH101_TRAIN} training and at most {CALTECH101_TEST} test images of each of {CALTECH101_CLASSES} "
-            "categories, 10 random splits in the paper. The paper does not say whether its accuracy is that of all "
-            "images or the mean over categories."
-        )
-    for line in spread_notes(ours):
+    for line in [table.protocol, *spread_notes(ours)]:
         page.text(line)
 
     lines = []
     for column in table.columns:
         run = {_paper_layer(feature.about) for feature in by_column[column.experiment]}
         if missing := [layer for layer in column.numbers if layer not in run]:
-            name = f"{column.letter} " if column.letter else ""
-            text = f"{name}{column.architecture}, {VARIANTS[column.variant]}, {column.view} {column.scale}"
+            text = f"{column.letter} {', '.join(_column_texts(column))}"
             lines.append(f"{text}: {', '.join(missing)}: {transfer_command(column, runs)}")
-    for line in (["Not run yet, with the command that does it:"] if lines else []) + lines:
+    if lines:
+        page.text("Not run yet, with the command that does it:")
+    for line in lines:
         page.text(line)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sppnet.results.comparisons import wrong
-from sppnet.results.decisions import class_values, measures, resampled_precisions
+from sppnet.results.decisions import class_values, measure_names, measures, resampled_precisions
 from sppnet.results.records import read_result
 from sppnet.results.runs import matching_folders, transfer_files
 from sppnet.results.scores import Scores, read_about, read_scores
@@ -60,6 +60,14 @@ _NETWORK = {
 }
 
 
+class Shape(NamedTuple):
+    """What the decisions of one split are of."""
+
+    images: int
+    classes: int
+    several_labels: bool  # of an image, rather than one class each
+
+
 @dataclass(frozen=True, eq=False)
 class Transfer:
     """Decisions of linear SVMs on one feature, for the test images of one split.
@@ -99,10 +107,11 @@ class Transfer:
         return resampled_precisions(self.scores)
 
     @cached_property
-    def shape(self) -> tuple[int, int, bool]:
-        """Numbers of test images and classes, and whether images have several labels."""
+    def shape(self) -> Shape:
+        """The numbers of test images and classes, and the kind of labels."""
         scores = self.scores
-        return *scores.scores.shape, scores.labels.ndim == 2
+        images, classes = scores.scores.shape
+        return Shape(images, classes, scores.several_labels)
 
     @property
     def scores(self) -> Scores:
@@ -194,9 +203,14 @@ class Feature:
         return str(self.about["network"]["setting"])
 
     @property
-    def shape(self) -> tuple[int, int, bool]:
-        """Numbers of test images and classes of the first split, and whether images have several labels."""
+    def shape(self) -> Shape:
+        """The numbers of test images and classes of the first split, and the kind of labels."""
         return self._any.shape
+
+    @property
+    def measure_names(self) -> tuple[str, str]:
+        """The names of its two measures; gains are counted in the first."""
+        return measure_names(self.shape.several_labels)
 
     @property
     def splits(self) -> list[int]:
@@ -211,6 +225,10 @@ class Feature:
         """Returns the mean over runs of the mean over splits, a fraction."""
         return statistics.mean(self.means(measure))
 
+    def first_mean(self) -> float:
+        """Returns the mean of the first measure, by which features are ranked."""
+        return self.mean(self.measure_names[0])
+
     def deviation(self, measure: str) -> float | None:
         """Returns the standard deviation over splits (n - 1), its mean over runs; None with one split."""
         deviations = [statistics.stdev(values) for values in self._values(measure) if len(values) > 1]
@@ -221,11 +239,16 @@ class Feature:
 
         Nan for classes that a split has no test image of.
         """
-        return np.mean([one.class_values for splits in self.runs.values() for one in splits.values()], axis=0)
+        return np.mean([transfer.class_values for transfer in self.transfers], axis=0)
 
     def at(self, split: int) -> list[Transfer]:
         """Returns the decisions of every run that has this split."""
         return [splits[split] for splits in self.runs.values() if split in splits]
+
+    @property
+    def transfers(self) -> list[Transfer]:
+        """The decisions of every run and split."""
+        return [transfer for splits in self.runs.values() for transfer in splits.values()]
 
     @property
     def _any(self) -> Transfer:
@@ -270,7 +293,8 @@ def _is_pixels(about: dict[str, Any]) -> bool:
     return about["layer"] == PIXELS
 
 
-def _protocol(about: dict[str, Any]) -> tuple[Any, ...]:
+def protocol(about: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what must be equal for decisions to share a table: the data, and the images of the split."""
     return tuple(about[key] for key in ("data_text", "n_train", "split", "images", "train_images"))
 
 
@@ -281,14 +305,14 @@ def _images_by_folder(transfers: Sequence[Transfer]) -> dict[Path, tuple[Any, ..
         about, folder = transfer.about, transfer.path.parent
         if folder not in first or about["split"] < first[folder]["split"]:
             first[folder] = about
-    return {folder: _protocol(about) for folder, about in first.items()}
+    return {folder: protocol(about) for folder, about in first.items()}
 
 
 def by_protocol(found: Sequence[Feature]) -> list[list[Feature]]:
     """Groups features by data set, training and test images: features that can share a table."""
     groups: dict[tuple[Any, ...], list[Feature]] = {}
     for feature in found:
-        groups.setdefault(_protocol(feature.about), []).append(feature)
+        groups.setdefault(protocol(feature.about), []).append(feature)
     return list(groups.values())
 
 
@@ -339,23 +363,25 @@ def gain(feature: Feature, baseline: Feature) -> Gain | None:
         return None
     pairs = [(feature.at(split), baseline.at(split)) for split in splits]
     for ours, theirs in pairs:
-        _check_same_split(*ours, *theirs)
+        check_same_split(*ours, *theirs)
 
     if len(splits) == 1:
         return _gain_over_images(*pairs[0])
     differences = [_mean_measure(ours) - _mean_measure(theirs) for ours, theirs in pairs]
-    interval = resampled_interval(differences, feature.about["n_train"], feature.shape[0])
+    interval = resampled_interval(differences, feature.about["n_train"], feature.shape.images)
     return Gain(statistics.mean(differences), *interval, over_splits=True)
 
 
 def _gain_over_images(ours: Sequence[Transfer], theirs: Sequence[Transfer]) -> Gain:
     value = _mean_measure(ours) - _mean_measure(theirs)
-    if not ours[0].shape[2]:
+    if not ours[0].shape.several_labels:
         sides = [np.stack([transfer.wrong for transfer in side]) for side in (theirs, ours)]
         return Gain(value, *gain_interval(*sides), over_splits=False)
 
     resampled = [np.mean([transfer.resampled for transfer in side], axis=0) for side in (ours, theirs)]
-    variance = max(float((resampled[0] - resampled[1]).var(ddof=1)), 2 / ours[0].shape[0] ** 2)  # as `gain_interval`
+    variance = max(
+        float((resampled[0] - resampled[1]).var(ddof=1)), 2 / ours[0].shape.images ** 2
+    )  # as `gain_interval`
     spread = 1.96 * math.sqrt(variance)
     return Gain(value, max(-1.0, value - spread), min(1.0, value + spread), over_splits=False)
 
@@ -365,7 +391,7 @@ def _mean_measure(transfers: Sequence[Transfer]) -> float:
     return statistics.mean(next(iter(transfer.measures.values())) for transfer in transfers)
 
 
-def _check_same_split(first: Transfer, *others: Transfer) -> None:
+def check_same_split(first: Transfer, *others: Transfer) -> None:
     """Raises ValueError unless all were trained and tested on the same images."""
     for other in others:
         if any(first.about[key] != other.about[key] for key in ("images", "train_images", "classes")):

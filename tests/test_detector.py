@@ -30,8 +30,9 @@ def network():
 
 
 def made_boxes(n, seed=0):
-    corner = torch.from_numpy(np.random.default_rng(seed).integers(0, 60, (n, 2)))
-    size = torch.from_numpy(np.random.default_rng(seed + 1).integers(5, 60, (n, 2)))
+    # Fractions, so that no overlap is a limit exactly, which float32 and float64 may decide differently.
+    corner = torch.from_numpy(np.random.default_rng(seed).uniform(0, 60, (n, 2)))
+    size = torch.from_numpy(np.random.default_rng(seed + 1).uniform(5, 60, (n, 2)))
     return torch.cat([corner, corner + size], dim=1).float()
 
 

@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from sppnet.detect.regression import BoxRegressor
 from sppnet.network import SPPNet, load_network
 from sppnet.runtime.files import atomic_file
-from sppnet.runtime.names import first_line
+from sppnet.runtime.names import check_names, first_line
 
 # Layers whose features SVMs can be trained on, in the order of the forward pass.
 LAYERS = ("pool5", "fc6", "fc7")
@@ -66,7 +66,8 @@ def layer_features(network: SPPNet, pooled: Tensor, layers: Sequence[str]) -> Te
 
 
 def layer_length(network: SPPNet, layer: str) -> int:
-    """Returns the number of values of a feature of one of LAYERS."""
+    """Returns the number of values of a feature of one of LAYERS. Raises ValueError for another layer."""
+    check_names("layer", [layer], LAYERS)
     return network.fc6.in_features if layer == "pool5" else network.hidden
 
 

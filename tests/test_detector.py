@@ -6,8 +6,8 @@ import torch
 
 from sppnet.detect.detector import (
     BoxRegressors,
+    DetectedBoxes,
     Detector,
-    ImageDetections,
     LinearSvms,
     SuppressionSettings,
     detect,
@@ -106,7 +106,7 @@ def shifted_right(pixels_of_width_10):
 
 def test_boxes_are_moved_by_the_regressor_of_their_class_and_clipped_to_the_image():
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 0, 60, 10], [20, 20, 30, 30]])
-    before = ImageDetections(boxes, torch.tensor([0, 0, 1]), torch.tensor([3.0, 2, 1]))
+    before = DetectedBoxes(boxes, torch.tensor([0, 0, 1]), torch.tensor([3.0, 2, 1]))
     after = with_moved_boxes(
         before, torch.zeros(3, 3), BoxRegressors((shifted_right(5), None), 1.0), (40, 62), SuppressionSettings()
     )
@@ -116,7 +116,7 @@ def test_boxes_are_moved_by_the_regressor_of_their_class_and_clipped_to_the_imag
 
 def test_boxes_that_meet_after_they_were_moved_are_suppressed_again():
     boxes = torch.tensor([[0.0, 0, 10, 10], [12, 0, 22, 10]])
-    before = ImageDetections(boxes, torch.tensor([0, 0]), torch.tensor([1.0, 2]))
+    before = DetectedBoxes(boxes, torch.tensor([0, 0]), torch.tensor([1.0, 2]))
     pooled = torch.tensor([[1.2, 0, 0], [0, 0, 0]])
     regressor = BoxRegressor(torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]), torch.zeros(4))
     after = with_moved_boxes(before, pooled, BoxRegressors((regressor,), 1.0), (40, 40), SuppressionSettings())
@@ -125,7 +125,7 @@ def test_boxes_that_meet_after_they_were_moved_are_suppressed_again():
 
 
 def test_a_box_that_would_leave_the_image_stays_where_it_was():
-    before = ImageDetections(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0]), torch.tensor([1.0]))
+    before = DetectedBoxes(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([0]), torch.tensor([1.0]))
     after = with_moved_boxes(before, torch.zeros(1, 3), BoxRegressors((shifted_right(500),), 1.0), (40, 40), ALL)
     assert after.boxes.tolist() == [[0, 0, 10, 10]]
 

@@ -39,8 +39,8 @@ class SuppressionSettings:
             raise ValueError(f"test.most={self.most}: must be at least 1")
 
 
-class ImageDetections(NamedTuple):
-    """The detections in one image, highest score first.
+class DetectedBoxes(NamedTuple):
+    """The detected boxes of one image, highest score first.
 
     boxes: float32 (D, 4), x0, y0, x1, y1 in pixels, half-open.
     labels: int64 (D,).
@@ -107,7 +107,7 @@ class BoxRegressors:
         return moved
 
 
-def detect(scores: Tensor, windows: Tensor, settings: SuppressionSettings) -> tuple[ImageDetections, Tensor]:
+def detect(scores: Tensor, windows: Tensor, settings: SuppressionSettings) -> tuple[DetectedBoxes, Tensor]:
     """Makes detections of scored windows, class by class.
 
     Args:
@@ -120,7 +120,7 @@ def detect(scores: Tensor, windows: Tensor, settings: SuppressionSettings) -> tu
     window, label = (scores >= settings.least_score).nonzero(as_tuple=True)
     values, boxes = scores[window, label], windows[window].float()
     kept = _suppressed(boxes, values, label, settings)
-    return ImageDetections(boxes[kept], label[kept], values[kept]), window[kept]
+    return DetectedBoxes(boxes[kept], label[kept], values[kept]), window[kept]
 
 
 def _suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, settings: SuppressionSettings) -> Tensor:
@@ -134,12 +134,12 @@ def _suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, settings: Suppres
 
 
 def with_moved_boxes(
-    detections: ImageDetections,
+    detections: DetectedBoxes,
     pooled: Tensor,
     regressors: BoxRegressors,
     size: tuple[int, int],
     settings: SuppressionSettings,
-) -> ImageDetections:
+) -> DetectedBoxes:
     """Moves the boxes of detections towards their objects, and suppresses those that are duplicates then.
 
     Args:
@@ -155,7 +155,7 @@ def with_moved_boxes(
     empty = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
     boxes[empty] = detections.boxes[empty]
     kept = _suppressed(boxes, detections.scores, detections.labels, settings)
-    return ImageDetections(boxes[kept], detections.labels[kept], detections.scores[kept])
+    return DetectedBoxes(boxes[kept], detections.labels[kept], detections.scores[kept])
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,8 @@ Shape letters: N images, C channels of the last convolution, B bins of the pyram
 """
 
 import copy
+import hashlib
+import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -320,6 +322,15 @@ def _keep_as_built(network: SPPNet) -> None:
 
 
 INITIALIZATIONS = {"paper": _initialize_as_paper, "fan_in": _initialize_by_fan_in, "none": _keep_as_built}
+
+
+def weights_digest(network: SPPNet) -> str:
+    """Returns a hash of a network's description and weights: 16 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(network.description(), sort_keys=True).encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:

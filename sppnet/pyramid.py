@@ -63,7 +63,7 @@ def pool_windows(features: Tensor, windows: Tensor, levels: Iterable[int] = (6, 
     Raises ValueError for windows that are not integers, empty, outside the maps, or of an image index out of range.
     """
     levels = check_levels(levels)
-    _check_windows(features, windows)
+    check_windows(features, windows)
     # roi_pool supports float32 and float64; converting 16-bit floats to float32 and back changes no value.
     exact = features if features.dtype == torch.float64 else features.float()
     inclusive = windows - windows.new_tensor([0, 0, 0, 1, 1])
@@ -104,7 +104,8 @@ def bins_one_by_one(maps: Tensor, n: int) -> Tensor:
     return torch.stack(maxima, dim=2).unflatten(2, (n, n))
 
 
-def _check_windows(features: Tensor, windows: Tensor) -> None:
+def check_windows(features: Tensor, windows: Tensor) -> None:
+    """Raises ValueError for feature maps and windows that `pool_windows` does not take."""
     if windows.ndim != 2 or windows.shape[1] != 5 or windows.is_floating_point() or windows.dtype == torch.bool:
         raise ValueError(f"windows of shape {tuple(windows.shape)} and {windows.dtype}: must be (K, 5) integers")
     if features.ndim != 4:

@@ -20,10 +20,10 @@ from sppnet.data.batches import to_network_input
 from sppnet.data.images import UnreadableImage, decode_image
 from sppnet.data.sources import content_digests, open_data
 from sppnet.geometry import cut_to_longest_aspect, size_at_shorter_side
-from sppnet.network import SPPNet
+from sppnet.network import SPPNet, weights_digest
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer import features as features_module
-from sppnet.transfer.features import FeatureExtractor, check_view, extract_features, weights_digest
+from sppnet.transfer.features import FeatureExtractor, check_view, extract_features
 from sppnet.windows import pool_image_windows
 
 CPU = Hardware(accelerator="cpu", workers=0, precision="float32")

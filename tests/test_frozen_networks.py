@@ -12,9 +12,8 @@ from omegaconf import OmegaConf
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.commands.frozen_networks import build_network, chosen_layers, load_run, untrained_twin
-from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, save_network
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, save_network, weights_digest
 from sppnet.runtime.run_directory import checkpoint_digest
-from sppnet.transfer.features import weights_digest
 from test_evaluate import make_run
 
 

@@ -10,13 +10,13 @@ import torch
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.data.sources import content_digests
-from sppnet.network import SPPNet
+from sppnet.network import SPPNet, weights_digest
 from sppnet.results.scores import read_scores, write_scores
 from sppnet.results.transfers import PIXELS, TRANSFER_RULES, features, read_transfers
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer import evaluator
 from sppnet.transfer.evaluator import FrozenNetwork, View, transfer_to_files
-from sppnet.transfer.features import extract_features, weights_digest
+from sppnet.transfer.features import extract_features
 from sppnet.transfer.probe import Svm, decisions_by_gram, gram_matrix
 from sppnet.transfer.protocols import open_transfer_data
 from test_protocols import make_voc

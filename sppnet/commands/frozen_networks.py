@@ -12,12 +12,11 @@ from sppnet.backbones import BACKBONES
 from sppnet.commands.naming import content_hash
 from sppnet.commands.settings import bound, bound_choice
 from sppnet.commands.train import pooling
-from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, INITIALIZATIONS, SPPNet, load_network
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, INITIALIZATIONS, SPPNet, load_network, weights_digest
 from sppnet.results.records import read_result
 from sppnet.results.runs import Run
 from sppnet.runtime.run_directory import checkpoint_digest, read_run_config
 from sppnet.timm_backbone import pretrained_statistics
-from sppnet.transfer.features import weights_digest
 
 _FC_LAYERS = ("fc6", "fc7", "fc8")
 

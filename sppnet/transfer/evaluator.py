@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.network import SPPNet
+from sppnet.network import SPPNet, weights_digest
 from sppnet.results.scores import Scores, read_scores, write_scores
 from sppnet.results.transfers import PIXELS, TRANSFER_RULES
 from sppnet.runtime.environment import environment
 from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.progress import Progress
 from sppnet.transfer.feature_files import Features
-from sppnet.transfer.features import PIXELS_SIDE, extract_features, weights_digest
+from sppnet.transfer.features import PIXELS_SIDE, extract_features
 from sppnet.transfer.probe import Svm, decisions_by_features, decisions_by_gram, gram_matrix
 from sppnet.transfer.protocols import TransferData
 

@@ -4,8 +4,6 @@ Shape letters: N images of equal size, C filters, h and w cells of a map, d valu
 """
 
 import contextlib
-import hashlib
-import json
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
@@ -21,7 +19,7 @@ from sppnet.data.batches import resize_batch, to_network_input
 from sppnet.data.images import crop, resize_shorter_side
 from sppnet.data.inputs import Inputs, load_groups
 from sppnet.data.sources import Images, content_digests
-from sppnet.network import SPPNet
+from sppnet.network import SPPNet, weights_digest
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.results.transfers import PIXELS
 from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
@@ -162,15 +160,6 @@ def _open_or_make(
         layer: features or make_features(folder / layer, identities[layer], names, digests, lengths[layer])
         for layer, features in found.items()
     }
-
-
-def weights_digest(network: SPPNet) -> str:
-    """Returns a hash of a network's description and weights: 16 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(network.description(), sort_keys=True).encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
 
 
 class FeatureExtractor:

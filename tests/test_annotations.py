@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.data.annotations import Annotation, read_annotation
+from sppnet.data.annotations import AnnotatedObject, Annotation, read_annotation
+from sppnet.data.annotations import annotation_xml as annotation_xml_of
 
 
 def box_xml(xmin=48, ymin=240, xmax=195, ymax=371):
@@ -133,3 +134,14 @@ def test_a_deep_or_missing_file_ends_in_an_error_or_an_annotation(tmp_path):
     assert read_annotation(b"<annotation>" + deep + b"</annotation>", "x").objects == ()
     with pytest.raises(FileNotFoundError, match=r"^x\.xml: there is no such file$"):
         read_annotation(tmp_path / "x.xml", "x.xml")
+
+
+def test_what_is_written_is_read_back():
+    objects = (
+        AnnotatedObject("dog & <cat>", (0, 0, 353, 500), difficult=True, truncated=False),
+        AnnotatedObject("ü", (7, 11, 8, 12), difficult=False, truncated=True),
+        AnnotatedObject("dog", (0.5, 2.25, 3, 4), difficult=False, truncated=False),
+    )
+    annotation = Annotation(353, 500, objects)
+    assert read_annotation(annotation_xml_of("x.jpg", annotation), "x") == annotation
+    assert read_annotation(annotation_xml_of("x.jpg", Annotation(None, None, ())), "x") == Annotation(None, None, ())

@@ -108,9 +108,8 @@ def _read_split(top: Path, split: str) -> _Split:
     for name, file in class_files.items():
         if different := sorted(labels[name].keys() ^ set(images)):
             raise ValueError(f"{file}: has other images than the other files of {split}: {listing(different)}")
-    paths = image_paths(
-        top / "JPEGImages", images
-    )  # refuses names with slashes before they are paths
+    # Before annotations are read: it refuses names with slashes, which could lead out of the folder.
+    paths = image_paths(top / "JPEGImages", images)
     if class_files:
         columns = {name: np.array([labels[name][image] for image in images], np.int8) for name in labels}
     else:

@@ -24,7 +24,7 @@ from sppnet.commands.configs import choices as choices_of
 from sppnet.commands.configs import groups_of, suits
 from sppnet.commands.evaluated_runs import read_protocols
 from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
-from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES
+from sppnet.data.sources import DATA_SOURCES, DETECTION_SOURCES, MULTI_LABEL_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
 from sppnet.results.runs import Run
 from sppnet.runtime.hardware import Hardware
@@ -33,6 +33,7 @@ from sppnet.transfer.probe import Svm
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")
 ROOT = "data.root=/some/where"
+WITHOUT_ROOT = {"shapes", "hub", "scenes"}  # data whose configs need no root
 
 
 def composed(*overrides, resolve=True):
@@ -49,7 +50,7 @@ def check(config):
     bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     bound(config.pooling, train_script.pooling, "pooling.")
     bound(config.sizes, Sizes, "sizes.")
-    bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES | DETECTION_SOURCES, "data.")
     Recipe(**bound(config.recipe, Recipe, "recipe."))
     Machine(**bound(config.trainer, Machine, "trainer."))
 
@@ -120,7 +121,7 @@ def training_choices():
 
 @pytest.mark.parametrize(("group", "choice"), training_choices())
 def test_every_shipped_choice_fits_the_code(group, choice):
-    needs_root = group == "experiment" or choice in {"folder", "imagenet", "caltech101", "prepared", "voc2007"}
+    needs_root = group == "experiment" or (choice not in WITHOUT_ROOT and group == "data")
     check(composed(f"{group}={choice}", *([ROOT] if needs_root else [])))
 
 
@@ -154,7 +155,26 @@ def test_the_experiments_train_the_networks_of_the_paper(architecture, variant):
 
 def test_every_backbone_and_data_source_has_a_config():
     assert {choice for group, choice in choices() if group == "backbone"} == set(BACKBONES)
-    assert {choice for group, choice in choices() if group == "data"} == set(DATA_SOURCES | MULTI_LABEL_SOURCES)
+    sources = DATA_SOURCES | MULTI_LABEL_SOURCES | DETECTION_SOURCES
+    assert {choice for group, choice in choices() if group == "data"} == set(sources)
+    assert len(sources) == len(DATA_SOURCES) + len(MULTI_LABEL_SOURCES) + len(DETECTION_SOURCES)
+
+
+@pytest.mark.parametrize("source", DETECTION_SOURCES)
+def test_a_config_of_detection_data_has_every_key_of_its_source(source):
+    config = composed(f"data={source}", *([] if source in WITHOUT_ROOT else [ROOT]))
+    _, options = bound_choice(config.data, "source", DETECTION_SOURCES, "data.")
+    signature = inspect.signature(DETECTION_SOURCES[source])
+    assert set(options) == set(signature.parameters)
+    for key, parameter in signature.parameters.items():
+        assert parameter.default in (inspect.Parameter.empty, options[key])
+
+
+@pytest.mark.parametrize("source", DETECTION_SOURCES)
+def test_data_for_detection_is_refused_by_commands_for_labels(source):
+    config = composed(f"data={source}", *([] if source in WITHOUT_ROOT else [ROOT]))
+    with pytest.raises(ValueError, match=rf"^data\.source={source}: must be one of shapes, folder"):
+        bound_source(config.data)
 
 
 def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():

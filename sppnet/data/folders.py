@@ -280,15 +280,20 @@ def _split_by_fraction(images: ImageFiles, fraction: float, seed: int) -> tuple[
 
 
 def _shuffled_classes(images: ImageFiles, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each class with the indices of its images, in an order that depends only on the seed and the image names.
+    """Yields each class with the indices of its images, shuffled by `shuffled_order`."""
+    ends = np.cumsum(np.bincount(images.labels))
+    for name, members in zip(images.classes, np.split(np.arange(len(images)), ends[:-1]), strict=True):
+        yield name, members[shuffled_order(images.paths[members], seed)]
+
+
+def shuffled_order(names: Sequence[bytes] | np.ndarray, seed: int) -> list[int]:
+    """Returns the indices of names in an order that depends only on the seed and the names.
 
     It sorts by hashes instead of using a random generator, so that an added file does not move the others and no
     release of a library can change the split.
     """
-    ends = np.cumsum(np.bincount(images.labels))
-    for name, members in zip(images.classes, np.split(np.arange(len(images)), ends[:-1]), strict=True):
-        ranks = [hashlib.sha256(b"%d/%b" % (seed, path)).digest() for path in images.paths[members]]
-        yield name, members[sorted(range(len(members)), key=ranks.__getitem__)]
+    ranks = [hashlib.sha256(b"%d/%b" % (seed, name)).digest() for name in names]
+    return sorted(range(len(ranks)), key=ranks.__getitem__)
 
 
 def _of_classes(splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | None) -> tuple[ImageFiles, ImageFiles]:
@@ -300,6 +305,12 @@ def _of_classes(splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | 
         return splits
     train, val = splits
     known = sorted({*train.classes, *val.classes})
+    check_classes(classes, known, train.root)
+    return _relabelled(train, set(classes)), _relabelled(val, set(classes))
+
+
+def check_classes(classes: Sequence[str], known: Sequence[str], place: str) -> None:
+    """Raises ValueError for no class, a class that is given twice, and one that is not among the `known` of `place`."""
     if not classes:
         raise ValueError("classes=[]: must name at least one class, or be null for all")
     for i, name in enumerate(classes):
@@ -308,8 +319,7 @@ def _of_classes(splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | 
         if name not in known:
             close = get_close_matches(name, known)
             hint = f"did you mean {' or '.join(close)}?" if close else f"there are {listing(known)}"
-            raise ValueError(printable(f"classes: {train.root} has no class {name}; {hint}"))
-    return _relabelled(train, set(classes)), _relabelled(val, set(classes))
+            raise ValueError(printable(f"classes: {place} has no class {name}; {hint}"))
 
 
 def _relabelled(images: ImageFiles, classes: set[str]) -> ImageFiles:

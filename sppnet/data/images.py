@@ -1,4 +1,4 @@
-"""One image on the CPU: read, decode, resize, crop.
+"""Encoded images by index; one image on the CPU: read, decode, resize, crop.
 
 Letters: h and w pixels of height and width. Channels are R, G, B; values run from 0 to 255.
 """
@@ -10,7 +10,9 @@ import re
 import stat
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -68,6 +70,21 @@ _AS_STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+class Images(Protocol):
+    """Encoded images by index, from 0."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The content of an image file. Raises `UnreadableImage` if it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """The name of an image, unique in all splits of a data set together."""
+
+    def fingerprint(self) -> str:
+        """A hash that changes with names and labels, and with contents if known without reading every file."""
+
+
 class UnreadableImage(ValueError):  # noqa: N818 (names what is wrong with the file, as errors of data sets do)
     """An image file that cannot be read or decoded. The message is one printable line: its name and the reason."""
 
@@ -97,6 +114,21 @@ def read_image_file(path: str, name: str, max_bytes: int = _MAX_FILE_BYTES) -> b
         if error.errno in _EXHAUSTED:
             raise
         raise UnreadableImage(printable(f"{name}: {error.strerror}")) from error
+
+
+def read_image_size(path: str, name: str) -> tuple[int, int]:
+    """Reads the (height, width) of a file's upright image, as `decode_image` returns it, from the header alone.
+
+    Raises UnreadableImage, with `name` and the reason, if there is no such file or header.
+    """
+    try:
+        if not Path(path).is_file():
+            raise ValueError("there is no such file")
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            return (width, height) if _orientation(image) >= 5 else (height, width)
+    except Exception as error:  # damaged files raise almost any error
+        raise UnreadableImage(printable(f"{name}: {first_line(error)}")) from error
 
 
 def decode_image(encoded: bytes, name: str, max_pixels: int = _MAX_PIXELS) -> Tensor:

@@ -17,27 +17,17 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from sppnet.data.coco import coco
 from sppnet.data.folders import caltech101, folder, imagenet, shapes
+from sppnet.data.images import Images as Images  # the interface of all data sets, known from here as well
 from sppnet.data.images import UnreadableImage
+from sppnet.data.objects import DetectionSplits
+from sppnet.data.scenes import scenes
 from sppnet.data.stores import hub, prepared
 from sppnet.data.voc import MultiLabelSplits, voc2007
+from sppnet.data.voc_objects import voc_objects
 from sppnet.runtime.names import listing
 from sppnet.runtime.progress import Progress
-
-
-class Images(Protocol):
-    """Encoded images by index, from 0."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> bytes:
-        """The content of an image file. Raises `sppnet.data.images.UnreadableImage` if it cannot be read."""
-
-    def name(self, index: int) -> str:
-        """The name of an image, unique in train and val together."""
-
-    def fingerprint(self) -> str:
-        """A hash that changes with names and labels, and with contents if known without reading every file."""
 
 
 class LabelledImages(Images, Protocol):
@@ -215,6 +205,9 @@ DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = 
 
 # Images with several labels each: for linear classifiers on features, not for training a network on one label.
 MULTI_LABEL_SOURCES: dict[str, Callable[..., MultiLabelSplits]] = {"voc2007": voc2007}
+
+# Images with the boxes of objects: for detection.
+DETECTION_SOURCES: dict[str, Callable[..., DetectionSplits]] = {"voc": voc_objects, "coco": coco, "scenes": scenes}
 
 
 def open_data(source: str, /, **options: Any) -> ImageData:

@@ -1,8 +1,6 @@
-"""PASCAL VOC: annotations in XML, and the classification task of VOC 2007 with several labels per image."""
+"""The classification task of PASCAL VOC 2007, with several labels per image, and the files of VOC's layout."""
 
-import math
 import os
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,114 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sppnet.data.annotations import read_annotation
 from sppnet.data.folders import NamedFiles, existing_folder, files_fingerprint
-from sppnet.runtime.names import first_line, listing, printable
-
-_MAX_XML_BYTES = 2_000_000  # five thousand objects
-
-# Reading annotations.
-
-
-class AnnotatedObject(NamedTuple):
-    """An object in an image."""
-
-    name: str  # of its class
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels from 0; x1 and y1 are just outside
-    difficult: bool  # ignored by the protocols of VOC
-    truncated: bool
-
-
-class Annotation(NamedTuple):
-    """What an annotation file says of its image. Width and height are None if it does not say them."""
-
-    width: int | None
-    height: int | None
-    objects: tuple[AnnotatedObject, ...]
-
-
-def read_annotation(source: Path | bytes, name: str) -> Annotation:
-    """Reads an annotation in the XML of PASCAL VOC.
-
-    VOC's boxes count pixels from 1 and include the last one; these count from 0 and are half-open, so that
-    (1, 1, 500, 375) becomes (0, 0, 500, 375). Some files have fractions of pixels, which stay. Boxes that reach beyond
-    the image stay, too. A `difficult` or `truncated` that is missing is False, and a size of 0 is one that is missing.
-
-    Args:
-        source: the file or its content.
-        name: what errors call it.
-
-    Raises FileNotFoundError if there is no such file, and ValueError, with `name` and the number of the object, for
-    anything else: other XML, empty boxes, a DOCTYPE (nine lines of entities can make a billion), more than 2 MB.
-    """
-    try:
-        root = _parsed(source if isinstance(source, bytes) else _content(source))
-        objects = tuple(_read_object(i, element) for i, element in enumerate(root.findall("object"), 1))
-        return Annotation(_length(root, "width"), _length(root, "height"), objects)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(printable(f"{name}: there is no such file")) from error
-    except (ValueError, ElementTree.ParseError) as error:
-        raise ValueError(printable(f"{name}: {first_line(error)}")) from error
-
-
-def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_MAX_XML_BYTES + 1)
-
-
-def _parsed(content: bytes) -> ElementTree.Element:
-    """Returns the element <annotation> of a document without entities of its own."""
-    if len(content) > _MAX_XML_BYTES:
-        raise ValueError(f"more than {_MAX_XML_BYTES:,} bytes")
-    # Given as text, whatever encoding the file declares, so that no encoding hides a DOCTYPE from the search.
-    text = content.decode("utf-8")
-    if "<!DOCTYPE" in text:
-        raise ValueError("found a DOCTYPE, which may define entities, expected XML without one")
-    root = ElementTree.fromstring(text)
-    if root.tag != "annotation":
-        raise ValueError(f"found <{root.tag}>, expected <annotation>")
-    return root
-
-
-def _read_object(number: int, element: ElementTree.Element) -> AnnotatedObject:
-    name = (element.findtext("name") or "").strip()
-    try:
-        if not name:
-            raise ValueError("has no <name>")
-        x0, y0, x1, y1 = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
-        if x1 <= x0 - 1 or y1 <= y0 - 1:
-            raise ValueError(f"has the empty box xmin {x0:g}, ymin {y0:g}, xmax {x1:g}, ymax {y1:g}")
-        return AnnotatedObject(name, (x0 - 1, y0 - 1, x1, y1), _flag(element, "difficult"), _flag(element, "truncated"))
-    except ValueError as error:
-        raise ValueError(f"object {number}{f' ({name})' if name else ''} {error}") from error
-
-
-def _number(element: ElementTree.Element, tag: str) -> float:
-    text = element.findtext(tag)
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"has {text!r} as <{tag}>, expected a number")
-    return value
-
-
-def _flag(element: ElementTree.Element, tag: str) -> bool:
-    text = (element.findtext(tag) or "0").strip()
-    if text not in ("0", "1"):
-        raise ValueError(f"has {text!r} as <{tag}>, expected 0 or 1")
-    return text == "1"
-
-
-def _length(root: ElementTree.Element, tag: str) -> int | None:
-    """The width or height of the image; None if it is missing or 0."""
-    if not (root.findtext(f"size/{tag}") or "").strip():
-        return None
-    length = _number(root, f"size/{tag}")
-    if length < 0:
-        raise ValueError(f"has the {tag} {length:g}")
-    return int(length) or None
-
+from sppnet.runtime.names import listing, printable
 
 # The classification task.
 
@@ -203,7 +96,7 @@ def _read_split(top: Path, split: str) -> _Split:
     class_files = {name.removesuffix(f"_{split}.txt"): main / name for name in names if name.endswith(f"_{split}.txt")}
     labels = {name: _read_class_file(file) for name, file in class_files.items()}
     if f"{split}.txt" in names:
-        images = _read_list(main / f"{split}.txt")
+        images = read_list(main / f"{split}.txt")
     elif class_files:
         images = list(next(iter(labels.values())))
     else:
@@ -215,7 +108,8 @@ def _read_split(top: Path, split: str) -> _Split:
     for name, file in class_files.items():
         if different := sorted(labels[name].keys() ^ set(images)):
             raise ValueError(f"{file}: has other images than the other files of {split}: {listing(different)}")
-    paths = _image_paths(top, images)  # also refuses names with slashes, before they become paths of annotations
+    # Before annotations are read: it refuses names with slashes, which could lead out of the folder.
+    paths = image_paths(top / "JPEGImages", images)
     if class_files:
         columns = {name: np.array([labels[name][image] for image in images], np.int8) for name in labels}
     else:
@@ -235,8 +129,8 @@ def _read_class_file(file: Path) -> dict[str, int]:
     return labels
 
 
-def _read_list(file: Path) -> list[str]:
-    """Reads the names of images, one on each line."""
+def read_list(file: Path) -> list[str]:
+    """Reads the names of images, one on each line. ValueError, with the line, for a name that is there twice."""
     images: dict[str, None] = {}
     for place, image in _lines(file):
         _check_new(image, images, place)
@@ -257,8 +151,12 @@ def _check_new(image: str, images: Container[str], place: str) -> None:
         raise ValueError(printable(f"{place}: found {image} a second time"))
 
 
-def _image_paths(top: Path, images: Sequence[str]) -> list[str]:
-    folder = existing_folder(top / "JPEGImages")
+def image_paths(folder: Path, images: Sequence[str]) -> list[str]:
+    """Returns the path of each image from the folder around `folder`, by its name without the suffix.
+
+    Raises FileNotFoundError if an image is missing.
+    """
+    existing_folder(folder)
     found: dict[str, str] = {}
     for file in sorted(folder.iterdir(), reverse=True):  # a.jpg comes after a.png, and takes its place
         if file.suffix.lower() in (".jpg", ".jpeg", ".png"):

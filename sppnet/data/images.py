@@ -121,10 +121,19 @@ def read_image_size(path: str, name: str) -> tuple[int, int]:
 
     Raises UnreadableImage, with `name` and the reason, if there is no such file or header.
     """
+    if not Path(path).is_file():
+        raise UnreadableImage(printable(f"{name}: there is no such file"))
+    return _size_in_header(path, name)
+
+
+def encoded_image_size(encoded: bytes, name: str) -> tuple[int, int]:
+    """Returns what `read_image_size` does, from the content of a file."""
+    return _size_in_header(io.BytesIO(encoded), name)
+
+
+def _size_in_header(file: str | io.BytesIO, name: str) -> tuple[int, int]:
     try:
-        if not Path(path).is_file():
-            raise ValueError("there is no such file")
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_FORMATS) as image:
             width, height = image.size
             return (width, height) if _orientation(image) >= 5 else (height, width)
     except Exception as error:  # damaged files raise almost any error

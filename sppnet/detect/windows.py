@@ -1,0 +1,122 @@
+"""The windows of a set of images with their maps and objects: everything that training and testing read.
+
+Letters: K windows of an image, k objects in it, C classes, d values of a feature.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sppnet.data.images import encoded_image_size
+from sppnet.data.objects import AnnotatedImages, Objects
+from sppnet.detect.map_files import MapFiles
+from sppnet.detect.maps import WindowRules, find_cells, pool_windows_at_scales
+from sppnet.detect.matching import best_overlaps
+from sppnet.detect.proposal_files import Proposals
+from sppnet.network import SPPNet
+from sppnet.runtime.progress import Progress
+
+# Computes features of pooled windows: float32 (M, C * B) -> (M, d), row by row.
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class WindowsOfImages:
+    """Images with their proposals, cached maps and objects.
+
+    images: the images.
+    proposals: their windows.
+    maps: their maps, by the convolutions of `network`.
+    network: pools; its fully connected layers are not used.
+    rules: the scales of the maps, and the cells of a window.
+    use_difficult: whether difficult objects are objects to train on.
+    """
+
+    images: AnnotatedImages
+    proposals: Proposals
+    maps: MapFiles
+    network: SPPNet
+    rules: WindowRules
+    use_difficult: bool = False
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the C classes."""
+        return self.images.classes
+
+    @cached_property
+    def _sizes(self) -> dict[int, tuple[int, int]]:
+        return {}
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Returns the (height, width) of an image in pixels."""
+        if index not in self._sizes:
+            self._sizes[index] = encoded_image_size(self.images.read(index), self.images.name(index))
+        return self._sizes[index]
+
+    def objects(self, index: int) -> Objects:
+        """Returns the objects of an image to train on."""
+        objects = self.images.objects(index)
+        return objects if self.use_difficult else objects.of(~objects.difficult)
+
+    def windows(self, index: int) -> np.ndarray:
+        """Returns the proposals of an image: int64 (K, 4)."""
+        return self.proposals.windows(index)
+
+    def features(self, index: int, windows: np.ndarray, head: Head, *, mirrored: bool = False) -> Tensor:
+        """Computes features of windows (K, 4) of an image, or of the same windows of its mirror image: (K, d)."""
+        found = find_cells(windows, self.size(index), self.network.backbone, self.rules, mirrored=mirrored)
+        maps = [one.to(self.network.fc8.weight.device) for one in self.maps.read(index, mirrored=mirrored)]
+        with torch.no_grad():
+            return pool_windows_at_scales(maps, found, self.network.pyramid.levels, head)
+
+    def overlaps(self, index: int, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `best_overlaps` of windows (K, 4) with the objects of an image to train on."""
+        return best_overlaps(windows, self.objects(index), len(self.classes))
+
+    def is_negative(self, index: int, windows: np.ndarray, limit: float) -> np.ndarray:
+        """Returns bool (K, C): whether a window overlaps every object of the class, difficult or not, by less."""
+        highest, _ = best_overlaps(windows, self.images.objects(index), len(self.classes))
+        return highest < limit
+
+
+class DrawnWindows:
+    """Pools windows of any images, a few of each, and reads only their cells from the files of maps.
+
+    The windows of an image are its proposals, followed by its objects to train on.
+    """
+
+    def __init__(self, data: WindowsOfImages) -> None:
+        self.data = data
+        with Progress("cells of windows", len(data)) as progress:
+            self._cells = [self._find_cells(index, progress) for index in range(len(data))]
+
+    def _find_cells(self, index: int, progress: Progress) -> np.ndarray:
+        """Returns int16 (2, K + k, 5): scale and cells of each window, in the image and in its mirror image."""
+        windows, data = self.windows(index), self.data
+        both = []
+        for mirrored in (False, True):
+            found = find_cells(windows, data.size(index), data.network.backbone, data.rules, mirrored=mirrored)
+            both.append(np.column_stack([found.scales, found.cells])[found.places])
+        progress.add(1)
+        return np.stack(both).astype(np.int16)
+
+    def windows(self, index: int) -> np.ndarray:
+        """Returns the windows of an image: float64 (K + k, 4)."""
+        return np.concatenate([self.data.windows(index), self.data.objects(index).boxes])
+
+    def __call__(self, images: np.ndarray, windows: np.ndarray, mirrored: np.ndarray) -> Tensor:
+        """Pools windows: indices of images and windows, and whether to mirror, (n,) each -> float32 (n, C * B)."""
+        pooled = []
+        for image, window, flip in zip(images.tolist(), windows.tolist(), mirrored.tolist(), strict=True):
+            scale, x0, y0, x1, y1 = self._cells[image][int(flip), window].tolist()
+            cells = self.data.maps.read_cells(image, scale, (x0, y0, x1, y1), mirrored=flip)
+            pooled.append(self.data.network.pyramid(cells.float()))
+        return torch.cat(pooled)

@@ -194,18 +194,17 @@ def _save_state(miners: Sequence[NegativeMiner], images: int, path: Path) -> Non
         file.write(content.getbuffer())
 
 
-def train_regressors(
-    data: WindowsOfImages, settings: RegressionSettings, folder: Path, *, factor: float, seed: int
-) -> BoxRegressors:
+def train_regressors(data: WindowsOfImages, settings: RegressionSettings, folder: Path, *, seed: int) -> BoxRegressors:
     """Trains the box regressors of all classes on pooled windows near objects; saves each in `folder`.
 
     Args:
         data: the images to train on.
         settings: windows and ridge.
         folder: keeps the regressors of an interrupted training, which resumes.
-        factor: what pooled windows are multiplied by, so that their average norm is 20.
-        seed: chooses the windows of classes that have too many.
+        seed: chooses the windows of classes that have too many, and those that the average norm is taken of.
     """
+    (norm,) = average_norms(data, lambda pooled: pooled, [data.network.fc6.in_features], seed)
+    factor = AVERAGE_NORM / norm if norm > 0 else 1.0
     near = [_windows_near_objects(data, index, settings.overlap) for index in range(len(data))]
     regressors = []
     with Progress("box regression", len(data.classes), "classes") as progress:

@@ -1,0 +1,241 @@
+"""From a trained classifier to tested detectors: every stage in its order, each resumed if it was interrupted."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sppnet.data.objects import AnnotatedImages, DetectionSplits, objects_fingerprint
+from sppnet.data.sources import content_digests
+from sppnet.detect.detector import (
+    LAYERS,
+    BoxRegressors,
+    Detector,
+    LinearSvms,
+    SuppressionSettings,
+    load_detector,
+    save_detector,
+)
+from sppnet.detect.finetuning import (
+    FinetuneSettings,
+    LabelledWindows,
+    WindowsToTuneOn,
+    finetune,
+    labelled_windows,
+    with_background,
+)
+from sppnet.detect.map_files import compute_maps
+from sppnet.detect.maps import WindowRules
+from sppnet.detect.mining import SvmSettings
+from sppnet.detect.proposal_files import compute_proposals
+from sppnet.detect.proposals import Proposer
+from sppnet.detect.testing import DetectorRow, detect_by_rows
+from sppnet.detect.training import RegressionSettings, train_regressors, train_svms
+from sppnet.detect.windows import DrawnWindows, WindowsOfImages
+from sppnet.network import SPPNet, load_network, save_network, weights_digest
+from sppnet.results.detections import Detections
+from sppnet.runtime.environment import environment
+from sppnet.runtime.hardware import Hardware
+
+
+class Row(NamedTuple):
+    """A row of the paper's Table 9: ftfc7_bb is fc7 of the fine-tuned network, with box regression."""
+
+    name: str
+    finetuned: bool
+    layer: str
+    regressed: bool
+
+    @classmethod
+    def parse(cls, name: str) -> "Row":
+        """Reads a name. Raises ValueError for any that is none."""
+        match = re.fullmatch(r"(ft)?(pool5|fc6|fc7)(_bb)?", name)
+        if match is None or (match[1] and match[2] == "pool5"):
+            raise ValueError(
+                f"rows: {name} must be one of {', '.join(LAYERS)}, ftfc6 or ftfc7, with _bb for box regression"
+            )
+        return cls(name, bool(match[1]), match[2], bool(match[3]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionPlan:
+    """Everything that decides a detector besides the network and the data."""
+
+    rows: tuple[Row, ...]
+    rules: WindowRules
+    proposer: Proposer
+    most_windows: int  # of an image
+    finetune: FinetuneSettings
+    svm: SvmSettings
+    regression: RegressionSettings
+    test: SuppressionSettings
+    aligned: bool  # whether images go through `network.aligned()`
+    use_difficult: bool  # whether difficult objects are trained on
+    tune_fraction: float  # share of the training images on which fine-tuning is validated
+    seed: int
+    hardware: Hardware
+
+
+def train_and_test(
+    network: SPPNet, splits: DetectionSplits, plan: DetectionPlan, run: Path, cache: Path, *, about: dict[str, Any]
+) -> list[Detections]:
+    """Trains the detectors of all rows, saves them in `run`/detectors, and tests them.
+
+    Args:
+        network: a trained classifier, in eval mode.
+        splits: images to train on and to test on.
+        plan: the settings.
+        run: the run directory.
+        cache: folder of proposals and maps, which other runs use as well.
+        about: plain values to save with the detections.
+
+    Returns the detections of each row on the test images, which are also in `run`/detections.
+
+    Raises ValueError if the data is not what an interrupted run began with, and what its stages raise.
+    """
+    network = network.aligned().eval() if plan.aligned else network
+    _check_data(splits, run)
+    train = _windows_of(splits.train, network, plan, cache, "training images", mirrored=_finetunes(plan.rows))
+    tuned = _finetuned(network, train, plan, run) if _finetunes(plan.rows) else network
+    rows = _trained_rows(network, tuned, train, plan, run)
+
+    test = _windows_of(splits.test, network, plan, cache, "test images", mirrored=False)
+    about = {**about, **environment(gpus=1), "network": weights_digest(network), "seed": plan.seed}
+    return detect_by_rows(test, rows, plan.test, run / "detections", about=about, autocast=plan.hardware.autocast)
+
+
+def _finetunes(rows: Sequence[Row]) -> bool:
+    return any(row.finetuned for row in rows)
+
+
+def _check_data(splits: DetectionSplits, run: Path) -> None:
+    """Raises ValueError if the run began with other names or objects; notes them if it has not begun."""
+    found = hashlib.sha256("".join(objects_fingerprint(images) for images in splits).encode()).hexdigest()
+    path = run / "data.json"
+    if not path.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"fingerprint": found}))
+    elif (before := json.loads(path.read_text())["fingerprint"]) != found:
+        raise ValueError(
+            f"{run}: the data has changed since the run began; its fingerprint was {before} and is {found}"
+        )
+
+
+def _windows_of(
+    images: AnnotatedImages, network: SPPNet, plan: DetectionPlan, cache: Path, title: str, *, mirrored: bool
+) -> WindowsOfImages:
+    """Computes the proposals and the maps of images, or finds them in the cache."""
+    digests = content_digests(images, f"reading the {title}")
+    proposals = compute_proposals(
+        images,
+        plan.proposer,
+        cache / "proposals",
+        digests=digests,
+        workers=plan.hardware.workers,
+        seed=plan.seed,
+        most=plan.most_windows,
+    )
+    maps = compute_maps(
+        network,
+        images,
+        plan.rules.scales,
+        cache / "maps",
+        mirrored=mirrored,
+        digests=digests,
+        hardware=plan.hardware,
+        title=f"maps of the {title}",
+    )
+    network = network.to(plan.hardware.device)
+    return WindowsOfImages(images, proposals, maps, network, plan.rules, plan.use_difficult)
+
+
+def _finetuned(network: SPPNet, train: WindowsOfImages, plan: DetectionPlan, run: Path) -> SPPNet:
+    """Returns the fine-tuned network: trained now, or loaded if that is done."""
+    path = run / "finetuned.ckpt"
+    if path.exists():
+        return load_network(path).to(plan.hardware.device)
+
+    drawn = DrawnWindows(train)
+    is_validation = np.zeros(len(train), bool)
+    order = np.random.default_rng(plan.seed).permutation(len(train))
+    is_validation[order[: max(1, round(plan.tune_fraction * len(train)))]] = True
+    highest = [train.overlaps(index, drawn.windows(index))[0] for index in range(len(train))]
+    tuned = with_background(network, train.classes, dropout=plan.finetune.dropout, seed=plan.seed)
+
+    finetune(
+        tuned,
+        WindowsToTuneOn(_labelled(highest, ~is_validation, plan.finetune), drawn),
+        WindowsToTuneOn(_labelled(highest, is_validation, plan.finetune), drawn),
+        plan.finetune,
+        run,
+        hardware=plan.hardware,
+        seed=plan.seed,
+    )
+    save_network(tuned, path)
+    return tuned.to(plan.hardware.device)
+
+
+def _labelled(highest: list[np.ndarray], chosen: np.ndarray, settings: FinetuneSettings) -> LabelledWindows:
+    """Returns the labelled windows of the chosen images; the others keep their indices and have none."""
+    used = [of_image if use else of_image[:0] for of_image, use in zip(highest, chosen, strict=True)]
+    return labelled_windows(used, settings)
+
+
+def _trained_rows(
+    network: SPPNet, tuned: SPPNet, train: WindowsOfImages, plan: DetectionPlan, run: Path
+) -> list[DetectorRow]:
+    """Returns the detectors of all rows: trained now, or loaded if they are saved."""
+    paths = [run / "detectors" / f"{row.name}.ckpt" for row in plan.rows]
+    if not all(path.exists() for path in paths):
+        trained = _train_rows(network, tuned, train, plan, run)
+        for one, path in zip(trained, paths, strict=True):
+            save_detector(_detector(one, train.classes, plan), path)
+    rows = []
+    for row, path in zip(plan.rows, paths, strict=True):
+        saved = load_detector(path)
+        rows.append(DetectorRow(row.name, tuned if row.finetuned else network, saved.svms, saved.regressors))
+    return rows
+
+
+def _train_rows(
+    network: SPPNet, tuned: SPPNet, train: WindowsOfImages, plan: DetectionPlan, run: Path
+) -> list[DetectorRow]:
+    svms: dict[tuple[bool, str], LinearSvms] = {}
+    for is_tuned, chosen in ((False, network), (True, tuned)):
+        layers = sorted({row.layer for row in plan.rows if row.finetuned == is_tuned})
+        if layers:
+            folder = run / "svms" / ("finetuned" if is_tuned else "frozen")
+            trained = train_svms(
+                train, chosen, layers, plan.svm, folder, autocast=plan.hardware.autocast, seed=plan.seed
+            )
+            svms |= {(is_tuned, one.layer): one for one in trained}
+
+    regressors: BoxRegressors | None = None
+    if any(row.regressed for row in plan.rows):
+        regressors = train_regressors(train, plan.regression, run / "regression", seed=plan.seed)
+    return [
+        DetectorRow(
+            row.name,
+            tuned if row.finetuned else network,
+            svms[row.finetuned, row.layer],
+            regressors if row.regressed else None,
+        )
+        for row in plan.rows
+    ]
+
+
+def _detector(row: DetectorRow, classes: tuple[str, ...], plan: DetectionPlan) -> Detector:
+    return Detector(
+        network=row.network,
+        classes=classes,
+        svms=row.svms,
+        regressors=row.regressors,
+        scales=plan.rules.scales,
+        test=plan.test,
+        proposals=plan.proposer.settings() | {"most": plan.most_windows},
+    )

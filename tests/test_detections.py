@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppnet.data.objects import Objects, annotated_files
@@ -198,9 +198,8 @@ FOUND = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), BOXES), max_siz
 def test_matching_is_that_of_the_devkit(images, boxes, threshold, random):
     images = truth(*(objects_of(*objects) for objects in images))
     scores = random.sample(range(1000), len(boxes))
-    detections = found(
-        images, *((i % len(images), label, s, box) for (i, label, box), s in zip(boxes, scores, strict=True))
-    )
+    scored = [(i % len(images), label, score, box) for (i, label, box), score in zip(boxes, scores, strict=True)]
+    detections = found(images, *scored)
     matches = match_detections(detections, images, threshold)
     precisions = {points: class_precisions(matches, points) for points in (11, None)}
     for label in (0, 1):
@@ -243,6 +242,7 @@ def detections_of(images):
     return gather_detections(per_image, ("cat", "dog"), {"network": "zf5", "n": 1})
 
 
+@settings(deadline=None, max_examples=30)  # each flushes a file to the disk
 @given(SAVED)
 def test_detections_come_back_exactly(tmp_path_factory, images):
     path = tmp_path_factory.mktemp("saved") / "detections.jsonl"

@@ -1,4 +1,4 @@
-"""The data set `scenes`: boxes that fit the drawn pixels, little overlap, determinism, and the way through VOC files."""
+"""The data set `scenes`: boxes that fit the drawn pixels, little overlap, determinism, and VOC's layout."""
 
 import io
 
@@ -109,7 +109,6 @@ def test_difficult_objects_and_images_without_objects_are_written_too(tmp_path):
     objects = [objects_of(((1.0, 2.0, 30.0, 20.0), 0, True), ((0.5, 0.0, 3.25, 7.0), 1, False)), objects_of()]
     images = annotated_files(str(tmp_path), ["0.png", "1.png"], objects, ("cat", "dog"))
     write_voc(select_objects(images), tmp_path / "voc", "trainval")
-    read, _ = voc_objects(root=str(tmp_path / "voc"), val_fraction=0.5, test_split=None, split_seed=0)
     whole = voc_objects(root=str(tmp_path / "voc"), val_fraction=0.5, test_split=None)
     by_name = {images.name(i): rows(images.objects(i)) for images in whole for i in range(len(images))}
     assert by_name == {f"JPEGImages/{i}.png": rows(objects[i]) for i in range(2)}

@@ -10,7 +10,7 @@ from conftest import names
 from sppnet.data.drawing import CLASSES
 from sppnet.data.images import decode_image
 from sppnet.data.objects import annotated_files, select_objects
-from sppnet.data.scenes import Scenes, _painted, _plan, draw_scene, scenes, write_voc
+from sppnet.data.scenes import Scenes, _painted, _plan, _scene_size, draw_scene, scenes, write_voc
 from sppnet.data.voc_objects import voc_objects
 from test_objects import objects_of, rows
 
@@ -27,6 +27,11 @@ def test_scenes_have_different_sides_and_one_to_four_objects(drawn):
         height, width, channels = scene.pixels.shape
         assert (scene.pixels.dtype, channels) == (np.uint8, 3)
         assert 200 <= min(height, width) < max(height, width) <= 320
+
+
+def test_no_scene_is_square():
+    generator = np.random.default_rng(0)
+    assert all(height != width for height, width in (_scene_size(generator) for _ in range(1000)))
 
 
 def test_the_first_object_goes_through_the_classes(drawn):

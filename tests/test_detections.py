@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sppnet.data.objects import Objects, annotated_files
@@ -77,6 +77,12 @@ def test_a_detection_never_takes_the_second_best_object():
     matches = match_detections(found(images, (0, 0, 0.9, BOX), (0, 0, 0.8, BOX), (0, 0, 0.7, OTHER)), images)
     assert matches.positive.tolist() == [True, False, True]
     assert matches.objects.tolist() == [0, 0, 1]
+
+
+def test_of_objects_that_overlap_equally_the_first_counts():
+    images = truth(objects_of((BOX, 0, True), (BOX, 0)), objects_of((BOX, 0), (BOX, 0, True)))
+    matches = match_detections(found(images, (0, 0, 0.9, BOX), (1, 0, 0.9, BOX)), images)
+    assert (matches.ignored.tolist(), matches.positive.tolist()) == ([True, False], [False, True])
 
 
 def test_objects_of_other_classes_and_images_are_not_found():
@@ -198,9 +204,8 @@ FOUND = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), BOXES), max_siz
 def test_matching_is_that_of_the_devkit(images, boxes, threshold, random):
     images = truth(*(objects_of(*objects) for objects in images))
     scores = random.sample(range(1000), len(boxes))
-    detections = found(
-        images, *((i % len(images), label, s, box) for (i, label, box), s in zip(boxes, scores, strict=True))
-    )
+    scored = [(i % len(images), label, score, box) for (i, label, box), score in zip(boxes, scores, strict=True)]
+    detections = found(images, *scored)
     matches = match_detections(detections, images, threshold)
     precisions = {points: class_precisions(matches, points) for points in (11, None)}
     for label in (0, 1):
@@ -210,9 +215,8 @@ def test_matching_is_that_of_the_devkit(images, boxes, threshold, random):
         assert (detections.scores[mine].tolist(), matches.positive[mine].tolist()) == (ranking[0], ranking[1])
         assert matches.counts[:, label].sum() == ranking[2]
         for points, values in precisions.items():
-            np.testing.assert_equal(
-                values[label], average_precision(ranking[0], np.array(ranking[1], bool), ranking[2], points)
-            )
+            expected = average_precision(ranking[0], np.array(ranking[1], bool), ranking[2], points)
+            np.testing.assert_allclose(values[label], expected, rtol=1e-12)
 
 
 @given(IMAGES, FOUND, st.randoms(use_true_random=False))
@@ -243,6 +247,7 @@ def detections_of(images):
     return gather_detections(per_image, ("cat", "dog"), {"network": "zf5", "n": 1})
 
 
+@settings(deadline=None, max_examples=30)  # each flushes a file to the disk
 @given(SAVED)
 def test_detections_come_back_exactly(tmp_path_factory, images):
     path = tmp_path_factory.mktemp("saved") / "detections.jsonl"

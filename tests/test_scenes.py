@@ -1,4 +1,4 @@
-"""The data set `scenes`: boxes that fit the drawn pixels, little overlap, determinism, and the way through VOC files."""
+"""The data set `scenes`: boxes that fit the drawn pixels, little overlap, determinism, and VOC's layout."""
 
 import io
 
@@ -10,7 +10,7 @@ from conftest import names
 from sppnet.data.drawing import CLASSES
 from sppnet.data.images import decode_image
 from sppnet.data.objects import annotated_files, select_objects
-from sppnet.data.scenes import Scenes, _painted, _plan, draw_scene, scenes, write_voc
+from sppnet.data.scenes import Scenes, _painted, _plan, _scene_size, draw_scene, scenes, write_voc
 from sppnet.data.voc_objects import voc_objects
 from test_objects import objects_of, rows
 
@@ -27,6 +27,11 @@ def test_scenes_have_different_sides_and_one_to_four_objects(drawn):
         height, width, channels = scene.pixels.shape
         assert (scene.pixels.dtype, channels) == (np.uint8, 3)
         assert 200 <= min(height, width) < max(height, width) <= 320
+
+
+def test_no_scene_is_square():
+    generator = np.random.default_rng(0)
+    assert all(height != width for height, width in (_scene_size(generator) for _ in range(1000)))
 
 
 def test_the_first_object_goes_through_the_classes(drawn):
@@ -109,7 +114,6 @@ def test_difficult_objects_and_images_without_objects_are_written_too(tmp_path):
     objects = [objects_of(((1.0, 2.0, 30.0, 20.0), 0, True), ((0.5, 0.0, 3.25, 7.0), 1, False)), objects_of()]
     images = annotated_files(str(tmp_path), ["0.png", "1.png"], objects, ("cat", "dog"))
     write_voc(select_objects(images), tmp_path / "voc", "trainval")
-    read, _ = voc_objects(root=str(tmp_path / "voc"), val_fraction=0.5, test_split=None, split_seed=0)
     whole = voc_objects(root=str(tmp_path / "voc"), val_fraction=0.5, test_split=None)
     by_name = {images.name(i): rows(images.objects(i)) for images in whole for i in range(len(images))}
     assert by_name == {f"JPEGImages/{i}.png": rows(objects[i]) for i in range(2)}

@@ -326,8 +326,21 @@ INITIALIZATIONS = {"paper": _initialize_as_paper, "fan_in": _initialize_by_fan_i
 
 def weights_digest(network: SPPNet) -> str:
     """Returns a hash of a network's description and weights: 16 hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(network.description(), sort_keys=True).encode())
-    for name, value in network.state_dict().items():
+    return _digest(network.description(), network.state_dict())
+
+
+def backbone_digest(network: SPPNet) -> str:
+    """Returns a hash of all that the maps of a network depend on, but for its paddings: 16 hexadecimal digits.
+
+    That is its backbone, and how images become its input. The fully connected layers may be trained further.
+    """
+    description = {key: network.description()[key] for key in ("backbone", "input_mean", "input_std")}
+    return _digest(description, network.backbone.state_dict())
+
+
+def _digest(description: dict[str, Any], weights: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, value in weights.items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

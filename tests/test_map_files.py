@@ -1,6 +1,5 @@
 """Maps on disk are those of `image_maps`; they are used again, and computed again where they are not those wanted."""
 
-import os
 import signal
 
 import numpy as np
@@ -304,7 +303,7 @@ def test_an_unreadable_image_is_named(network, tmp_path):
         compute(network, watched(index=2, act=fail), tmp_path)
 
 
-@pytest.mark.skipif(os.cpu_count() == 1, reason="as many processes as cores at most")
+@pytest.mark.slow
 def test_two_devices_share_the_images(network, tmp_path):
     images = random_images(SIZES)
     hardware = Hardware(accelerator="cpu", devices=2, workers=0, precision="float32")

@@ -62,6 +62,12 @@ class MapFiles:
         paths = [self.path(index, scale, mirrored) for scale in self.scales]
         return [torch.from_numpy(np.array(_open_map(path, self.channels))).permute(2, 0, 1)[None] for path in paths]
 
+    def read_cells(self, index: int, scale: int, cells: tuple[int, int, int, int], *, mirrored: bool = False) -> Tensor:
+        """Reads some cells, half-open (x0, y0, x1, y1), of one map: float16 (1, C, H, W). `scale` is its index."""
+        x0, y0, x1, y1 = cells
+        values = _open_map(self.path(index, self.scales[scale], mirrored), self.channels)
+        return torch.from_numpy(np.array(values[y0:y1, x0:x1])).permute(2, 0, 1)[None]
+
     def missing(self, index: int) -> list[tuple[int, bool]]:
         """Returns (scale, mirrored) of every map of an image that has no file, or a damaged one."""
         sides = (False, True) if self.mirrored else (False,)

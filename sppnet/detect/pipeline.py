@@ -105,7 +105,7 @@ def train_and_test(
     rows = _trained_rows(network, tuned, train, plan, run)
 
     test = _windows_of(splits.test, network, plan, cache, "test images", mirrored=False)
-    about = {**about, **environment(gpus=1), "network": weights_digest(network), "seed": plan.seed}
+    about = {**about, **environment(gpus=1), "weights": weights_digest(network), "seed": plan.seed}
     return detect_by_rows(test, rows, plan.test, run / "detections", about=about, autocast=plan.hardware.autocast)
 
 

@@ -458,7 +458,7 @@ TRANSFER = [
     (f"{BUILT} layers=[fc7]", "layers=[fc7]: fc7 has random weights, as this network was not trained here; use lay"),
     (f"{BUILT} pooling=spp51", "pooling=spp51: must be one of none, spp30, spp50"),
     (f"{BUILT} pooling=spp50 pooling.levels=[0]", "levels=[0]: level 0"),
-    (f"{BUILT} pooling=none", "view=full, scale=224: the network has no pyramid", "scales=[224]"),
+    (f"{BUILT} pooling=none", "view=full at a scale of 224: the network has no pyramid", "at a scale of 224"),
     (f"{BUILT} seed=-1", "seed=-1: must be from 0 to 2**63 - 1"),
     (f"{BUILT} seed={2**64}", f"seed={2**64}: must be from 0 to 2**63 - 1"),
     (f"{BUILT} runs=file", "file", "Not a directory"),

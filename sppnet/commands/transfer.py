@@ -206,7 +206,7 @@ def _transfer_network(work: _Work, loaded: "LoadedNetwork", layers: list[str], v
     networks = _with_untrained(work.config, loaded, layers)
     decided = [scores for view in views for scores in _transfer_view(work, loaded.folder, networks, view)]
     print()
-    print(markdown_table(*summary_table([(scores.about, scores) for scores in decided])))
+    print(markdown_table(*summary_table(decided)))
     print(f"a page of it: {shown_command('tables')} transfer runs={loaded.folder}")
 
 

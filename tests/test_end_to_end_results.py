@@ -180,7 +180,7 @@ def test_a_wrong_evaluation_is_refused_by_key_and_value(place, monkeypatch, argu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table2", "runs"], "runs: must be runs=PATTERN or out=FOLDER"),
+        (["table2", "runs"], "runs: must be runs=PATTERN, out=FOLDER or combine=A+B"),
         (["table2", "run=x"], "run: no such key; did you mean runs?"),
         (["table2", "runs=nowhere"], "runs=nowhere: no run directories there"),
         (["classes", "runs=runs"], "classes is for one run"),

@@ -150,7 +150,7 @@ def test_errors_are_one_line(place, script, arguments, message, run_here):
         (["run=SINGLE", "views=[]"], "views: missing"),
         (["run=SINGLE", "+views.center.scale=[256]"], "views.center.scale: no such key; did you mean scales"),
         (["run=SINGLE", "views.center.scales=[200]"], "scales=[200]: must be at least view_size=224"),
-        (["run=SINGLE", "views.center.scales=[big]"], "views.center.scales[0]: Value 'big'"),
+        (["run=SINGLE", "views.center.scales=[big]"], "views.center.scales[0]=big: must be a whole number"),
         (["run=SINGLE", "+views.mine.positions=[middle]"], "middle must be one of center, top_left"),
         (["run=nowhere"], "run=nowhere: no such run directory or checkpoint"),
         (["run=images"], "images/checkpoints/last.ckpt: no such checkpoint"),
@@ -180,7 +180,7 @@ def test_a_wrong_evaluation_is_refused_by_key_and_value(place, monkeypatch, argu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table2", "runs"], "runs: must be runs=PATTERN or out=FOLDER"),
+        (["table2", "runs"], "runs: must be runs=PATTERN, out=FOLDER or combine=A+B"),
         (["table2", "run=x"], "run: no such key; did you mean runs?"),
         (["table2", "runs=nowhere"], "runs=nowhere: no run directories there"),
         (["classes", "runs=runs"], "classes is for one run"),

@@ -17,7 +17,7 @@ import torch
 from conftest import without_rights
 from forks import in_a_process, kill_this_process, locked_by_another_process
 from sppnet.transfer import feature_files
-from sppnet.transfer.feature_files import find_features, folder_lock, make_features, open_features
+from sppnet.transfer.feature_files import folder_lock, make_features, open_features, read_saved_features
 
 IDENTITY = {
     "rules": 1,
@@ -46,7 +46,7 @@ def rows_of(names):
 
 def make(folder, names=NAMES, done=None, identity=IDENTITY, length=LENGTH, **contents):
     """Makes features, writes all rows or those at `done`, and returns them."""
-    make_features(folder, identity, *images(names, **contents), length)
+    remake(folder, names, identity, length, **contents)
     features = open_features(folder, writable=True)
     indices = list(range(len(names))) if done is None else done
     features.write(indices, rows_of(names)[indices])
@@ -55,11 +55,15 @@ def make(folder, names=NAMES, done=None, identity=IDENTITY, length=LENGTH, **con
 
 
 def find(folder, names=NAMES, identity=IDENTITY, **contents):
-    return find_features(folder, identity, *images(names, **contents))
+    """Returns the features in a folder if they are of these images, else None."""
+    saved = read_saved_features(folder, identity)
+    return saved.features if saved is not None and saved.are_of(*images(names, **contents)) else None
 
 
 def remake(folder, names=NAMES, identity=IDENTITY, length=LENGTH, **contents):
-    return make_features(folder, identity, *images(names, **contents), length)
+    """Makes features that take over rows of those in the folder."""
+    saved = read_saved_features(folder, identity)
+    return make_features(folder, identity, *images(names, **contents), length, saved)
 
 
 def files(folder):
@@ -195,7 +199,15 @@ def test_features_that_are_open_stay_what_they_were_when_others_replace_them(tmp
     assert np.array_equal(features.values, rows_of(NAMES))
 
 
-# Damaged files. None of them runs code, and all are made again.
+def test_features_of_other_settings_are_made_again_without_a_word(tmp_path, capsys):
+    make(tmp_path)
+    assert find(tmp_path / "nothing") is None
+    assert find(tmp_path, identity=IDENTITY | {"scale": 392}) is None
+    assert find(tmp_path, NAMES[1:]) is None
+    assert capsys.readouterr().out == ""
+
+
+# Damaged files. None of them runs code, and all are made again after a line that says so.
 
 
 class Bomb:
@@ -276,11 +288,16 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_made_again_and_run_no_code(tmp_path, damage):
+def test_damaged_files_are_made_again_and_run_no_code(tmp_path, capsys, damage):
     folder = tmp_path / "fc7"
     make(folder)
     DAMAGES[damage](folder, Bomb(tmp_path / "ran"))
+    capsys.readouterr()
     assert find(folder) is None
+    lines = capsys.readouterr().out.splitlines()
+    if damage != "manifest missing":  # as after a kill while files were made
+        (line,) = lines
+        assert line.startswith(f"{folder}: damaged, and made again (")
     made = remake(folder)
     assert not made.done.any()
     assert not made.values.any()

@@ -507,14 +507,14 @@ class Unread(PngImages):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": ["conv6"]}, r"^layer='conv6': must be one of conv1, .*fc8, pixels$"),
+        ({"layers": ["conv6"]}, r"^layers='conv6': must be one of conv1, .*fc8, pixels$"),
         ({"layers": []}, r"^layers=\[\]: must name at least one layer"),
         ({"view": "whole"}, r"^view='whole': must be one of full, crop, warp$"),
-        ({"scale": 5}, r"^scale=5: must be from \d+ to 4096 pixels"),
-        ({"scale": 4097}, r"^scale=4097: must be from"),
+        ({"scale": 5}, r"^a scale of 5: must be from \d+ to 4096 pixels"),
+        ({"scale": 4097}, r"^a scale of 4097: must be from"),
         ({"images": Unread([])}, r"^features: no images$"),
         ({"network": build().train()}, r"^features: the network is in training mode.*eval\(\)"),
-        ({"network": build(levels=None, input_side=96)}, r"^view=full, scale=64: .*view=warp, and scales=\[96\]$"),
+        ({"network": build(levels=None, input_side=96)}, r"^view=full at a scale of 64: .*view=warp at a scale of 96$"),
     ],
 )
 def test_wrong_arguments_are_refused_before_an_image_is_read(network, tmp_path, options, message):
@@ -528,7 +528,7 @@ def test_wrong_arguments_are_refused_before_an_image_is_read(network, tmp_path, 
 def test_square_views_of_another_side_are_refused_without_a_pyramid():
     network = build(levels=None, input_side=96)
     check_view(network, ["fc7"], "crop", 96)
-    with pytest.raises(ValueError, match=r"takes 96 x 96 images only; give view=crop or view=warp, and scales=\[96\]"):
+    with pytest.raises(ValueError, match=r"takes 96 x 96 images only; use view=crop or view=warp at a scale of 96"):
         check_view(network, ["fc7"], "warp", 97)
 
 

@@ -180,7 +180,16 @@ def test_fractions_that_cannot_be_used(tree):
     assert_refuses("found val/, val_fraction=0.1 is for", root=str(tree), val_fraction=0.1)
     shutil.rmtree(tree / "val")
     make_tree(tree, {"train/lonely": 1})
-    assert_refuses("found one image of lonely", root=str(tree), val_fraction=0.1)
+    line = (
+        r"tree: found one image of lonely, expected two or more to split; add images of it, or leave it out by classes="
+    )
+    assert_refuses(line, root=str(tree), val_fraction=0.1)
+
+
+def test_a_class_of_one_image_can_be_left_out_of_a_split(tmp_path):
+    data = open_data("folder", root=str(make_tree(tmp_path, {"a": 4, "b": 3, "lonely": 1})), classes=["b", "a"])
+    assert data.classes == ("a", "b")
+    assert np.bincount(data.train.labels).tolist() == [3, 2]
 
 
 # Some of the classes.

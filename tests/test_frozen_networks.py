@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.commands.frozen_networks import build_network, chosen_layers, load_run, untrained_twin
-from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, save_network, weights_digest
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, save_network
 from sppnet.runtime.run_directory import checkpoint_digest
 from test_evaluate import make_run
 
@@ -102,7 +102,7 @@ def test_a_network_is_built_of_random_weights_by_the_seed():
     assert first.folder == same.folder
     assert not all_equal(first.network, other.network)
     assert first.folder != other.folder
-    assert first.checkpoint == weights_digest(first.network) != other.checkpoint
+    assert first.checkpoint is None
     assert (first.record["trained_on"], first.record["seed"]) == (None, 1)
     assert first.record["setting"] == other.record["setting"]
     assert first.network.levels == (6, 3, 2, 1)
@@ -157,7 +157,7 @@ def test_an_untrained_twin_is_the_same_network_with_random_weights(run):
     assert all_equal(twin.network, same.network)
     assert not all_equal(twin.network, other.network)
     assert not all_equal(twin.network, loaded.network)
-    assert twin.checkpoint == weights_digest(twin.network) != loaded.checkpoint
+    assert twin.checkpoint is None
     assert twin.record == loaded.record | {"trained_on": None, "on_imagenet": False, "seed": 1}
     assert not twin.network.training
     assert float(twin.network.fc6.weight.detach().std()) == pytest.approx(
@@ -182,6 +182,16 @@ def test_layers_are_by_default_those_that_were_trained(run):
     assert chosen_layers(load_run(run), None) == ["pool5", "fc6", "fc7"]
     assert chosen_layers(build_network(config_of()), None) == ["pool5"]
     assert chosen_layers(load_run(run), ["fc8", "pixels", "fc8"]) == ["fc8", "pixels"]
+
+
+def test_an_unknown_layer_is_refused_with_those_that_are_allowed(run, tmp_path):
+    with pytest.raises(ValueError, match=r"^layers='conv6': must be one of conv1, .*pool5_1x1, fc6, fc7, fc8, pixels$"):
+        chosen_layers(load_run(run), ["pool5", "conv6"])
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
+    for config in (config_of(), timm_config(False), timm_config(str(tmp_path / "weights.pth"))):
+        with pytest.raises(ValueError, match=r"^layers='conv6': must be one of .*, pool5, .*, pool5_1x1, pixels$"):
+            chosen_layers(build_network(config), ["pool5", "conv6"])
+    assert chosen_layers(build_network(config_of()), ["pixels", "pool5_1x1"]) == ["pixels", "pool5_1x1"]
 
 
 @pytest.mark.parametrize("layer", ["fc6", "fc7", "fc8"])

@@ -307,15 +307,15 @@ def test_without_a_limit_a_quarter_of_the_machine_is_used():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"C": 0.0}, r"^svm\.C=0\.0: must be above 0"),
-        ({"C": -1.0}, r"^svm\.C=-1\.0: must be above 0"),
-        ({"C": float("nan")}, r"^svm\.C=nan: must be above 0"),
-        ({"C": float("inf")}, r"^svm\.C=inf: must be above 0"),
+        ({"C": 0.0}, r"^svm\.C=0\.0: must be a number above 0, and finite$"),
+        ({"C": -1.0}, r"^svm\.C=-1\.0: must be a number above 0, and finite$"),
+        ({"C": float("nan")}, r"^svm\.C=nan: must be a number above 0, and finite$"),
+        ({"C": float("inf")}, r"^svm\.C=inf: must be a number above 0, and finite$"),
         ({"jobs": 0}, r"^svm\.jobs=0: must be from 1 to 1024"),
         ({"jobs": 1025}, r"^svm\.jobs=1025: must be from 1 to 1024"),
-        ({"gigabytes": 0.0}, r"^svm\.gigabytes=0\.0: must be above 0"),
-        ({"gigabytes": float("nan")}, r"^svm\.gigabytes=nan: must be above 0"),
-        ({"gigabytes": float("inf")}, r"^svm\.gigabytes=inf: must be above 0"),
+        ({"gigabytes": 0.0}, r"^svm\.gigabytes=0\.0: must be a number above 0, and below 1,000,000$"),
+        ({"gigabytes": float("nan")}, r"^svm\.gigabytes=nan: must be a number above 0, and below 1,000,000$"),
+        ({"gigabytes": float("inf")}, r"^svm\.gigabytes=inf: must be a number above 0, and below 1,000,000$"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):

@@ -166,6 +166,13 @@ def test_more_splits_than_fixed_parts_have_are_refused(tree, splits):
         open_transfer_data("folder", root=str(tree), splits=splits)
 
 
+def test_more_splits_are_refused_before_the_data_is_read():
+    """There is none."""
+    for source in ("voc2007", "imagenet", "prepared"):
+        with pytest.raises(ValueError, match=r"^splits=3: the parts of this data are fixed; give splits=1 or leave it"):
+            open_transfer_data(source, root="nowhere", splits=3)
+
+
 @pytest.mark.parametrize("source", ["shapes", "prepared", "hub"])
 def test_other_sources_have_one_split(source, tmp_path, hub):  # noqa: F811
     root = make_image_folder(tmp_path / "images", train=2, val=1)
@@ -213,7 +220,7 @@ def test_images_of_several_labels_can_be_excluded(tmp_path):
 
 def test_images_of_several_labels_have_no_second_split(tmp_path):
     make_voc(tmp_path)
-    with pytest.raises(ValueError, match=r"^splits=2: voc2007 has one split; give splits=1 or leave it out"):
+    with pytest.raises(ValueError, match=r"^splits=2: the parts of this data are fixed; give splits=1 or leave it"):
         open_transfer_data("voc2007", root=str(tmp_path), splits=2)
     with pytest.raises(ValueError, match=r"^exclude=no\.jpg: no image has this name; such a name is JPEGImages/"):
         open_transfer_data("voc2007", root=str(tmp_path), exclude=["no.jpg"])
@@ -252,9 +259,30 @@ def test_one_class_is_refused(caltech):
 
 
 def test_a_class_without_training_images_is_refused_by_name(tree):
+    make_tree(tree, {"val/a": 2})
     exclude = ["train/a/image_0.jpg", "train/a/image_1.jpg"]
     with pytest.raises(ValueError, match=r"^split 0: no training image shows a; leave the class out$"):
         open_transfer_data("folder", root=str(tree), exclude=exclude)
+
+
+@pytest.mark.parametrize(
+    ("excluded", "words"),
+    [(["train/a/image_0", "train/a/image_1"], "1 image"), (["train/a/image_0", "val/a/image_0"], "1 image"),
+     (["train/a/image_0", "train/a/image_1", "val/a/image_0"], "0 images")],
+)  # fmt: skip
+def test_a_class_of_one_image_is_refused_with_what_to_do(tree, excluded, words):
+    line = (
+        f"^a: {words}, and a class needs one to train on and one to test on; add images of it, or leave the class out$"
+    )
+    with pytest.raises(ValueError, match=line):
+        open_transfer_data("folder", root=str(tree), exclude=[f"{name}.jpg" for name in excluded])
+
+
+def test_a_folder_with_a_class_of_one_image_says_what_to_do_and_that_works(tmp_path):
+    root = make_tree(tmp_path / "tree", {"a": 4, "b": 3, "lonely": 1})
+    with pytest.raises(ValueError, match=r"^\S+tree: found one image of lonely, expected two or more to split; add "):
+        open_transfer_data("folder", root=str(root))
+    assert open_transfer_data("folder", root=str(root), classes=["a", "b"]).classes == ("a", "b")
 
 
 def test_a_class_with_a_single_training_image_is_fine(tree):

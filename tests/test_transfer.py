@@ -15,11 +15,13 @@ import timm
 import torch
 
 from conftest import SCRIPTS, call_script, make_image_folder, started_process
-from sppnet.commands import transfer
+from sppnet.commands import frozen_networks, transfer
 from sppnet.results.scores import read_scores
 from sppnet.results.transfers import features, read_transfers
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.hardware import Hardware
 from sppnet.transfer import evaluator
+from sppnet.transfer.probe import Svm
 from test_configs import CONFIGS
 from test_protocols import make_voc
 
@@ -153,9 +155,56 @@ def test_several_runs_are_tested_one_after_the_other(place, capsys):
 
 
 def test_all_runs_are_checked_before_the_first_is_tested(place):
-    with pytest.raises(ValueError, match=r"^view=crop, scale=72: the network has no pyramid and takes 64 x 64 images"):
+    with pytest.raises(ValueError, match=r"^view=crop at a scale of 72: the network has no pyramid and takes 64 x 64"):
         test("run=[run,flat]", *PHOTOS, "scales=[72]")
     assert not (place / "run" / "transfer").exists()
+
+
+def test_folders_without_a_checkpoint_are_skipped_in_one_line_where_a_pattern_matches_them(place, capsys):
+    """Such as pages of tables, and the decisions of networks that were not trained here."""
+    (place / "runs" / "tables").mkdir(parents=True)
+    (place / "runs" / "transfer-resnet50-pretrained-0a1b2c3d" / "transfer").mkdir(parents=True)
+    shutil.move("run", "runs/a")
+    shutil.move("other", "runs/b")
+    test("run='runs/*'", *PHOTOS, "layers=[pool5]", "baselines=[]")
+    out = capsys.readouterr().out
+    line = "run=runs/*: skipping what has no checkpoint, runs/tables, runs/transfer-resnet50-pretrained-0a1b2c3d\n"
+    assert out.count(line) == 1
+    assert files("runs/a") == files("runs/b") == decided("pool5")
+    with pytest.raises(FileNotFoundError, match=r"^runs/tables/checkpoints/last\.ckpt: no such checkpoint$"):
+        test("run=[runs/a,runs/tables]", *PHOTOS, "layers=[fc7]")
+    assert files("runs/a") == decided("pool5")
+
+
+def test_settings_and_a_single_network_are_built_once(place, monkeypatch):
+    built = []
+
+    def count(owner, name):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *arguments: (built.append(name), original(*arguments))[1])
+
+    monkeypatch.setattr(Svm, "__post_init__", lambda self: built.append("svm"))
+    monkeypatch.setattr(Hardware, "__post_init__", lambda self: built.append("hardware"))
+    count(frozen_networks, "load_run")
+    count(frozen_networks, "untrained_twin")
+    test("run=run", *PHOTOS[:4], "layers=[pool5]", "scales=[48,64]")
+    assert sorted(built) == ["hardware", "load_run", "svm", "untrained_twin"]
+
+
+def test_memory_is_checked_for_all_runs_and_scales_before_images_are_read(place, monkeypatch):
+    """The Gram matrix of 30 images takes 15 kB. At view=crop a map at scale 36 is one cell, and larger ones more."""
+    make_image_folder(place / "more", train=15, val=1)
+    monkeypatch.setattr("sppnet.data.sources.content_digests", None)
+    command = ["data=folder", "data.root=more/train", "splits=2", "view=crop", "layers=[conv5]", "baselines=[]"]
+    command += ["svm.gigabytes=1e-5"]
+    line = r"^conv5: SVMs on the features of 24 training images take .*, and svm\.gigabytes allows 1e-05"
+    with pytest.raises(ValueError, match=line):
+        test("run=run", *command, "scales=[36,224]")
+    assert call_script("train", *SMALL, "sizes.cycle=[64]", "backbone.width=0.1", "run=wider", cwd=place) == 0
+    with pytest.raises(ValueError, match=line):
+        test("run=[run,wider]", *command, "scales=[36]")
+    with pytest.raises(TypeError):
+        test("run=run", *command, "scales=[36]")
 
 
 def test_a_checkpoint_file_has_its_files_beside_it(place, capsys):
@@ -218,7 +267,9 @@ def test_layers_of_random_weights_are_refused(place):
 
 
 def test_a_network_without_a_pyramid_takes_square_views_of_its_side(place, capsys):
-    with pytest.raises(ValueError, match=r"^view=full, scale=64: .*; give view=crop or view=warp, and scales=\[64\]$"):
+    with pytest.raises(
+        ValueError, match=r"^view=full at a scale of 64: .*; use view=crop or view=warp at a scale of 64$"
+    ):
         test("run=flat", *PHOTOS, "view=full")
     for view in ("crop", "warp"):
         test("run=flat", *PHOTOS, f"view={view}", "layers=[pool5,fc7]")

@@ -15,10 +15,11 @@ from sppnet.results.scores import read_scores, write_scores
 from sppnet.results.transfers import PIXELS, TRANSFER_RULES, features, read_transfers
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer import evaluator
-from sppnet.transfer.evaluator import FrozenNetwork, View, transfer_to_files
+from sppnet.transfer import features as features_module
+from sppnet.transfer.evaluator import FrozenNetwork, View, check_memory, transfer_to_files
 from sppnet.transfer.features import extract_features
 from sppnet.transfer.probe import Svm, decisions_by_gram, gram_matrix
-from sppnet.transfer.protocols import open_transfer_data
+from sppnet.transfer.protocols import Split, open_transfer_data
 from test_protocols import make_voc
 
 CPU = Hardware(accelerator="cpu", workers=0, precision="float32")
@@ -56,16 +57,15 @@ def transfer(place, data, network=None, layers=("pool5", "fc7"), **changes):
     network = network or make_network()
     frozen = FrozenNetwork(
         network,
-        changes.pop("checkpoint", weights_digest(network)),
+        changes.pop("checkpoint", None),
         changes.pop("record", RECORD),
         layers,
-        place / "features",
-        place / "transfer" / "title",
         changes.pop("suffix", ""),
     )
     arguments = {"view": CROP, "svm": Svm(jobs=1), "hardware": CPU} | changes
+    folders = {"features_folder": place / "features", "folder": place / "transfer" / "title"}
     digests = content_digests(data.images, "reading")
-    return transfer_to_files(frozen, data, digests, *arguments.values(), title="tested", about=ABOUT)
+    return transfer_to_files(frozen, data, digests, *arguments.values(), **folders, title="tested", about=ABOUT)
 
 
 @pytest.fixture
@@ -183,7 +183,7 @@ def test_a_copy_of_the_images_elsewhere_is_not_decided_again(root, tmp_path, cou
         {"view": View(view="crop", scale=48, aligned=True)},
         {"hardware": Hardware(accelerator="cpu", workers=0, precision="bf16")},
         {"checkpoint": "another"},
-        {"network": make_network(1), "checkpoint": weights_digest(make_network())},
+        {"network": make_network(1), "checkpoint": weights_digest(make_network())},  # as of no other checkpoint
     ],
     ids=["C", "view", "scale", "paddings", "precision", "checkpoint", "weights"],
 )
@@ -294,14 +294,31 @@ def test_a_stopped_command_resumes_with_the_splits_that_are_left(root, tmp_path,
     assert not list((tmp_path / "run" / "transfer").rglob("*.tmp*"))
 
 
-def test_a_damaged_file_of_decisions_is_one_line_that_names_it(root, tmp_path):
+@pytest.mark.parametrize("damage", [lambda content: content[:500], lambda content: b"", lambda content: b"no" * 99])
+def test_damaged_decisions_are_made_again_after_one_line(root, tmp_path, counted, capsys, damage):
     data = open_images(root)
-    transfer(tmp_path / "run", data)
+    undisturbed = transfer(tmp_path / "run", data)
     path = tmp_path / "run" / "transfer" / "title" / "fc7-split1.npz"
-    path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match=r"fc7-split1\.npz: not a scores .* delete it and run .*transfer") as e:
-        transfer(tmp_path / "run", data)
-    assert "\n" not in str(e.value)
+    path.write_bytes(damage(path.read_bytes()))
+    counted.clear()
+    capsys.readouterr()
+    again = transfer(tmp_path / "run", data)
+    assert capsys.readouterr().out.splitlines()[0] == f"{path}: damaged, and decided again"
+    assert counted == ["fc7-split1"]
+    assert all(np.array_equal(one.scores, other.scores) for one, other in zip(again, undisturbed, strict=True))
+    assert np.array_equal(read_scores(path, "transfer").scores, undisturbed[3].scores)
+
+
+def test_damaged_features_are_extracted_again_after_one_line(root, tmp_path, capsys):
+    data = open_images(root)
+    undisturbed = transfer(tmp_path / "run", data)
+    shutil.rmtree(tmp_path / "run" / "transfer")
+    path = tmp_path / "run" / "features" / "fc7" / "features.npy"
+    path.write_bytes(path.read_bytes()[:-2])
+    capsys.readouterr()
+    again = transfer(tmp_path / "run", data)
+    assert capsys.readouterr().out.splitlines()[0].startswith(f"{path.parent}: damaged, and made again (")
+    assert all(np.array_equal(one.scores, other.scores) for one, other in zip(again, undisturbed, strict=True))
 
 
 # Features that do not fit.
@@ -313,7 +330,7 @@ def test_without_memory_for_a_gram_matrix_it_is_another_solver_in_one_line(tmp_p
     (scores, _) = transfer(tmp_path / "run", data, layers=["fc7"], svm=Svm(gigabytes=9e-6))
     lines = [line for line in capsys.readouterr().out.splitlines() if "LinearSVC" in line]
     assert lines == [
-        "tested, fc7: the Gram matrix of 24 images does not fit into svm.gigabytes=9e-06; using LinearSVC, which also "
+        "tested: the Gram matrix of 24 images does not fit into svm.gigabytes=9e-06; using LinearSVC, which also "
         "regularizes the bias"
     ]
     assert scores.about["solver"] == "LinearSVC"
@@ -324,7 +341,45 @@ def test_without_memory_for_a_gram_matrix_it_is_another_solver_in_one_line(tmp_p
     assert counted == 2 * ["fc7-split0", "fc7-split1"]
 
 
-def test_features_that_exceed_the_memory_are_one_line(root, tmp_path):
-    with pytest.raises(ValueError, match=r"^pool5: SVMs on the features of 6 training images take .*svm\.gigabytes"):
-        transfer(tmp_path / "run", open_images(root), layers=["pool5"], svm=Svm(gigabytes=5e-7))
-    assert not (tmp_path / "run" / "transfer").exists()
+def test_what_does_not_fit_is_known_before_features_are_extracted(tmp_path, monkeypatch, capsys):
+    """Neither the Gram matrix nor SVMs on the values of pool5 do, but those on the values of fc7."""
+    data = open_images(make_image_folder(tmp_path / "images", train=12) / "train")
+    monkeypatch.setattr(evaluator, "extract_features", None)
+    with pytest.raises(ValueError, match=r"^pool5: SVMs on the features of 20 training images take .*svm\.gigabytes"):
+        transfer(tmp_path / "run", data, layers=["fc7", "pool5"], svm=Svm(gigabytes=9e-6))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(TypeError):
+        transfer(tmp_path / "run", data, layers=["fc7"], svm=Svm(gigabytes=9e-6))
+    assert "tested: the Gram matrix of 24 images does not fit" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_split_has_to_fit(tmp_path):
+    """Here the second one has more images to train on."""
+    data = open_images(make_image_folder(tmp_path / "images", train=12) / "train")
+    network, svm = make_network(), Svm(gigabytes=3.9e-6)
+    check_memory(network, ["fc7"], data, CROP, svm)
+    data.splits[1] = Split(np.arange(21), np.arange(21, 24))
+    with pytest.raises(ValueError, match=r"^fc7: SVMs on the features of 21 training images take 4\.03e-06 GB"):
+        check_memory(network, ["fc7"], data, CROP, svm)
+
+
+def test_weights_are_hashed_once_per_network(root, tmp_path, monkeypatch):
+    hashed = []
+
+    def notes(network):
+        hashed.append(network)
+        return weights_digest(network)
+
+    monkeypatch.setattr(evaluator, "weights_digest", notes)
+    monkeypatch.setattr(features_module, "weights_digest", notes)
+    data = open_images(root)
+    frozen = FrozenNetwork(make_network(), None, RECORD, ["fc7"])
+    digests = content_digests(data.images, "reading")
+    for scale in (48, 56):
+        view, folder = View(view="crop", scale=scale, aligned=False), tmp_path / str(scale)
+        transfer_to_files(
+            frozen, data, digests, view, Svm(jobs=1), CPU, features_folder=folder / "features", folder=folder, title="",
+            about=ABOUT,
+        )  # fmt: skip
+    assert hashed == [frozen.network]

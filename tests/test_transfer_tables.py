@@ -308,7 +308,7 @@ def test_names_from_files_are_escaped(two_runs):
 
 def test_the_summary_has_trained_then_untrained_then_pixels(two_runs):
     transfers = read_transfers([str(two_runs / "zf5-seed0")])
-    headers, rows = summary_table([(transfer.about, transfer.scores) for transfer in transfers])
+    headers, rows = summary_table([transfer.scores for transfer in transfers])
     assert headers[4:6] == ["accuracy in %, overall", "per class"]
     assert [row[0] for row in rows] == ["conv4", "fc7", "conv4, untrained", "fc7, untrained", "pixels"]
     assert rows[0][1:6] == ["full 224", "4,096", "3", "87.50 ± 2.50", "87.50 ± 2.50"]
@@ -319,7 +319,7 @@ def test_the_summary_has_trained_then_untrained_then_pixels(two_runs):
 
 def test_the_summary_of_several_labels_is_of_average_precision():
     about = made_about(**VOC2007)
-    headers, ((*_, first, second, _),) = summary_table([(about, made_several_labels(about, 1.0))])
+    headers, ((*_, first, second, _),) = summary_table([made_several_labels(about, 1.0)])
     assert headers[4:6] == ["mAP in %, 11 points", "all points"]
     assert 0 < float(first) <= 100 >= float(second)
 
@@ -381,4 +381,4 @@ def test_tables_of_transfer_without_decisions_show_the_papers_numbers(tmp_path, 
 def test_one_class_is_always_right():
     about = made_about(classes=["only"])
     scores = Scores(np.ones((3, 1), np.float32), np.zeros(3, np.int64), np.array(["a", "b", "c"]), about)
-    assert summary_table([(about, scores)])[1][0][4:6] == ["100.00", "100.00"]
+    assert summary_table([scores])[1][0][4:6] == ["100.00", "100.00"]

@@ -336,7 +336,7 @@ def test_values_by_class_are_means_over_splits_and_runs(tmp_path):
 
 def test_decisions_in_memory_need_no_file():
     abouts = [made_about(split=split, network=network) for split in (0, 1) for network in (None, UNTRAINED)]
-    found = features([Transfer.in_memory(about, made_decisions(about, wrong=4)) for about in abouts])
+    found = features([Transfer.in_memory(made_decisions(about, wrong=4)) for about in abouts])
     assert [feature.splits for feature in found] == [[0, 1], [0, 1]]
     assert untrained_baseline(found[0], found) is found[1]
     assert json.dumps(found[0].about)

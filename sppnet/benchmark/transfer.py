@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from sklearn.svm import LinearSVC
 
 from sppnet.benchmark.timing import Work
 from sppnet.data.sources import Images, content_digests
-from sppnet.network import SPPNet
+from sppnet.network import SPPNet, weights_digest
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer.feature_files import Features
 from sppnet.transfer.features import FeatureExtractor, extract_features
@@ -25,14 +26,13 @@ _LAYERS = ["pool5", "fc7"]
 
 def extraction(network: SPPNet, images: Images, folder: Path, hardware: Hardware) -> tuple[Work, Work]:
     """Returns extracting features of whole images from files, and the forward passes alone on images in memory."""
-    digests = content_digests(images, "reading")
+    # As in the command, which hashes images and network once for all views.
+    known: dict[str, Any] = {"digests": content_digests(images, "reading"), "weights": weights_digest(network)}
     runs = itertools.count()
 
     def extract() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            extract_features(
-                network, images, _LAYERS, folder=folder / f"{next(runs)}", digests=digests, hardware=hardware
-            )
+            extract_features(network, images, _LAYERS, folder=folder / f"{next(runs)}", hardware=hardware, **known)
 
     extractor = FeatureExtractor(
         network, layers=_LAYERS, view="full", scale=224, pixels=hardware.pixels, autocast=hardware.autocast

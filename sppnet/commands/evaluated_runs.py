@@ -13,7 +13,8 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.settings import bound, plain
 from sppnet.geometry import CROP_SIDE
 from sppnet.results.records import Result, read_result
-from sppnet.runtime.run_directory import read_run_config
+from sppnet.runtime.names import listing
+from sppnet.runtime.run_directory import checkpoint_file, read_run_config
 
 
 class TestedRun(NamedTuple):
@@ -27,7 +28,10 @@ class TestedRun(NamedTuple):
 
 
 def find_runs(run: Any) -> list[Path]:
-    """Returns the run directories and checkpoints that `run` names: a path, a pattern, or a list of them."""
+    """Returns the run directories and checkpoints that `run` names: a path, a pattern, or a list of them.
+
+    Of the folders that a pattern matches, those without a checkpoint are skipped, and named in one line.
+    """
     patterns = [run] if isinstance(run, str) else run
     if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(one, str) and one for one in patterns):
         given = "null" if run is None else run
@@ -35,11 +39,20 @@ def find_runs(run: Any) -> list[Path]:
 
     runs = []
     for pattern in patterns:
-        paths = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern))
+        paths = [Path(pattern)] if Path(pattern).exists() else _matching_runs(pattern)
         if not paths:
             raise ValueError(f"run={pattern}: no such run directory or checkpoint")
-        runs += [Path(path) for path in paths]
+        runs += paths
     return list(dict.fromkeys(runs))
+
+
+def _matching_runs(pattern: str) -> list[Path]:
+    """Returns the run directories and files that a pattern matches. Prints which other folders it skips."""
+    matches = [Path(match) for match in sorted(glob.glob(pattern))]
+    skipped = [str(match) for match in matches if not checkpoint_file(match).is_file()]
+    if skipped:
+        print(f"run={pattern}: skipping what has no checkpoint, {listing(skipped)}", flush=True)
+    return [match for match in matches if str(match) not in skipped]
 
 
 def read_tested_run(config: DictConfig, path: Path) -> TestedRun:

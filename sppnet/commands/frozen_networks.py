@@ -12,9 +12,11 @@ from sppnet.backbones import BACKBONES
 from sppnet.commands.naming import content_hash
 from sppnet.commands.settings import bound, bound_choice
 from sppnet.commands.train import pooling
-from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, INITIALIZATIONS, SPPNet, load_network, weights_digest
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, INITIALIZATIONS, SPPNet, load_network
 from sppnet.results.records import read_result
 from sppnet.results.runs import Run
+from sppnet.results.transfers import PIXELS
+from sppnet.runtime.names import check_names
 from sppnet.runtime.run_directory import checkpoint_digest, read_run_config
 from sppnet.timm_backbone import pretrained_statistics
 
@@ -25,7 +27,7 @@ class LoadedNetwork(NamedTuple):
     """A network to test and what is known of it."""
 
     network: SPPNet  # in eval mode
-    checkpoint: str  # digest of the checkpoint, or of the weights
+    checkpoint: str | None  # digest of the checkpoint; None if it has none
     record: dict[str, Any]  # as decisions record it
     folder: Path  # of the run; files go into folders in it
     initialization: str  # of its weights before training: a name of sppnet.network.INITIALIZATIONS
@@ -106,7 +108,7 @@ def build_network(config: DictConfig) -> LoadedNetwork:
     parameters = sum(parameter.numel() for parameter in backbone.parameters())
     record["text"] = f"{network.summary().rpartition(', ')[0]}, {parameters:,} parameters"
     folder = Path(config.runs) / f"transfer-{record['name'].replace('/', '-')}-{seed}-{content_hash(setting)}"
-    return LoadedNetwork(network, weights_digest(network), record, folder, "fan_in", False)
+    return LoadedNetwork(network, None, record, folder, "fan_in", False)
 
 
 def untrained_twin(loaded: LoadedNetwork, seed: int) -> LoadedNetwork:
@@ -115,18 +117,21 @@ def untrained_twin(loaded: LoadedNetwork, seed: int) -> LoadedNetwork:
         torch.manual_seed(seed)
         twin = SPPNet.from_description(loaded.network.description(), loaded.initialization).eval()
     record = {**loaded.record, "trained_on": None, "on_imagenet": False, "seed": seed}
-    return loaded._replace(network=twin, checkpoint=weights_digest(twin), record=record)
+    return loaded._replace(network=twin, checkpoint=None, record=record)
 
 
 def chosen_layers(loaded: LoadedNetwork, given: Sequence[str] | None) -> list[str]:
     """Returns the layers to test, by default the pyramid and, of a network trained here, fc6 and fc7.
 
-    Raises ValueError for fully connected layers of a network that was not trained here, which are random.
+    Raises ValueError for unknown layers, and for those of a network that was not trained here whose weights are random.
     """
     if given is None:
         return ["pool5", "fc6", "fc7"] if loaded.trained_here else ["pool5"]
+    allowed = (*loaded.network.layers, PIXELS)
     if not loaded.trained_here:
         _check_not_random(given)
+        allowed = tuple(layer for layer in allowed if layer not in _FC_LAYERS)
+    check_names("layers", given, allowed)
     return list(dict.fromkeys(given))
 
 

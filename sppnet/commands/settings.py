@@ -110,7 +110,11 @@ def _converted(section: DictConfig, key: str, hint: Any, prefix: str) -> Any:
         if "is not a ListConfig" in str(error.msg):
             given = f"{prefix}{key}={section[key]}"
             raise ValueError(f"{given}: must be a list, as in {prefix}{key}=[{section[key]}]") from error
-        raise ValueError(f"{prefix}{error.full_key or key}: {str(error.msg).splitlines()[0]}") from error
+        place, reason = f"{prefix}{error.full_key or key}", str(error.msg).splitlines()[0]
+        if number := re.fullmatch(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", reason):
+            kind = "a whole number" if number[2] == "Integer" else "a number"
+            raise ValueError(f"{place}={number[1]}: must be {kind}") from error
+        raise ValueError(f"{place}: {reason}") from error
     if value == "":
         raise ValueError(f"{prefix}{key}: empty; give it as {prefix}{key}=VALUE, or leave it out")
     return value

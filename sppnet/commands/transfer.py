@@ -1,6 +1,7 @@
 """Tests features of a frozen network on other data by linear SVMs: `sppnet transfer --help`."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,24 +62,35 @@ def settings(
     """
 
 
-def check(config: DictConfig) -> None:
-    """Raises ValueError for a resolved configuration that cannot be run. Opens no data and loads no network."""
+class Checked(NamedTuple):
+    """The settings of a command, checked, and what is made of them."""
+
+    config: DictConfig  # with values of the types of `settings`
+    runs: list[Path]  # to test; empty for a network of backbone=NAME
+    source: str
+    options: dict[str, Any]  # of the source
+    svm: "Svm"
+    hardware: "Hardware"
+
+
+def check(config: DictConfig) -> Checked:
+    """Checks a resolved configuration. Opens no data and loads no network. Raises ValueError if it cannot be run."""
     from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES  # torch takes seconds, and --help should not
     from sppnet.runtime.hardware import Hardware
     from sppnet.transfer.probe import Svm
     from sppnet.transfer.protocols import check_splits
 
     config = _typed(config)
-    _check_network(config)
+    runs = _check_network(config)
     _check_views(config)
-    check_splits(config.splits)
     if unknown := [name for name in config.baselines if name not in _BASELINES]:
         raise ValueError(f"baselines={config.baselines}: {unknown[0]} must be one of {', '.join(_BASELINES)}")
     if config.get("data") is None:
         raise ValueError("data: missing; give it as data=folder data.root=PATH, data=caltech101 or data=voc2007")
-    bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
-    Hardware(**bound(config.hardware, Hardware, "hardware."))
-    Svm(**bound(config.svm, Svm, "svm."))
+    source, options = bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    check_splits(config.splits, source, options)
+    hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
+    return Checked(config, runs, source, options, Svm(**bound(config.svm, Svm, "svm.")), hardware)
 
 
 def _typed(config: DictConfig) -> DictConfig:
@@ -86,7 +98,8 @@ def _typed(config: DictConfig) -> DictConfig:
     return OmegaConf.create(bound(config, settings))
 
 
-def _check_network(config: DictConfig) -> None:
+def _check_network(config: DictConfig) -> list[Path]:
+    """Returns the runs to test. Raises ValueError unless there are runs or one network to build."""
     from sppnet.commands.frozen_networks import check_backbone
 
     has_backbone = config.get("backbone") is not None
@@ -94,14 +107,13 @@ def _check_network(config: DictConfig) -> None:
         raise ValueError("run: missing; give run=RUN, a run directory or a checkpoint, or backbone=NAME")
     if config.run is not None and has_backbone:
         raise ValueError(f"run={config.run}: a run has its own network; give run=RUN or backbone=NAME, not both")
-    if config.run is not None:
-        find_runs(config.run)
     if config.get("pooling") is not None and not has_backbone:
         raise ValueError("pooling: a run has its own pyramid; pooling=NAME is for backbone=NAME")
     if has_backbone:
         check_backbone(config)
     if not SEED.holds(config.seed):
         raise ValueError(f"seed={config.seed}: must be {SEED.words.removeprefix('a whole number ')}")
+    return [] if has_backbone else find_runs(config.run)
 
 
 def _check_views(config: DictConfig) -> None:
@@ -130,89 +142,107 @@ class _Work(NamedTuple):
 
 def transfer(config: DictConfig) -> None:
     """Tests the features of every network that a resolved configuration names, and prints a table for each."""
-    check(config)
-    config = _typed(config)
+    checked = check(config)
+    config = checked.config
 
     from sppnet.commands.frozen_networks import build_network, load_run
-    from sppnet.runtime.hardware import Hardware
-    from sppnet.transfer.probe import Svm
+    from sppnet.data.sources import content_digests
+    from sppnet.transfer.evaluator import check_memory
 
-    paths = [] if config.run is None else find_runs(config.run)
-    for path in paths[1:]:  # a wrong one should not stop the command after hours
-        _layers_and_views(config, load_run(path))
-    network = load_run(paths[0]) if paths else build_network(config)
-    _layers_and_views(config, network)
+    @lru_cache(maxsize=1)  # a single network is loaded once; of several, one at a time is in memory
+    def loaded(path: Path | None) -> "LoadedNetwork":
+        return build_network(config) if path is None else load_run(path)
 
-    section, data, digests = _open_data(config)
-    svm, hardware = Svm(**bound(config.svm, Svm, "svm.")), Hardware(**bound(config.hardware, Hardware, "hardware."))
-    work = _Work(config, data, digests, section, svm, hardware)
-    _transfer_network(work, network)
-    for path in paths[1:]:
-        _transfer_network(work, load_run(path))
+    # Whatever is wrong with one of the networks should not stop the command after hours with the others.
+    paths: list[Path | None] = [*checked.runs] or [None]
+    tests = [(path, *_layers_and_views(config, loaded(path))) for path in paths]
+    section, data = _open_data(checked)
+    for path, layers, views in tests:
+        for view in views:
+            check_memory(loaded(path).network, layers, data, view, checked.svm)
+
+    digests = content_digests(data.images, "reading the images")
+    work = _Work(config, data, digests, section, checked.svm, checked.hardware)
+    for path, layers, views in tests:
+        _transfer_network(work, loaded(path), layers, views)
 
 
-def _open_data(config: DictConfig) -> tuple[dict[str, Any], "TransferData", np.ndarray]:
-    """Opens the data and hashes its images. Returns the section with an absolute root, the data and the digests."""
-    from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES, content_digests
+def _open_data(checked: Checked) -> tuple[dict[str, Any], "TransferData"]:
+    """Opens the data. Returns the section with an absolute root, and the data."""
     from sppnet.transfer.protocols import open_transfer_data
 
-    source, options = bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
+    source, options, config = checked.source, dict(checked.options), checked.config
     if options.get("root") and "://" not in options["root"]:
         options["root"] = os.path.abspath(options["root"])
     section = {"source": source, **options}
     data = open_transfer_data(source, splits=config.splits, exclude=config.exclude, **options)
     print(f"{_data_text(section)}: {len(data.truth):,} images of {len(data.classes)} classes, {_splits_text(data)}")
-    return section, data, content_digests(data.images, "reading the images")
+    return section, data
 
 
 def _layers_and_views(config: DictConfig, loaded: "LoadedNetwork") -> tuple[list[str], list["View"]]:
-    """Returns the layers and the views to test. Raises ValueError for any that the network cannot take."""
+    """Returns the layers and the views to test, PIXELS last. Raises ValueError for any that the network cannot take."""
     from sppnet.commands.frozen_networks import chosen_layers
+    from sppnet.results.transfers import PIXELS
     from sppnet.transfer.evaluator import View
     from sppnet.transfer.features import check_view
 
     layers = chosen_layers(loaded, config.layers)
+    if PIXELS in [*layers, *config.baselines]:
+        layers = [*(layer for layer in layers if layer != PIXELS), PIXELS]
     views = [View(view=config.view, scale=scale, aligned=config.aligned) for scale in config.scales]
     for view in views:
         check_view(loaded.network, layers, view.view, view.scale)
     return layers, views
 
 
-def _transfer_network(work: _Work, loaded: "LoadedNetwork") -> None:
+def _transfer_network(work: _Work, loaded: "LoadedNetwork", layers: list[str], views: list["View"]) -> None:
     """Tests the features of a network and its baselines at every scale, and prints them."""
     from sppnet.results.transfer_page import summary_table
 
-    layers, views = _layers_and_views(work.config, loaded)
     print(f"\n{loaded.folder}: {loaded.record['text']}", flush=True)
     if not loaded.finished:
         print(f"{loaded.folder}: has not finished training; this tests its last checkpoint", flush=True)
-    decided: list[Scores] = []
-    for view in views:
-        decided += _transfer_view(work, loaded, layers, view)
+    networks = _with_untrained(work.config, loaded, layers)
+    decided = [scores for view in views for scores in _transfer_view(work, loaded.folder, networks, view)]
     print()
-    print(markdown_table(*summary_table([(scores.about, scores) for scores in decided])))
+    print(markdown_table(*summary_table(decided)))
     print(f"a page of it: {shown_command('tables')} transfer runs={loaded.folder}")
 
 
-def _transfer_view(work: _Work, loaded: "LoadedNetwork", layers: list[str], view: "View") -> list["Scores"]:
-    """Tests the features of a network by one view, then those of its baselines."""
+def _with_untrained(config: DictConfig, loaded: "LoadedNetwork", layers: list[str]) -> "list[FrozenNetwork]":
+    """Returns the network and, if it is trained, its untrained twin; the pixels are a layer of the first."""
+    from sppnet.commands.frozen_networks import untrained_twin
+    from sppnet.results.transfers import PIXELS
+    from sppnet.transfer.evaluator import FrozenNetwork
+
+    networks = [FrozenNetwork(loaded.network, loaded.checkpoint, loaded.record, layers)]
+    of_network = [layer for layer in layers if layer != PIXELS]
+    if "untrained" in config.baselines and of_network and loaded.record["trained_on"] is not None:
+        twin = untrained_twin(loaded, config.seed)
+        networks.append(FrozenNetwork(twin.network, None, twin.record, of_network, f"-untrained-seed{config.seed}"))
+    return networks
+
+
+def _transfer_view(work: _Work, run: Path, networks: "list[FrozenNetwork]", view: "View") -> list["Scores"]:
+    """Tests the features of networks by one view. Files go into folders of the run."""
     from sppnet.transfer.evaluator import transfer_to_files
 
     name = f"{work.section['source']}-{view.view}{view.scale}{'-aligned' if view.aligned else ''}"
-    features = loaded.folder / "features" / f"{name}-{content_hash({'data': without_folders(work.section)})}"
+    features = run / "features" / f"{name}-{content_hash({'data': without_folders(work.section)})}"
     # Decisions on other images or by other settings go to another folder, because tables average those of one folder.
     images = [work.data.fingerprint(indices, work.digests) for indices in work.data.splits[0]]
     settings = {"images": images, "C": work.svm.C, "precision": str(work.hardware.autocast)}
-    decisions = loaded.folder / "transfer" / f"{name}-{content_hash(settings)}"
+    decisions = run / "transfer" / f"{name}-{content_hash(settings)}"
 
     about = {
         "data": work.section,
         "data_text": _data_text(work.section),
         "exclude": sorted(work.config.exclude),
-        "run": str(loaded.folder),
+        "run": str(run),
     }
     decided: list[Scores] = []
-    for network in _with_baselines(work.config, loaded, layers, features, decisions):
+    for network in networks:
         decided += transfer_to_files(
             network,
             work.data,
@@ -220,34 +250,13 @@ def _transfer_view(work: _Work, loaded: "LoadedNetwork", layers: list[str], view
             view,
             work.svm,
             work.hardware,
+            features_folder=features / (network.suffix.removeprefix("-") or "trained"),
+            folder=decisions,
             title=f"{name}{network.suffix}",
             about=about,
         )
     print(f"features: {features}", flush=True)
     return decided
-
-
-def _with_baselines(
-    config: DictConfig, loaded: "LoadedNetwork", layers: list[str], features: Path, decisions: Path
-) -> "list[FrozenNetwork]":
-    """Returns the network and, if it is trained, its untrained twin; the pixels are a layer of the first."""
-    from sppnet.commands.frozen_networks import untrained_twin
-    from sppnet.results.transfers import PIXELS
-    from sppnet.transfer.evaluator import FrozenNetwork
-
-    of_network = [layer for layer in layers if layer != PIXELS]
-    all_layers = [*of_network, PIXELS] if PIXELS in [*layers, *config.baselines] else of_network
-    networks = [
-        FrozenNetwork(loaded.network, loaded.checkpoint, loaded.record, all_layers, features / "trained", decisions)
-    ]
-    if "untrained" in config.baselines and of_network and loaded.record["trained_on"] is not None:
-        twin, name = untrained_twin(loaded, config.seed), f"untrained-seed{config.seed}"
-        networks.append(
-            FrozenNetwork(
-                twin.network, twin.checkpoint, twin.record, of_network, features / name, decisions, f"-{name}"
-            )
-        )
-    return networks
 
 
 def _data_text(section: dict[str, Any]) -> str:

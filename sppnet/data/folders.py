@@ -107,8 +107,8 @@ def folder(
     if has_train and val_fraction is None:
         raise ValueError(f"{top}: found train/, expected val/ beside it, or val_fraction=0.2 to split train/")
     images = _read_classes(top, "train" if has_train else "")
-    split = _split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
-    return _of_classes(split, classes)
+    images, _ = _of_classes((images, images), classes)  # before they are split: others may have too few images for it
+    return _split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
 
 
 def unsplit_folder(*, root: str, classes: list[str] | None = None) -> tuple[ImageFiles, ImageFiles]:
@@ -272,7 +272,9 @@ def _split_by_fraction(images: ImageFiles, fraction: float, seed: int) -> tuple[
     train, val = [], []
     for name, members in _shuffled_classes(images, seed):
         if len(members) < 2:
-            raise ValueError(f"{images.root}: found one image of {name}, expected two or more to split")
+            hint = "add images of it, or leave it out by classes=[...] of the others"
+            line = f"{images.root}: found one image of {name}, expected two or more to split; {hint}"
+            raise ValueError(printable(line))
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         train.append(members[count:])
         val.append(members[:count])

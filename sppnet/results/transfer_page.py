@@ -1,7 +1,6 @@
 """Every transferred feature beside its baselines: a page of tables and plots, and what the command prints."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -69,13 +68,13 @@ def transfer_page(transfers: Sequence[Transfer], combine: Sequence[str] = ()) ->
     return page
 
 
-def summary_table(decisions: Sequence[tuple[dict[str, Any], Scores]]) -> Rows:
+def summary_table(decisions: Sequence[Scores]) -> Rows:
     """Tabulates decisions just made, each of one feature and split: trained networks, then untrained ones, then pixels.
 
     Args:
-        decisions: (`Scores.about`, scores), all of the same data set and number of training images.
+        decisions: all of the same data set and number of training images.
     """
-    found = features([Transfer.in_memory(about, scores) for about, scores in decisions])
+    found = features([Transfer.in_memory(scores) for scores in decisions])
     headers = ["layer", "view", "length", "splits", *measure_headers(found[0]), "gain over untrained (95 % interval)"]
     rows = []
     for feature in found:

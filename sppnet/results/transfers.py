@@ -82,9 +82,9 @@ class Transfer:
     read: Callable[[], Scores]
 
     @classmethod
-    def in_memory(cls, about: dict[str, Any], scores: Scores) -> "Transfer":
+    def in_memory(cls, scores: Scores) -> "Transfer":
         """Wraps decisions that were not read from a file."""
-        return cls(Path(), about, lambda: scores)
+        return cls(Path(), scores.about, lambda: scores)
 
     @cached_property
     def measures(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +14,35 @@ from sppnet.results.scores import Scores, read_scores, write_scores
 from sppnet.results.transfers import PIXELS, TRANSFER_RULES
 from sppnet.runtime.environment import environment
 from sppnet.runtime.hardware import Hardware
+from sppnet.runtime.names import printable
 from sppnet.runtime.progress import Progress
 from sppnet.transfer.feature_files import Features
-from sppnet.transfer.features import PIXELS_SIDE, extract_features
-from sppnet.transfer.probe import Svm, decisions_by_features, decisions_by_gram, gram_matrix
+from sppnet.transfer.features import PIXELS_SIDE, FeatureExtractor, extract_features
+from sppnet.transfer.probe import Svm, check_feature_memory, decisions_by_features, decisions_by_gram, gram_matrix
 from sppnet.transfer.protocols import TransferData
 
 
 @dataclass(frozen=True, eq=False)
 class FrozenNetwork:
-    """A network to test, and the folders of its features and decisions.
+    """A network to test.
 
     network: in eval mode.
-    checkpoint: the digest of its checkpoint, or of its weights if it has none.
+    checkpoint: the digest of its checkpoint; None if it has none.
     record: plain values that describe it in saved decisions.
     layers: names of `SPPNet.layers`, or PIXELS.
-    features: folder of the features.
-    decisions: folder of the decision values.
     suffix: after the names of layers in names of files: "-untrained-seed0" for the baseline of random weights.
     """
 
     network: SPPNet
-    checkpoint: str
+    checkpoint: str | None
     record: dict[str, Any]
     layers: Sequence[str]
-    features: Path
-    decisions: Path
     suffix: str = ""
+
+    @cached_property
+    def weights(self) -> str:
+        """`weights_digest` of the network."""
+        return weights_digest(self.network)
 
 
 # The `network` record of the pixel baseline.
@@ -75,6 +78,8 @@ def transfer_to_files(
     svm: Svm,
     hardware: Hardware,
     *,
+    features_folder: Path,
+    folder: Path,
     title: str,
     about: dict[str, Any],
 ) -> list[Scores]:
@@ -84,44 +89,59 @@ def transfer_to_files(
     contents) are the same. Features are extracted only for layers that lack decision values.
 
     Args:
-        frozen: the network, its layers and folders.
+        frozen: the network and its layers.
         data: the images and splits.
         digests: `content_digests` of the images.
         view: what goes through the network.
         svm: settings of the SVMs.
         hardware: what the network runs on.
+        features_folder: where `extract_features` keeps the features.
+        folder: of the decision values.
         title: the name of the work in messages.
         about: more plain values to save.
 
-    Raises what `extract_features` and `decisions_by_features` raise.
+    Raises what `check_memory` and `extract_features` raise.
     """
-    jobs = _jobs(frozen, data, digests, view, svm, hardware)
+    jobs = _jobs(frozen, data, digests, view, svm, hardware, folder)
     saved = {job.path: decisions for job in jobs if (decisions := _saved(job)) is not None}
     missing = list(dict.fromkeys(job.layer for job in jobs if job.path not in saved))
     if not missing:
-        print(f"{title}: done already ({frozen.decisions})", flush=True)
+        print(f"{title}: done already ({folder})", flush=True)
         return [saved[job.path] for job in jobs]
 
+    check_memory(frozen.network, missing, data, view, svm)
+    if _solver(data, svm) != _GRAM_SOLVER:
+        print(
+            f"{title}: the Gram matrix of {len(data.truth):,} images does not fit into svm.gigabytes="
+            f"{svm.memory / 1e9:.3g}; using LinearSVC, which also regularizes the bias",
+            flush=True,
+        )
     features = extract_features(
         frozen.network,
         data.images,
         missing,
         **vars(view),
-        folder=frozen.features,
+        folder=features_folder,
         digests=digests,
+        weights=frozen.weights,
         hardware=hardware,
         title=title,
     )
     record = {**about, **environment(gpus=hardware.processes), "network": frozen.record}
     for layer in missing:
         left = [job for job in jobs if job.layer == layer and job.path not in saved]
-        gram = _gram_matrix(left[0], features[layer], data, svm, hardware, f"{title}, {layer}")
-        with Progress(f"{title}, {layer}: SVMs", len(left), "splits") as progress:
-            for job in left:
-                saved[job.path] = _decide(job, features[layer], gram, data, svm, record)
-                write_scores(job.path, saved[job.path])
-                progress.add(1)
+        saved |= _decide_layer(left, features[layer], data, svm, hardware, record, f"{title}, {layer}")
     return [saved[job.path] for job in jobs]
+
+
+def check_memory(network: SPPNet, layers: Sequence[str], data: TransferData, view: View, svm: Svm) -> None:
+    """Raises ValueError if the SVMs of a layer and split exceed `svm.memory` by either solver. Extracts no features."""
+    if _solver(data, svm) == _GRAM_SOLVER:
+        return
+    lengths = FeatureExtractor(network, layers=layers, **vars(view)).lengths()
+    for layer in layers:
+        for split in data.splits:
+            check_feature_memory(layer, lengths[layer], data.truth[split.train], svm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +158,19 @@ class _Job:
 
 
 def _jobs(
-    frozen: FrozenNetwork, data: TransferData, digests: np.ndarray, view: View, svm: Svm, hardware: Hardware
+    frozen: FrozenNetwork,
+    data: TransferData,
+    digests: np.ndarray,
+    view: View,
+    svm: Svm,
+    hardware: Hardware,
+    folder: Path,
 ) -> list[_Job]:
     # What all jobs share, then the images of every split.
     common = {
         "rules": TRANSFER_RULES,
-        "checkpoint": frozen.checkpoint,
-        "weights": weights_digest(frozen.network),
+        "checkpoint": frozen.checkpoint or frozen.weights,
+        "weights": frozen.weights,
         "precision": "float32" if hardware.autocast is None else "bf16",
         **vars(view),
         "C": svm.C,
@@ -159,7 +185,7 @@ def _jobs(
         _Job(
             layer,
             number,
-            frozen.decisions / f"{layer}{frozen.suffix}-split{number}.npz",
+            folder / f"{layer}{frozen.suffix}-split{number}.npz",
             {**common, "layer": layer, **images[number]},
         )
         for layer in frozen.layers
@@ -173,25 +199,38 @@ def _solver(data: TransferData, svm: Svm) -> str:
 
 
 def _saved(job: _Job) -> Scores | None:
-    """Returns the saved decision values of a job, None if absent or made with other settings."""
+    """Returns the saved decision values of a job; None if absent, made with other settings, or damaged."""
     if not job.path.is_file():
         return None
-    saved = read_scores(job.path, "transfer")
+    try:
+        saved = read_scores(job.path, "transfer")
+    except ValueError:
+        print(f"{printable(str(job.path))}: damaged, and decided again", flush=True)
+        return None
     return saved if all(saved.about.get(key) == value for key, value in job.identity.items()) else None
 
 
-def _gram_matrix(
-    job: _Job, features: Features, data: TransferData, svm: Svm, hardware: Hardware, title: str
-) -> np.ndarray | None:
-    """Computes the Gram matrix of all images; None, after a message, if it does not fit into memory."""
-    if job.identity["solver"] == _GRAM_SOLVER:
-        return gram_matrix(features, memory=svm.memory, device=hardware.device, title=f"{title}: Gram matrix")
-    print(
-        f"{title}: the Gram matrix of {len(data.truth):,} images does not fit into svm.gigabytes="
-        f"{svm.memory / 1e9:.3g}; using LinearSVC, which also regularizes the bias",
-        flush=True,
-    )
-    return None
+def _decide_layer(
+    jobs: Sequence[_Job],
+    features: Features,
+    data: TransferData,
+    svm: Svm,
+    hardware: Hardware,
+    record: dict[str, Any],
+    title: str,
+) -> dict[Path, Scores]:
+    """Trains the SVMs of splits on the features of one layer. Writes their decision values and returns them by path."""
+    gram = None
+    if _solver(data, svm) == _GRAM_SOLVER:
+        gram = gram_matrix(features, memory=svm.memory, device=hardware.device, title=f"{title}: Gram matrix")
+
+    decided = {}
+    with Progress(f"{title}: SVMs", len(jobs), "splits") as progress:
+        for job in jobs:
+            decided[job.path] = _decide(job, features, gram, data, svm, record)
+            write_scores(job.path, decided[job.path])
+            progress.add(1)
+    return decided
 
 
 def _decide(

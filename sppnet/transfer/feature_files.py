@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sppnet.runtime.files import atomic_file, write_json
-from sppnet.runtime.names import printable
+from sppnet.runtime.names import first_line, printable
 
 # A folder holds the features of one layer in these files.
 _FEATURES, _DONE, _IMAGES, _MANIFEST, _LOCK = "features.npy", "done.npy", "images.npz", "manifest.json", "lock"
@@ -70,24 +70,67 @@ def open_features(folder: Path, *, writable: bool = False) -> Features:
     return Features(folder, values, done)
 
 
-def find_features(folder: Path, identity: dict[str, Any], names: np.ndarray, digests: np.ndarray) -> Features | None:
-    """Opens the features in a folder if they are of these images and were made with this identity; else None.
+@dataclass(frozen=True, eq=False)
+class SavedFeatures:
+    """Features that lie in a folder already.
 
-    The arguments are those of `make_features`.
+    names: str (n,), of their images.
+    digests: uint8 (n, 16): `content_digests` of their images.
     """
-    old = _read_old(folder, identity)
-    if old is None or not (np.array_equal(old.names, names) and np.array_equal(old.digests, digests)):
+
+    features: Features
+    names: np.ndarray
+    digests: np.ndarray
+
+    def are_of(self, names: np.ndarray, digests: np.ndarray) -> bool:
+        """Whether they are of exactly these images, in this order."""
+        return np.array_equal(self.names, names) and np.array_equal(self.digests, digests)
+
+
+def read_saved_features(folder: Path, identity: dict[str, Any]) -> SavedFeatures | None:
+    """Reads the features in a folder if there are any and they were made with this identity; else None.
+
+    Damaged files are None as well, after a line that names the folder.
+    """
+    if not (folder / _MANIFEST).exists():
         return None
-    return old.features
+    try:
+        return _read_saved(folder, identity)
+    except Exception as error:  # damaged files fail in many ways
+        print(f"{printable(str(folder))}: damaged, and made again ({printable(first_line(error))})", flush=True)
+        return None
+
+
+def _read_saved(folder: Path, identity: dict[str, Any]) -> SavedFeatures | None:
+    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    if any(manifest.get(key) != value for key, value in _stated(identity).items()):
+        return None
+    with (folder / _IMAGES).open("rb") as file, np.load(file, allow_pickle=False) as images:
+        names, digests = images["names"], images["digests"]
+    features = open_features(folder)
+    values, done = features.values, features.done
+
+    if manifest["images"] != _fingerprint(names, digests) or manifest["shape"] != list(values.shape):
+        raise ValueError("the manifest is of other features")
+    if not len(names) == len(digests) == len(values) or done.shape != names.shape:
+        raise ValueError("the files are of different numbers of images")
+    if values.dtype != np.float16 or done.dtype != np.bool_:
+        raise ValueError(f"values of {values.dtype} and marks of {done.dtype}")
+    return SavedFeatures(features, names, digests)
 
 
 def make_features(
-    folder: Path, identity: dict[str, Any], names: np.ndarray, digests: np.ndarray, length: int
+    folder: Path,
+    identity: dict[str, Any],
+    names: np.ndarray,
+    digests: np.ndarray,
+    length: int,
+    saved: SavedFeatures | None = None,
 ) -> Features:
     """Makes the files of features in a folder, to be written, in place of those that are there.
 
-    They take over the rows of images with the same name and content that were made with the same identity. If that
-    fails or is killed, the old files remain.
+    They take over the rows of images with the same name and content from `saved`. If that fails or is killed, the old
+    files remain.
 
     Args:
         folder: of one layer; hold `folder_lock` of it.
@@ -95,11 +138,11 @@ def make_features(
         names: str (n,), of the images.
         digests: uint8 (n, 16): `content_digests` of the images.
         length: values of a feature.
+        saved: `read_saved_features` of the same folder and identity.
 
     Raises OSError if the disk has too little space.
     """
-    old = _read_old(folder, identity)
-    kept = _common_rows(old, names, digests) if old is not None and old.features.length == length else []
+    kept = _common_rows(saved, names, digests) if saved is not None and saved.features.length == length else []
     done = np.zeros(len(names), bool)
     done[[new for new, _ in kept]] = True
     if not kept:  # their space may be needed
@@ -113,10 +156,10 @@ def make_features(
         atomic_file(folder / _FEATURES) as values_file,
     ):
         start = _allocate(values_file, (len(names), length))
-        if old is not None:
+        if saved is not None:
             for new, row in kept:
                 values_file.seek(start + 2 * length * new)
-                values_file.write(old.features.values[row].tobytes())
+                values_file.write(saved.features.values[row].tobytes())
         done_file.write(_npy(done))
         np.savez(images_file, names=names, digests=digests)
         values_file.flush()
@@ -140,39 +183,9 @@ def _fingerprint(names: np.ndarray, digests: np.ndarray) -> str:
     return hashlib.sha256(json.dumps(names.tolist()).encode() + digests.tobytes()).hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
-class _Old:
-    """Features that lie in a folder already, and the names and digests of their images."""
-
-    names: np.ndarray
-    digests: np.ndarray
-    features: Features
-
-
-def _read_old(folder: Path, identity: dict[str, Any]) -> _Old | None:
-    """Reads the features in a folder if they were made with this identity; None if not, or if files are damaged."""
-    try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        if any(manifest.get(key) != value for key, value in _stated(identity).items()):
-            return None
-        with (folder / _IMAGES).open("rb") as file, np.load(file, allow_pickle=False) as images:
-            names, digests = images["names"], images["digests"]
-        features = open_features(folder)
-        values, done = features.values, features.done
-        if manifest["images"] != _fingerprint(names, digests) or len(names) != len(digests):
-            return None
-        if manifest["shape"] != list(values.shape) or values.dtype != np.float16:
-            return None
-        if done.shape != names.shape or done.dtype != np.bool_ or len(values) != len(done):
-            return None
-    except Exception:  # damaged files fail in many ways, and are only made again
-        return None
-    return _Old(names, digests, features)
-
-
-def _common_rows(old: _Old, names: np.ndarray, digests: np.ndarray) -> list[tuple[int, int]]:
+def _common_rows(saved: SavedFeatures, names: np.ndarray, digests: np.ndarray) -> list[tuple[int, int]]:
     """Returns (new index, old index) of the images with the same name and content whose features are done."""
-    index_of = {key: i for i, key in enumerate(_keys(old.names, old.digests)) if old.features.done[i]}
+    index_of = {key: i for i, key in enumerate(_keys(saved.names, saved.digests)) if saved.features.done[i]}
     return [(new, index_of[key]) for new, key in enumerate(_keys(names, digests)) if key in index_of]
 
 

@@ -26,7 +26,7 @@ from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
 from sppnet.runtime.names import check_names, printable
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.progress import Progress
-from sppnet.transfer.feature_files import Features, find_features, folder_lock, make_features, open_features
+from sppnet.transfer.feature_files import Features, folder_lock, make_features, open_features, read_saved_features
 
 # The version of the code that makes features. Raise it when features of unchanged settings change.
 FEATURE_RULES = 1
@@ -66,6 +66,7 @@ def extract_features(
     aligned: bool = False,
     folder: Path,
     digests: np.ndarray | None = None,
+    weights: str | None = None,
     hardware: Hardware | None = None,
     title: str = "features",
 ) -> dict[str, Features]:
@@ -87,6 +88,7 @@ def extract_features(
         aligned: whether images go through `network.aligned()`.
         folder: where the features are kept.
         digests: `content_digests` of the images; None computes them.
+        weights: `weights_digest` of the network; None computes it.
         hardware: what to run on; None is what suits the machine.
         title: the name of the extraction in messages.
 
@@ -108,7 +110,7 @@ def extract_features(
     )
     identity = {
         "rules": FEATURE_RULES,
-        "network": weights_digest(network),
+        "network": weights or weights_digest(network),
         "view": view,
         "scale": scale,
         "aligned": aligned,
@@ -152,14 +154,16 @@ def _open_or_make(
     """
     names = np.array([images.name(i) for i in range(len(images))])
     identities = {layer: {**identity, "layer": layer} for layer in layers}
-    found = {layer: find_features(folder / layer, identities[layer], names, digests) for layer in identities}
+    saved = {layer: read_saved_features(folder / layer, identities[layer]) for layer in identities}
+    found = {layer: old.features for layer, old in saved.items() if old is not None and old.are_of(names, digests)}
 
-    absent = [layer for layer, features in found.items() if features is None]
-    lengths = build_extractor(network, layers=absent).lengths() if absent else {}
-    return {
-        layer: features or make_features(folder / layer, identities[layer], names, digests, lengths[layer])
-        for layer, features in found.items()
-    }
+    if absent := [layer for layer in identities if layer not in found]:
+        lengths = build_extractor(network, layers=absent).lengths()
+        for layer in absent:
+            found[layer] = make_features(
+                folder / layer, identities[layer], names, digests, lengths[layer], saved[layer]
+            )
+    return {layer: found[layer] for layer in identities}
 
 
 class FeatureExtractor:
@@ -247,15 +251,16 @@ def check_view(network: SPPNet, layers: Sequence[str], view: str, scale: int) ->
     check_names("view", [view], VIEWS)
     if not layers:
         raise ValueError("layers=[]: must name at least one layer, as in layers=[pool5,fc7]")
-    check_names("layer", layers, (*network.layers, PIXELS))
+    check_names("layers", layers, (*network.layers, PIXELS))
+    # Words instead of KEY=VALUE: the argument is `scale`, and the key of the command `scales`.
     smallest = network.backbone.smallest_input
     if not smallest <= scale <= LARGEST_SCALE:
-        raise ValueError(f"scale={scale}: must be from {smallest} to {LARGEST_SCALE} pixels for this network")
+        raise ValueError(f"a scale of {scale}: must be from {smallest} to {LARGEST_SCALE} pixels for this network")
     side = network.input_side
     if side is not None and (view == "full" or scale != side):
         raise ValueError(
-            f"view={view}, scale={scale}: the network has no pyramid and takes {side} x {side} images only; give "
-            f"view=crop or view=warp, and scales=[{side}]"
+            f"view={view} at a scale of {scale}: the network has no pyramid and takes {side} x {side} images only; use "
+            f"view=crop or view=warp at a scale of {side}"
         )
 
 

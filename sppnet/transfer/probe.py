@@ -36,11 +36,11 @@ class Svm:
 
     def __post_init__(self) -> None:
         if not 0 < self.C < math.inf:
-            raise ValueError(f"svm.C={self.C}: must be above 0")
+            raise ValueError(f"svm.C={self.C}: must be a number above 0, and finite")
         if self.jobs is not None and not 1 <= self.jobs <= 1024:
             raise ValueError(f"svm.jobs={self.jobs}: must be from 1 to 1024")
         if self.gigabytes is not None and not 0 < self.gigabytes < 1e6:
-            raise ValueError(f"svm.gigabytes={self.gigabytes}: must be above 0")
+            raise ValueError(f"svm.gigabytes={self.gigabytes}: must be a number above 0, and below 1,000,000")
 
     @property
     def threads(self) -> int:
@@ -147,19 +147,31 @@ def decisions_by_features(
 ) -> np.ndarray:
     """Trains LinearSVC on the features instead of `decisions_by_gram`; it regularizes the bias as well.
 
-    Raises ValueError if the training features exceed `svm.memory`.
+    Raises ValueError as `check_feature_memory`.
     """
+    check_feature_memory(features.folder.name, features.length, truth[train], svm)
     shared, of_class = _feature_bytes(features.length, truth[train])
-    if shared + of_class > svm.memory:
-        raise ValueError(
-            f"{features.folder.name}: SVMs on the features of {len(train):,} training images take "
-            f"{(shared + of_class) / 1e9:,.3g} GB, and svm.gigabytes allows {svm.memory / 1e9:,.3g}; raise it, or use "
-            "a layer with fewer values or fewer images"
-        )
     weights, biases = _train_by_features(features, truth[train], train, _affordable(svm, shared, of_class), svm.C)
     weights = weights.T.astype(np.float32)
     parts = [features.rows(test[i : i + 1024]).numpy() @ weights for i in range(0, len(test), 1024)]
     return (np.concatenate(parts) + biases.astype(np.float32)).astype(np.float32)
+
+
+def check_feature_memory(layer: str, length: int, truth: np.ndarray, svm: Svm) -> None:
+    """Raises ValueError if `decisions_by_features` would exceed `svm.memory`.
+
+    Args:
+        layer: the name of the features.
+        length: values of a feature.
+        truth: int8 (m, classes), of the training images.
+        svm: the settings.
+    """
+    needed = sum(_feature_bytes(length, truth))
+    if needed > svm.memory:
+        raise ValueError(
+            f"{layer}: SVMs on the features of {len(truth):,} training images take {needed / 1e9:,.3g} GB, and "
+            f"svm.gigabytes allows {svm.memory / 1e9:,.3g}; raise it, or use a layer with fewer values or fewer images"
+        )
 
 
 def _train_by_features(

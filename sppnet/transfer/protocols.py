@@ -23,7 +23,7 @@ from sppnet.data.sources import (
     open_data,
     without_images,
 )
-from sppnet.runtime.names import listing
+from sppnet.runtime.names import listing, printable
 
 SPLITS = 10  # random splits of the paper's Caltech-101 (arXiv:1406.4729v4, §3.3)
 _MOST_SPLITS = 1000
@@ -85,21 +85,21 @@ def open_transfer_data(
 
     Raises ValueError for more splits than the data has, and for classes without training images.
     """
-    check_splits(splits)
+    check_splits(splits, source, options)
     if source in MULTI_LABEL_SOURCES:
         data = _several_labels(source, exclude, options)
-        if splits not in (None, 1):
-            raise ValueError(f"splits={splits}: {source} has one split; give splits=1 or leave it out")
     else:
         data = _one_label(source, splits, exclude, options)
     _check_classes(data)
     return data
 
 
-def check_splits(splits: int | None) -> None:
-    """Raises ValueError for a number of splits that no data has."""
+def check_splits(splits: int | None, source: str, options: dict[str, Any]) -> None:
+    """Raises ValueError for a number of splits that the data does not have. Reads no data."""
     if splits is not None and not 1 <= splits <= _MOST_SPLITS:
         raise ValueError(f"splits={splits}: must be from 1 to {_MOST_SPLITS}, or null")
+    if splits not in (None, 1) and _has_fixed_parts(source, options):
+        raise ValueError(f"splits={splits}: the parts of this data are fixed; give splits=1 or leave it out")
 
 
 def _one_label(source: str, splits: int | None, exclude: Sequence[str], options: dict[str, Any]) -> TransferData:
@@ -130,8 +130,6 @@ def _one_label(source: str, splits: int | None, exclude: Sequence[str], options:
 def _opened_splits(source: str, splits: int | None, exclude: Sequence[str], options: dict[str, Any]) -> list[ImageData]:
     """Opens a data set once per split."""
     if _has_fixed_parts(source, options):
-        if splits not in (None, 1):
-            raise ValueError(f"splits={splits}: the parts of this data are fixed; give splits=1 or leave it out")
         opened = [open_data(source, **options)]
     else:
         first = int(options.get("split_seed") or 0)
@@ -142,7 +140,7 @@ def _opened_splits(source: str, splits: int | None, exclude: Sequence[str], opti
 
 def _has_fixed_parts(source: str, options: dict[str, Any]) -> bool:
     """Whether the training and test images are two parts that the data has, rather than drawn by `split_seed`."""
-    if "split_seed" not in inspect.signature(DATA_SOURCES[source]).parameters:
+    if source in MULTI_LABEL_SOURCES or "split_seed" not in inspect.signature(DATA_SOURCES[source]).parameters:
         return True
     return source == "folder" and bool(val_folders(Path(options["root"])))
 
@@ -184,6 +182,13 @@ def _check_classes(data: TransferData) -> None:
     """Raises ValueError unless every class has training images that show it and others that do not."""
     if len(data.classes) < 2 and data.one_label:
         raise ValueError(f"the data has one class, {data.classes[0]}: transfer needs two or more")
+    for name, images in zip(data.classes, (data.truth == 1).sum(axis=0), strict=True):
+        if images < 2 and data.one_label:
+            noun = "image" if images == 1 else "images"
+            raise ValueError(
+                f"{printable(name)}: {images} {noun}, and a class needs one to train on and one to test on; add images "
+                "of it, or leave the class out"
+            )
     for number, split in enumerate(data.splits):
         if not len(split.test):
             raise ValueError(f"split {number} has no test images")

@@ -207,20 +207,21 @@ def test_what_is_outside_the_image_does_not_count(network):
 
 
 @pytest.mark.parametrize("size", [(3, 101), (101, 3)])
-def test_windows_of_very_long_images_lie_on_what_is_left_of_them(network, size):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_windows_of_very_long_images_lie_on_what_is_left_of_them(network, size, mirrored):
     """101 pixels are cut to 48 in the middle, those from 26 on."""
     x, y = (26, 0) if size[0] == 3 else (0, 26)
     windows, rules = random_windows(*size), WindowRules(scales=(64, 97))
-    found = find_cells(windows, size, network.backbone, rules)
+    found = find_cells(windows, size, network.backbone, rules, mirrored=mirrored)
     cut = np.array(cut_to_longest_aspect(*size))
     moved = (windows - [x, y, x, y]).clip(0, [*cut[::-1], *cut[::-1]])
-    expected = find_cells(moved, tuple(cut), network.backbone, rules)
+    expected = find_cells(moved, tuple(cut), network.backbone, rules, mirrored=mirrored)
     assert np.array_equal(found.cells[found.places], expected.cells[expected.places])
     assert np.array_equal(found.scales[found.places], expected.scales[expected.places])
     image = random_image(*size)
     for map_, other in zip(
-        image_maps(network, image, rules.scales),
-        image_maps(network, image[:, y : y + cut[0], x : x + cut[1]], rules.scales),
+        image_maps(network, image, rules.scales, mirrored=mirrored),
+        image_maps(network, image[:, y : y + cut[0], x : x + cut[1]], rules.scales, mirrored=mirrored),
         strict=True,
     ):
         assert torch.equal(map_, other)

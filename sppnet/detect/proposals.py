@@ -269,4 +269,5 @@ def windows_inside(boxes: np.ndarray, image: Tensor, name: str) -> np.ndarray:
     windows = windows[(windows[:, :2] < windows[:, 2:]).all(axis=1)]
     if not len(windows):
         return np.array([[0, 0, width, height]], np.int16)
-    return windows[np.sort(np.unique(windows, axis=0, return_index=True)[1])]
+    keys = np.ascontiguousarray(windows).view(np.int64)  # four numbers as one, which is faster than rows
+    return windows[np.sort(np.unique(keys, return_index=True)[1])]

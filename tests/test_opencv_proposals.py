@@ -11,7 +11,7 @@ import torch
 
 from conftest import random_images
 from sppnet.detect.proposal_files import compute_proposals
-from sppnet.detect.proposals import LONGEST_SIDE, EdgeBoxes, SelectiveSearch, _edges, _scaled
+from sppnet.detect.proposals import LONGEST_SIDE, EdgeBoxes, SelectiveSearch, _edges, _resized, _scaled
 from test_proposals import assert_windows_of, iou, noise
 
 RECTANGLE = (60, 45, 130, 105)
@@ -132,6 +132,15 @@ def test_slanted_edges_point_across_from_upper_left_to_lower_right():
 # Large images.
 
 
+def test_opencv_gets_blue_green_red_and_at_most_the_longest_side():
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 30, 1001)
+    assert _resized(image, 1001).shape == (30, 1001, 3)
+    assert _resized(image, 500).shape == (15, 500, 3)
+    assert _resized(image, 16).shape == (1, 16, 3)
+    for longest in (1001, 500, 16):
+        assert (_resized(image, longest) == [30, 20, 10]).all()
+
+
 @every_proposer
 def test_windows_of_resized_images_are_scaled_back(build):
     windows = build(longest=100)(scene())
@@ -197,7 +206,7 @@ def test_settings_tell_proposers_apart():
 def test_without_opencv_one_line_says_what_to_install(build, monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setitem(sys.modules, "cv2.ximgproc", None)
-    with pytest.raises(ModuleNotFoundError, match=r"^selective search .* pip install 'sppnet\[detect\]'$"):
+    with pytest.raises(ValueError, match=r"^selective search and EdgeBoxes need .*: pip install sppnet\[detect\]$"):
         build()
 
 

@@ -217,6 +217,20 @@ def test_a_damaged_file_is_made_again_with_one_line(tmp_path, damage, capfd):
     assert resuming == "proposals: resuming after 5 of 6 images"
 
 
+class OneName(PngImages):
+    def name(self, index):
+        return "same.png"
+
+
+def test_images_of_the_same_name_and_content_share_a_file(tmp_path, capfd):
+    images, proposer = OneName([np.zeros((7, 11, 3), np.uint8)] * 3), Counted(tmp_path / "log")
+    proposals = compute(tmp_path / "made", images, proposer)
+    proposals.path(0).write_bytes(b"")
+    compute(tmp_path / "made", images, proposer)
+    assert len(proposer.names()) == 2
+    assert capfd.readouterr().out.count("computing it again") == 1
+
+
 def test_a_removed_file_is_named(tmp_path):
     proposals = compute(tmp_path)
     proposals.path(3).unlink()

@@ -99,8 +99,9 @@ def compute_proposals(
     Raises ValueError for values out of range, images that are too large, and what the proposer raises; UnreadableImage
     for an image that cannot be read; OSError of one line if a process fails.
     """
-    if most < 1 or seed < 0:
-        raise ValueError(f"most={most}, seed={seed}: must be at least 1 and 0")
+    for name, value, least in [("most", most, 1), ("seed", seed, 0)]:
+        if value < least:
+            raise ValueError(f"{name}={value}: must be at least {least}")
     workers = worker_count(workers)
     names = [images.name(i) for i in range(len(images))]
     digests = content_digests(images, "reading the images") if digests is None else digests

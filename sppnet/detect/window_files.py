@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,7 @@ class WindowFile:
 
     @cached_property
     def _lines(self) -> tuple[dict[str, tuple[int, np.ndarray]], str]:
-        """The number of the line and the boxes, float32 (K, 4), of every image, and the hash of the file."""
+        """The number of the line and the boxes, float64 (K, 4), of every image, and the hash of the file."""
         lines: dict[str, tuple[int, np.ndarray]] = {}
         digest = hashlib.sha256()
         with Path(self.path).open("rb") as file:
@@ -85,9 +86,20 @@ def _parse_line(line: bytes) -> tuple[str, np.ndarray]:
     if not isinstance(name, str) or not isinstance(boxes, list):
         raise ValueError(f"found {line[:60].rstrip()!r}, {expected}")
 
-    for box in boxes:
-        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-            raise ValueError(f"found the box {str(box)[:60]}, expected four numbers")
-        if not (box[0] < box[2] and box[1] < box[3]):
-            raise ValueError(f"found the box {box}, expected x0 < x1 and y0 < y1")
-    return name, np.array(boxes, np.float64).reshape(-1, 4)
+    corners = _array(boxes)
+    inside_out = (corners[:, :2] >= corners[:, 2:]).any(axis=1)
+    if inside_out.any():
+        raise ValueError(f"found the box {boxes[inside_out.argmax()]}, expected x0 < x1 and y0 < y1")
+    return name, corners
+
+
+def _array(boxes: list[Any]) -> np.ndarray:
+    """Converts boxes to float64 (K, 4). Raises ValueError for one that is not four numbers."""
+    if not boxes:
+        return np.empty((0, 4))
+    with suppress(ValueError):  # boxes of different lengths
+        array = np.array(boxes)
+        if array.shape == (len(boxes), 4) and array.dtype.kind in "if" and (np.abs(array) < 1e15).all():
+            return array.astype(np.float64)
+    culprit = next(box for box in boxes if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))))
+    raise ValueError(f"found the box {str(culprit)[:60]}, expected four numbers")

@@ -164,10 +164,11 @@ def detect(config: DictConfig) -> None:
 
     from sppnet.commands.frozen_networks import load_run
     from sppnet.detect.pipeline import train_and_test
+    from sppnet.network import weights_digest
 
     loaded = load_run(Path(config.network))
     section, splits = _open_data(config)
-    run = _run_directory(config, loaded.checkpoint)
+    run = _run_directory(config, weights_digest(loaded.network))
     print(f"{loaded.record['text']}\nrun directory {run}", flush=True)
     about = {
         "data": section,

@@ -31,7 +31,7 @@ from sppnet.runtime.hardware import Hardware
 from sppnet.transfer.probe import Svm
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment")
+GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment", "proposals")
 ROOT = "data.root=/some/where"
 WITHOUT_ROOT = {"shapes", "hub", "scenes"}  # data whose configs need no root
 

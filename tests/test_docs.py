@@ -14,12 +14,12 @@ from omegaconf import OmegaConf
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.commands import benchmark, evaluate, prepare_data, tables, transfer
+from sppnet.commands import benchmark, detect, evaluate, prepare_data, tables, transfer
 from sppnet.commands.evaluated_runs import read_protocols
-from sppnet.commands.settings import bound, bound_choice
+from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.commands.startup import COMMANDS
 from sppnet.commands.train import read_plan
-from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES
+from sppnet.data.sources import DATA_SOURCES, DETECTION_SOURCES, MULTI_LABEL_SOURCES
 from sppnet.network import SPPNet, save_network
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.hardware import Hardware
@@ -34,7 +34,7 @@ PAGES = [
 TEXTS = {str(page.relative_to(PROJECT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-HELP_CONFIGS = ("train", "evaluate", "transfer", "prepare_data", "benchmark")
+HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "prepare_data", "benchmark")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
@@ -127,6 +127,7 @@ def test_there_are_commands():
         "train": 12,
         "evaluate": 8,
         "transfer": 15,
+        "detect": 4,
         "tables": 6,
         "prepare_data": 2,
         "benchmark": 3,
@@ -170,6 +171,12 @@ def test_a_transfer_command_composes_and_fits_the_code(arguments):
     bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES, "data.")
     bound(config.svm, Svm, "svm.")
     bound(config.hardware, Hardware, "hardware.")
+
+
+@pytest.mark.parametrize("arguments", commands_of("detect"))
+def test_a_detection_command_fits_the_code(arguments):
+    if overrides_in(arguments):
+        detect.check(resolved(composed_for("detect", overrides_in(arguments))))
 
 
 @pytest.mark.parametrize("arguments", commands_of("tables"))
@@ -274,7 +281,7 @@ def test_every_protocol_source_and_table_is_named():
     for page, names in (
         ("docs/evaluation.md", {file.stem for file in (PROJECT / "configs" / "views").glob("*.yaml")}),
         ("docs/evaluation.md", set(tables.CHOICES)),
-        ("docs/data.md", set(DATA_SOURCES | MULTI_LABEL_SOURCES)),
+        ("docs/data.md", set(DATA_SOURCES | MULTI_LABEL_SOURCES | DETECTION_SOURCES)),
     ):
         first_cells = re.findall(r"^\| (`[^|]+) \|", TEXTS[page], re.MULTILINE)
         assert names <= set(re.findall(r"`(\w+)`", " ".join(first_cells))), page

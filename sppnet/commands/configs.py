@@ -15,6 +15,8 @@ from sppnet.runtime.checkout import ROOT, shown_command
 _PACKAGED = Path(__file__).parents[1] / "configs"  # only where the package was installed from a wheel
 CONFIGS = _PACKAGED if _PACKAGED.is_dir() else ROOT / "configs"
 
+_DETECTION_DATA = {"voc", "coco", "scenes"}  # choices of the group data
+
 
 def choices(group: str) -> list[str]:
     """Returns the choices of a group, none if there is no such group; of "" the commands that have a configuration."""
@@ -34,7 +36,9 @@ def groups_of(config_name: str) -> dict[str, list[str]]:
 
 
 def suits(command: str, group: str, choice: str) -> bool:
-    """Whether a choice is for a command: experiments are for the one that their header names, others for all."""
+    """Whether a choice is for a command: experiments are for the one that their header names, data for its task."""
+    if group == "data":
+        return (choice in _DETECTION_DATA) == (command == "detect")
     meant = _command_of_experiment(choice) if group == "experiment" else None
     return meant is None or command in {"train": ("train", "benchmark")}.get(meant, (meant,))
 

@@ -73,7 +73,9 @@ def made_detections(objects, share=0.7, wrong=1, seed=0):
     for i in range(len(objects)):
         truth = objects.objects(i)
         found = np.flatnonzero(random.random(len(truth)) < share)
-        boxes = np.concatenate([truth.boxes[found] + 2, random.integers(300, 400, (wrong, 2)).repeat(2, 0).reshape(-1, 4)])
+        boxes = np.concatenate(
+            [truth.boxes[found] + 2, random.integers(300, 400, (wrong, 2)).repeat(2, 0).reshape(-1, 4)]
+        )
         boxes[len(found) :, 2:] += 40
         labels = np.concatenate([truth.labels[found], random.integers(0, len(objects.classes), wrong)])
         scores = random.normal(size=len(labels)) + np.repeat([1.0, -0.5], [len(found), wrong])

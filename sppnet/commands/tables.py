@@ -109,7 +109,11 @@ def _pages(choice: str, found: _Found) -> tuple[str, ...]:
     if choice != "all":
         return (choice,)
     # Table 12 needs two networks, which few have.
-    return _PAPER_TABLES + (_TRANSFER_TABLES if found.transfers else ()) + (_DETECTION_TABLES[:3] if found.detectors else ())
+    return (
+        _PAPER_TABLES
+        + (_TRANSFER_TABLES if found.transfers else ())
+        + (_DETECTION_TABLES[:3] if found.detectors else ())
+    )
 
 
 @configuration_errors()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sppnet.results.comparisons import Rows, gain_text, percent
+from sppnet.results.comparisons import gain_text, percent
 from sppnet.results.detection_combinations import CombinedDetectors
 from sppnet.results.detector_runs import Gain, TestedRow, gain, row_before
 from sppnet.results.network_records import numbered_labels, record_label, record_training
@@ -29,10 +29,10 @@ def add_rows(page: Page, rows: Sequence[TestedRow], combinations: Sequence[Combi
         cells.append([*_texts(row, label), *mean_cells(row), *of_gain])
         gains += [gained] if gained else []
     for combination in combinations:
-        over = ", ".join(gain_cell(one) for one in gains_over_parts(combination))
-        cells.append(
-            [*_texts(combination.row, combined_label(combination)), *mean_cells(combination.row), over, "each part"]
-        )
+        over = gains_over_parts(combination)
+        gains += over
+        texts = _texts(combination.row, combined_label(combination))
+        cells.append([*texts, *mean_cells(combination.row), ", ".join(map(gain_cell, over)), "each part"])
 
     page.table([*headers, "gain", "over"], cells)
     for line in [*interval_notes(rows, gains), *combination_notes(combinations), *_detector_notes(rows, labels)]:
@@ -77,10 +77,14 @@ def scales_text(scales: tuple[int, ...]) -> str:
     return SCALES_TEXT.get(scales, ", ".join(map(str, scales)))
 
 
-def part_text(row: TestedRow) -> str:
-    """Names a row where its network is known: by its layer, scales and runs."""
-    runs = f", mean of {len(row.runs)} runs" if len(row.runs) > 1 else ""
-    return f"{row.name}, {scales_text(row.scales)}{runs}"
+def row_names(rows: Sequence[TestedRow]) -> list[str]:
+    """Names rows beside each other, with their scales and networks only where these differ."""
+    labels, scales = detector_labels(rows), [scales_text(row.scales) for row in rows]
+    names = []
+    for row, *parts in zip(rows, scales, labels, strict=True):
+        differing = [text for text, all_texts in zip(parts, (scales, labels), strict=True) if len(set(all_texts)) > 1]
+        names.append(", ".join([row.name, *differing]))
+    return names
 
 
 def protocol_text(rows: Sequence[TestedRow]) -> str:
@@ -99,25 +103,22 @@ def detector_labels(rows: Sequence[TestedRow]) -> list[str]:
     return numbered_labels(names, [row.setting for row in rows])
 
 
-def class_table(rows: Sequence[TestedRow], names: Sequence[str]) -> Rows:
-    """Tabulates 11-point average precision by class, the highest of the first row first.
+def add_classes(page: Page, rows: Sequence[TestedRow], names: Sequence[str] | None = None) -> None:
+    """Adds a table of 11-point average precision by class, a column per row, the highest of the last row first.
 
     Args:
-        rows: a column each.
-        names: of the columns.
+        rows: of one protocol.
+        names: of the columns; by default `row_names`.
     """
     values = [row.class_means() for row in rows]
     counts = rows[0].counts.sum(axis=0)
-    order = np.argsort(-np.nan_to_num(values[0], nan=-1), kind="stable")
-    cells = [
-        [
-            rows[0].classes[label],
-            f"{counts[label]:,}",
-            *("" if np.isnan(v[label]) else percent(v[label]) for v in values),
-        ]
-        for label in order
-    ]
-    return ["class", "objects", *names], cells
+    cells = []
+    for label in np.argsort(-np.nan_to_num(values[-1], nan=-1), kind="stable"):
+        numbers = ["" if np.isnan(of_class[label]) else percent(of_class[label]) for of_class in values]
+        cells.append([rows[0].classes[label], f"{counts[label]:,}", *numbers])
+    mean = ", means over runs" if any(len(row.runs) > 1 for row in rows) else ""
+    page.text(f"By class: 11-point average precision in %{mean}.")
+    page.table(["class", "objects", *(row_names(rows) if names is None else names)], cells)
 
 
 def interval_notes(rows: Sequence[TestedRow], gains: Sequence[Gain] = ()) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sppnet.results.comparisons import percent
-from sppnet.results.detection_cells import add_rows, class_table, detector_labels, part_text, protocol_text
+from sppnet.results.detection_cells import add_classes, add_rows, protocol_text, row_names, scales_text
 from sppnet.results.detection_combinations import combined_detectors
 from sppnet.results.detection_pictures import COLORS_TEXT, KINDS, Picture, pictures_file, read_pictures
 from sppnet.results.detector_runs import DetectorTest, TestedRow, by_protocol, by_row, protocol
@@ -36,7 +36,7 @@ def detection_page(tests: Sequence[DetectorTest], combine: Sequence[str] = ()) -
         of_block = [one for one in combinations if protocol(one.row.about) == protocol(rows[0].about)]
         add_rows(page, rows, of_block)
         _add_recall(page, rows)
-        _add_classes(page, rows)
+        add_classes(page, rows)
         _add_curves(page, rows)
         _add_pictures(page, max(rows, key=TestedRow.mean))
     return page
@@ -54,17 +54,6 @@ def _add_recall(page: Page, rows: Sequence[TestedRow]) -> None:
         page.text(f"Objects that some window overlaps, with 95 % intervals (Wilson): {'; '.join(texts.values())}.")
 
 
-def _add_classes(page: Page, rows: Sequence[TestedRow]) -> None:
-    """Adds a table by class, with a column for every row."""
-    labels = detector_labels(rows)
-    several = len(set(labels)) > 1
-    names = [
-        f"{label}, {part_text(row)}" if several else part_text(row) for row, label in zip(rows, labels, strict=True)
-    ]
-    page.text("11-point average precision in % by class.")
-    page.table(*class_table(rows, names))
-
-
 def _add_curves(page: Page, rows: Sequence[TestedRow]) -> None:
     """Adds precision by recall, a panel per class, of the rows with the highest mean average precision."""
     best = sorted(rows, key=TestedRow.mean, reverse=True)[:_MOST_CURVES]
@@ -78,8 +67,7 @@ def _add_curves(page: Page, rows: Sequence[TestedRow]) -> None:
         classes = np.concatenate([by_value[: _MOST_PANELS // 2], by_value[-_MOST_PANELS // 2 :]])
         page.text(f"The {_MOST_PANELS // 2} classes with the highest and the lowest average precision:")
 
-    labels = detector_labels(shown)
-    curves = {f"{label}, {part_text(row)}": row.curves()[classes] for row, label in zip(shown, labels, strict=True)}
+    curves = {name: row.curves()[classes] for row, name in zip(shown, row_names(shown), strict=True)}
     titles = [f"{rows[0].classes[label]}: {percent(values[label])}" for label in classes]
     figure = precision_curves(curves, titles)
     page.figure(figure, f"highest precision at each recall or more, by class: {'; '.join([*curves, *titles])}")
@@ -93,8 +81,8 @@ def _add_pictures(page: Page, row: TestedRow) -> None:
         return
     pictures = read_pictures(path)
     page.text(
-        f"Pictures of {part_text(row)}, the row with the highest mean. {COLORS_TEXT} Of each class, the detections "
-        "from that score on are shown at which the harmonic mean of precision and recall is highest."
+        f"Pictures of {row.name}, {scales_text(row.scales)}, which has the highest mean. {COLORS_TEXT} Of each class, "
+        "the detections from that score on are shown at which the harmonic mean of precision and recall is highest."
     )
     for kind, title in KINDS.items():
         if of_kind := [picture for picture in pictures if picture.kind == kind]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import draw_bounding_boxes
 
@@ -32,9 +33,10 @@ KINDS = {
 _SAMPLES, _OF_CLASS, _MISSED = 8, 2, 12  # pictures of the test set, of a class by kind, of missed objects
 _MOST_CLASSES = 20  # of more, those of the highest and of the lowest average precision have pictures
 _LONGER_SIDE = 360  # pixels of a picture
+_LEAST_SIDE = 20  # pixels of a box on it that has a text
 # Colours that readers of any colour vision tell apart.
 _FOUND_COLOR, _WRONG_COLOR, _MISSED_COLOR = "#009e73", "#d55e00", "#0072b2"
-COLORS_TEXT = "Green: found; orange: wrong; blue: an object that was missed."
+COLORS_TEXT = "Green: found; orange: wrong; blue: an object that was missed. Small boxes have no text."
 
 
 class Picture(NamedTuple):
@@ -148,7 +150,7 @@ class ChosenImage(NamedTuple):
 def chosen_images(view: ShownDetections, images: ObjectsByImage) -> list[ChosenImage]:
     """Chooses images for every one of KINDS."""
     n = len(view.found)
-    samples = np.unique(np.linspace(0, n - 1, min(n, _SAMPLES)).round().astype(int)) if n else []
+    samples = np.linspace(0, n - 1, min(n, _SAMPLES)).round().astype(int)
     chosen = [ChosenImage("sample", int(image), None) for image in samples]
     labels = _shown_labels(view)
     for kind, choose in (("best", _best_images), ("worst", _worst_images)):
@@ -220,52 +222,69 @@ def _picture(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages
     labels = slice(None) if chosen.label is None else slice(chosen.label, chosen.label + 1)
     found, wrong, missed = (int(counts[chosen.image, labels].sum()) for counts in (view.found, view.wrong, view.missed))
     encoded, name = read_image(images, chosen.image)
-    jpeg = _drawn(decode_image(encoded, name), *_boxes(chosen, view, images))
+    jpeg = _drawn(decode_image(encoded, name), _boxes(chosen, view, images))
     class_name = "" if chosen.label is None else images.classes[chosen.label]
     return Picture(chosen.kind, class_name, printable(f"{name}: {found} found, {wrong} wrong, {missed} missed"), jpeg)
 
 
-def _boxes(
-    chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages
-) -> tuple[np.ndarray, list[str], list[str]]:
-    """Returns the boxes to draw, float64 (k, 4) in pixels of the image, their texts, and their colours."""
+class _Boxes(NamedTuple):
+    """Boxes to draw, the last one on top."""
+
+    boxes: np.ndarray  # float64 (k, 4), in pixels of the image
+    texts: list[str]
+    colors: list[str]
+
+
+def _boxes(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages) -> _Boxes:
+    """Returns missed objects and shown detections, those of the highest score on top."""
     detections, objects = view.matches.detections, _missed_objects(view, images, chosen.image)
     shown = np.flatnonzero(view.shown & (detections.images == chosen.image))
+    shown = shown[np.argsort(detections.scores[shown], kind="stable")]
     if chosen.label is not None:
         objects, shown = objects.of(objects.labels == chosen.label), shown[detections.labels[shown] == chosen.label]
 
-    texts = [images.classes[label] for label in objects.labels]
+    # Where all are of one class, which the caption names, shorter texts hide less of small objects.
+    names = images.classes if chosen.label is None else ("",) * len(images.classes)
+    texts = [names[label] for label in objects.labels]
+    texts += [f"{names[detections.labels[i]]} {detections.scores[i]:.2f}".strip() for i in shown]
     colors = [_MISSED_COLOR] * len(objects)
-    for i in shown:
-        texts.append(f"{images.classes[detections.labels[i]]} {detections.scores[i]:.2f}")
-        colors.append(_FOUND_COLOR if view.matches.positive[i] else _WRONG_COLOR)
-    return np.concatenate([objects.boxes, detections.boxes[shown]]), texts, colors
+    colors += [_FOUND_COLOR if view.matches.positive[i] else _WRONG_COLOR for i in shown]
+    return _Boxes(np.concatenate([objects.boxes, detections.boxes[shown]]), texts, colors)
 
 
-def _drawn(image: Tensor, boxes: np.ndarray, texts: list[str], colors: list[str]) -> bytes:
+def _drawn(image: Tensor, drawn: _Boxes) -> bytes:
     """Draws boxes on an image (3, h, w), reduced to _LONGER_SIDE pixels, and encodes it as JPEG."""
     height, width = image.shape[1:]
     factor = min(1.0, _LONGER_SIDE / max(height, width))
     image = resize(image, [max(1, round(factor * side)) for side in (height, width)], antialias=True)
-    if texts:
-        from matplotlib.font_manager import findfont  # takes a second
+    if len(drawn.boxes):
+        scaled = clip_boxes_to_image(torch.from_numpy(factor * drawn.boxes).round(), image.shape[1:])
+        scaled[:, 2:] = torch.maximum(scaled[:, 2:] - 1, scaled[:, :2])  # drawn up to the last pixel that they hold
+        image = _with_texts(image, scaled, drawn)
+        image = draw_bounding_boxes(image, scaled, colors=drawn.colors, width=2)  # above all texts
 
-        # Half-open boxes end at the last pixel that they hold.
-        ends = np.array([0, 0, 1, 1])
-        scaled = torch.from_numpy((factor * boxes - ends).clip(0))
-        scaled[:, 2:] = torch.maximum(scaled[:, 2:], scaled[:, :2])
-        image = draw_bounding_boxes(
-            image,
-            scaled,
-            texts,
-            colors,
-            width=2,
-            font=findfont("DejaVu Sans"),
-            font_size=12,
-            label_colors="white",
-            label_background_colors=colors,
-            fill_labels=True,
-        )
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=85)
     return file.getvalue()
+
+
+def _with_texts(image: Tensor, boxes: Tensor, drawn: _Boxes) -> Tensor:
+    """Draws the texts, white in the colour of their box, but for those that would hide a small object."""
+    from matplotlib.font_manager import findfont  # takes a second
+
+    large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= _LEAST_SIDE
+    named = [i for i, text in enumerate(drawn.texts) if text and large[i]]
+    if not named:
+        return image
+    colors = [drawn.colors[i] for i in named]
+    return draw_bounding_boxes(
+        image,
+        boxes[named],
+        [drawn.texts[i] for i in named],
+        colors,
+        font=findfont("DejaVu Sans"),
+        font_size=11,
+        label_colors="white",
+        label_background_colors=colors,
+        fill_labels=True,
+    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sppnet.results.comparisons import percent
-from sppnet.results.detection_cells import add_rows, class_table, interval_notes, mean_cells, part_text, protocol_text
+from sppnet.results.detection_cells import add_classes, add_rows, interval_notes, mean_cells, protocol_text, scales_text
 from sppnet.results.detection_combinations import CombinedDetectors, combine_tests, combined_detectors
 from sppnet.results.detector_runs import DetectorTest, TestedRow, by_protocol, by_row
 from sppnet.results.missing import detection_command
@@ -51,10 +51,10 @@ def detection_table_page(name: str, tests: Sequence[DetectorTest], runs: Sequenc
         headers += [f"{words}: paper", "ours, 11 points (95 % interval)", "all points"]
     cells = [line for row_name in table.one_scale for line in _table_lines(table, row_name, ours)]
     page.table([*headers, f"R-CNN with {table.rcnn}: paper"], cells)
-    if ours:
-        page.heading("Ours")
-        add_rows(page, ours)
     _add_missing(page, list(table.one_scale), ours, runs)
+    if ours:
+        page.heading(f"Ours: {protocol_text(ours)}")
+        add_rows(page, ours)
     _add_others(page, [row for row in rows if row not in ours])
     return page
 
@@ -79,7 +79,7 @@ def table11_page(tests: Sequence[DetectorTest], runs: Sequence[Run]) -> Page:
     shown = [row for row in ours if row.name in TABLE11_ROWS]
 
     page.text("Average precision on VOC 2007 test in %, by recall at 11 points.")
-    lines = [_class_cells(f"ours {part_text(row)}", row) for row in shown]
+    lines = [_class_cells(f"ours {row.name}, {scales_text(row.scales)}", row) for row in shown]
     page.table(_CLASS_HEADERS, [*_paper_cells(TABLE11), *lines])
     for line in interval_notes(shown):
         page.text(line)
@@ -110,7 +110,8 @@ def table12_page(tests: Sequence[DetectorTest], runs: Sequence[Run], combine: Se
     for one in combinations:
         page.heading(f"{'VOC 2007' if one in ours else 'Other detectors'}: {protocol_text([one.row])}")
         add_rows(page, one.parts, [one])
-        page.table(*class_table([*one.parts, one.row], [*map(part_text, one.parts), "combination"]))
+        numbered = [f"{part.name} ({i})" for i, part in enumerate(one.parts, start=1)]
+        add_classes(page, [*one.parts, one.row], [*numbered, "combination"])
     if not combinations:
         _add_missing(page, [TABLE12_ROW], [], runs)
         page.text("The table combines two of them, with networks that were trained with different seeds.")
@@ -180,4 +181,4 @@ def _add_others(page: Page, rows: Sequence[TestedRow]) -> None:
     for block in by_protocol(rows):
         page.heading(f"Other detectors: {protocol_text(block)}")
         add_rows(page, block)
-        page.table(*class_table(block, [part_text(row) for row in block]))
+        add_classes(page, block)

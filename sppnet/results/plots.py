@@ -115,7 +115,7 @@ def _style(curve: LayerCurve) -> dict[str, Any]:
 
 
 def precision_curves(curves: Mapping[str, np.ndarray], titles: Sequence[str]) -> Any:
-    """Plots precision against recall, a panel per class with a curve per entry.
+    """Plots precision against recall, a panel per class with a curve per entry, which ends where precision is 0.
 
     Args:
         curves: label -> (classes, points), precision at recalls from 0 to 1 in equal steps.
@@ -130,8 +130,8 @@ def precision_curves(curves: Mapping[str, np.ndarray], titles: Sequence[str]) ->
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for panel, title, of_class in zip(panels, titles, zip(*curves.values(), strict=True), strict=False):
         for i, precision in enumerate(of_class):
-            recall = np.linspace(0, 1, len(precision))
-            panel.plot(recall, precision, "--" if i >= len(_COLORS) else "-", color=_COLORS[i % len(_COLORS)])
+            recall, reached = np.linspace(0, 1, len(precision)), np.where(precision > 0, precision, np.nan)
+            panel.plot(recall, reached, "--" if i >= len(_COLORS) else "-", color=_COLORS[i % len(_COLORS)])
         panel.set_title(title, fontsize=9)
         panel.grid(color=_GRID_COLOR)
         panel.spines[["top", "right"]].set_visible(False)

@@ -47,29 +47,54 @@ def average_precision(scores: ArrayLike, positive: ArrayLike, count: int, points
     Raises ValueError for other shapes, types or `points`, for NaN among the scores, and if `count` is less than the
     number of positives.
     """
-    scores, positive = np.asarray(scores, np.float64), np.asarray(positive)
-    _check_ranking(scores, positive, count, points)
-    if count == 0:
-        return float("nan")
+    if points not in (11, None):
+        raise ValueError(f"points={points}: must be 11 or None")
+    if points == 11:
+        return float(interpolated_precision(scores, positive, count, points).mean())
+    found, highest = _highest_precision(scores, positive, count)
+    return float(np.sum(np.diff(found, prepend=0) * highest) / count) if count else float("nan")
 
+
+def interpolated_precision(scores: ArrayLike, positive: ArrayLike, count: int, points: int) -> np.ndarray:
+    """Returns float (points,): the highest precision at recalls from 0 to 1 in equal steps, or at any higher recall.
+
+    It is 0 at recalls that the ranking does not reach, and nan if `count` is 0. With 11 points its mean is the average
+    precision of VOC 2007.
+
+    Args:
+        scores, positive, count: as of `average_precision`.
+        points: how many recalls, at least 2.
+
+    Raises ValueError as `average_precision` does.
+    """
+    if points < 2:
+        raise ValueError(f"points={points}: must be at least 2")
+    found, highest = _highest_precision(scores, positive, count)
+    if count == 0:
+        return np.full(points, np.nan)
+    # recall >= k / 10 in integers: 3 / 10 and 0.1 * 3 are different floating-point numbers.
+    reached = np.searchsorted((points - 1) * found, np.arange(points) * count)
+    return np.asarray(np.append(highest, 0.0)[reached])
+
+
+def _highest_precision(scores: ArrayLike, positive: ArrayLike, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks by score, and returns for every distinct score, from the highest on, two numbers.
+
+    found: int64, how many positives have this score or a higher one.
+    highest: float, the highest precision where as many positives or more are found.
+    """
+    scores, positive = np.asarray(scores, np.float64), np.asarray(positive)
+    _check_ranking(scores, positive, count)
     order = np.argsort(-scores)
     ranked = scores[order]
     last = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]  # whether it ends the items of its score
     retrieved = np.flatnonzero(last) + 1
     found = np.cumsum(positive[order], dtype=np.int64)[last]
-    highest = np.maximum.accumulate((found / retrieved)[::-1])[::-1]  # precision at this recall or more
-
-    if points is None:
-        return float(np.sum(np.diff(found, prepend=0) * highest) / count)
-    # recall >= k / 10 in integers: 3 / 10 and 0.1 * 3 are different floating-point numbers.
-    reached = np.searchsorted(10 * found, np.arange(11) * count)
-    return float(np.append(highest, 0.0)[reached].mean())
+    return found, np.maximum.accumulate((found / retrieved)[::-1])[::-1]
 
 
-def _check_ranking(scores: np.ndarray, positive: np.ndarray, count: int, points: int | None) -> None:
+def _check_ranking(scores: np.ndarray, positive: np.ndarray, count: int) -> None:
     """Raises ValueError for arguments of `average_precision` that cannot be used."""
-    if points not in (11, None):
-        raise ValueError(f"points={points}: must be 11 or None")
     if scores.ndim != 1 or positive.shape != scores.shape:
         raise ValueError(f"scores {scores.shape} and positive {positive.shape}: must both be (n,)")
     if len(positive) and positive.dtype != bool:

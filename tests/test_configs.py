@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sppnet.backbones import BACKBONES
 from sppnet.classify.recipe import Machine, Recipe
 from sppnet.classify.schedules import Sizes
+from sppnet.commands import detect as detect_script
 from sppnet.commands import evaluate as evaluate_script
 from sppnet.commands import train as train_script
 from sppnet.commands import transfer as transfer_script
@@ -33,6 +34,7 @@ from sppnet.transfer.probe import Svm
 CONFIGS = Path(__file__).parent.parent / "configs"
 GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment", "proposals")
 ROOT = "data.root=/some/where"
+DETECTION_PATHS = {"voc": ["root"], "coco": ["root"], "scenes": []}
 WITHOUT_ROOT = {"shapes", "hub", "scenes"}  # data whose configs need no root
 
 
@@ -116,7 +118,20 @@ def test_every_key_of_transfer_is_one_that_its_code_takes():
 
 
 def training_choices():
-    return [(group, choice) for group, choice in choices() if group != "experiment" or choice not in OF_TRANSFER]
+    of_training = [(group, choice) for group, choice in choices() if group != "proposals"]
+    return [(group, choice) for group, choice in of_training if group != "experiment" or choice not in OF_TRANSFER]
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in choices() if group == "proposals"])
+@pytest.mark.parametrize("data", sorted(DETECTION_SOURCES))
+def test_detection_takes_every_proposer_and_data_source(choice, data, tmp_path):
+    windows = tmp_path / "windows.jsonl"
+    windows.write_text('{"image": "a.jpg", "boxes": []}\n')
+    overrides = [f"data={data}", f"proposals={choice}", "network=run"]
+    overrides += [f"proposals.path={windows}"] if choice == "file" else []
+    overrides += [f"data.{key}=/some/where" for key in DETECTION_PATHS[data]]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        detect_script.check(resolved(compose("detect", overrides)))
 
 
 @pytest.mark.parametrize(("group", "choice"), training_choices())

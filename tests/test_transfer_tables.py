@@ -363,7 +363,7 @@ def test_a_damaged_file_of_decisions_does_not_stop_tables_of_trained_runs(tmp_pa
 def test_wrong_choices_are_refused(two_runs, tmp_path):
     make_run(tmp_path / "trained", "single")
     with pytest.raises(
-        ValueError, match=r"^runs: compare is for trained runs, and only decisions of transfer are there"
+        ValueError, match=r"^runs: compare is for trained runs, and only decisions of transfer or detections are there"
     ):
         tables.main(["compare", f"runs={two_runs}"])
     with pytest.raises(ValueError, match=r"^no decisions of transfer in these runs; do it with .*transfer.* run=RUN"):

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +12,7 @@ from sppnet.commands.errors import configuration_errors
 from sppnet.commands.jobs import one_line_command
 from sppnet.commands.settings import bound, resolved
 from sppnet.commands.startup import interrupt_by_exception
+from sppnet.results.detector_runs import DetectorTest, read_detector_runs
 from sppnet.results.page import Page
 from sppnet.results.runs import Run, read_runs
 from sppnet.results.transfers import Transfer, read_transfers
@@ -24,23 +25,30 @@ Tables and plots from finished runs, made from records and saved scores; no netw
 
 table2 table3 table4   the paper's classification tables, paper beside ours where the data is ImageNet
 table6 table7 table8   VOC 2007 and Caltech-101 by SVMs on features, paper beside ours where trained on ImageNet
-all                    tables 2 to 4; and 6 to 8 if there are decisions of transfer
+table9 table10         VOC 2007, detection by the rows of Table 9, paper beside ours where the detectors compare
+table11 table12        the same by class; two networks and their combination
+all                    tables 2 to 4; 6 to 8 if there are decisions of transfer; 9 to 11 if there are detections
 sweep                  error against the pyramid, for runs that differ in pooling.levels and seed
 scales                 error against the test scale, for runs tested with scales=[...]
 views                  how close every protocol's scores come to those of ten_crop, for the same runs
 compare                runs on the same images: paired tests against the first, and their combination
 classes                errors by class and confusion matrix of one run
 transfer               all features that were transferred, beside the untrained network and raw pixels
+detection              all detectors that were tested: gains, classes, precision-recall curves, pictures
 
 runs=runs              folders of runs, run directories, or patterns of them: runs=[A,B] or runs='runs/demo*'
 out=runs/tables        where WHAT.md and WHAT.html are written
 combine=pool5+fc7      for transfer: features that are combined as well, by the mean of their SVMs' decision values; a
                        name is the end of the path of the decisions, and may hold *: caltech101-full392-*/fc7
+combine=A+B            for table12 and detection: detections that are combined, duplicates suppressed on the union; a
+                       name is the end of their path: a/detections/ftfc7+b/detections/ftfc7
 """
 _PAPER_TABLES = ("table2", "table3", "table4")
 _TRANSFER_TABLES = ("table6", "table7", "table8")
+_DETECTION_TABLES = ("table9", "table10", "table11", "table12")
 _RUN_PAGES = ("sweep", "scales", "views", "compare", "classes")
-CHOICES = (*_PAPER_TABLES, *_TRANSFER_TABLES, "all", *_RUN_PAGES, "transfer")
+CHOICES = (*_PAPER_TABLES, *_TRANSFER_TABLES, *_DETECTION_TABLES, "all", *_RUN_PAGES, "transfer", "detection")
+_COMBINING = ("transfer", "table12", "detection")
 
 
 def settings(*, runs: Any = "runs", out: str = "runs/tables", combine: Any = None) -> tuple[list[str], Path, list[str]]:
@@ -72,22 +80,40 @@ def main(arguments: list[str]) -> None:
     if malformed := [word for word in words if "=" not in word or word.startswith("-")]:
         raise ValueError(f"{malformed[0]}: must be runs=PATTERN, out=FOLDER or combine=A+B")
     patterns, out, combine = settings(**bound(_configuration(words), settings))
-    if combine and choice != "transfer":
-        raise ValueError(f"combine={combine[0]}: is for transfer; compare combines classifiers by itself")
+    if combine and choice not in _COMBINING:
+        raise ValueError(
+            f"combine={combine[0]}: is for {', '.join(_COMBINING)}; compare combines classifiers by itself"
+        )
 
-    runs = read_runs(patterns)
-    transfers = read_transfers(patterns) if choice in (*_TRANSFER_TABLES, "transfer", "all") else []
-    for name in _pages(choice, transfers):
-        page = _page_of(name, runs, transfers, combine)
+    found = _Found(
+        read_runs(patterns),
+        read_transfers(patterns) if choice in (*_TRANSFER_TABLES, "transfer", "all") else [],
+        read_detector_runs(patterns) if choice in (*_DETECTION_TABLES, "detection", "all") else [],
+    )
+    for name in _pages(choice, found):
+        page = _page_of(name, found, combine)
         print(page.markdown())
         print("written: " + ", ".join(str(file) for file in page.write(out, name)) + "\n")
 
 
-def _pages(choice: str, transfers: list[Transfer]) -> tuple[str, ...]:
-    """Returns the pages that a choice is for: with "all", the tables of transfer only where there are decisions."""
+class _Found(NamedTuple):
+    """What the patterns of runs match, as far as the choice needs it."""
+
+    runs: list[Run]
+    transfers: list[Transfer]
+    detectors: list[DetectorTest]
+
+
+def _pages(choice: str, found: _Found) -> tuple[str, ...]:
+    """Returns the pages that a choice is for: with "all", the tables of transfer and detection where they were run."""
     if choice != "all":
         return (choice,)
-    return _PAPER_TABLES + (_TRANSFER_TABLES if transfers else ())
+    # Table 12 needs two networks, which few have.
+    return (
+        _PAPER_TABLES
+        + (_TRANSFER_TABLES if found.transfers else ())
+        + (_DETECTION_TABLES[:3] if found.detectors else ())
+    )
 
 
 @configuration_errors()
@@ -101,7 +127,7 @@ def _configuration(words: list[str]) -> DictConfig:
     return resolved(config)
 
 
-def _page_of(name: str, runs: list[Run], transfers: list[Transfer], combine: list[str]) -> Page:
+def _page_of(name: str, found: _Found, combine: list[str]) -> Page:
     """Returns the page of one of CHOICES but "all"."""
     # Imported here because torch takes a second, and --help should not.
     from sppnet.results.comparisons import classes_page, comparison_page
@@ -110,21 +136,36 @@ def _page_of(name: str, runs: list[Run], transfers: list[Transfer], combine: lis
     from sppnet.results.transfer_page import transfer_page
     from sppnet.results.transfer_tables import table8_page, transfer_table_page
 
+    runs, transfers, detectors = found
     if name in _PAPER_TABLES:
         return table_page(name, runs)
     if name == "transfer":
         return transfer_page(transfers, combine)
     if name in _TRANSFER_TABLES:
         return table8_page(transfers) if name == "table8" else transfer_table_page(name, transfers, runs)
+    if name in _DETECTION_TABLES or name == "detection":
+        return _detection_page(name, detectors, runs, combine)
 
     if not runs:
-        raise ValueError(f"runs: {name} is for trained runs, and only decisions of transfer are there")
+        raise ValueError(f"runs: {name} is for trained runs, and only decisions of transfer or detections are there")
     if name == "classes":
         if len(runs) != 1:
             raise ValueError(f"runs: classes is for one run, and these are {len(runs)}")
         return classes_page(runs[0])
     pages = {"sweep": pyramid_page, "scales": scales_page, "views": views_page, "compare": comparison_page}
     return pages[name](runs)
+
+
+def _detection_page(name: str, detectors: list[DetectorTest], runs: list[Run], combine: list[str]) -> Page:
+    """Returns a table of detection, or the page of all detectors."""
+    from sppnet.results.detection_page import detection_page
+    from sppnet.results.detection_tables import detection_table_page, table11_page, table12_page
+
+    if name == "detection":
+        return detection_page(detectors, combine)
+    if name == "table12":
+        return table12_page(detectors, runs, combine)
+    return table11_page(detectors, runs) if name == "table11" else detection_table_page(name, detectors, runs)
 
 
 def command() -> None:

@@ -32,14 +32,22 @@ class Objects:
         return Objects(self.boxes[chosen], self.labels[chosen], self.difficult[chosen])
 
 
-class AnnotatedImages(Images, Protocol):
-    """Images with the objects in them. Images without objects belong to it as well."""
+class ObjectsByImage(Protocol):
+    """The objects in images, by index, without the images."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
 
     @property
     def classes(self) -> tuple[str, ...]: ...
 
     def objects(self, index: int) -> Objects:
         """Returns the objects of an image, with boxes inside it that are not empty."""
+
+
+class AnnotatedImages(Images, ObjectsByImage, Protocol):
+    """Images with the objects in them. Images without objects belong to it as well."""
 
 
 class DetectionSplits(NamedTuple):
@@ -77,7 +85,7 @@ def annotated_files(
     return AnnotatedFiles(root, np.array([os.fsencode(path) for path in paths]), starts, together, classes)
 
 
-def objects_fingerprint(images: AnnotatedImages) -> str:
+def objects_fingerprint(images: ObjectsByImage) -> str:
     """Returns a hash of the classes and of the name and the objects of every image, not of the pixels."""
     names = [images.name(i) for i in range(len(images))]
     digest = hashlib.sha256(json.dumps([images.classes, names]).encode())

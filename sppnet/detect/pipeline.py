@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from sppnet.detect.detector import (
     Detector,
     LinearSvms,
     SuppressionSettings,
+    layer_length,
     load_detector,
     save_detector,
 )
@@ -38,7 +39,9 @@ from sppnet.detect.testing import DetectorRow, detect_by_rows
 from sppnet.detect.training import RegressionSettings, train_regressors, train_svms
 from sppnet.detect.windows import DrawnWindows, WindowsOfImages
 from sppnet.network import SPPNet, load_network, save_network, weights_digest
-from sppnet.results.detections import Detections
+from sppnet.results.detection_pictures import pictures_file, write_pictures
+from sppnet.results.detections import Detections, match_detections
+from sppnet.results.object_files import OBJECTS_FILE, write_objects
 from sppnet.runtime.environment import environment
 from sppnet.runtime.hardware import Hardware
 
@@ -105,8 +108,33 @@ def train_and_test(
     rows = _trained_rows(network, tuned, train, plan, run)
 
     test = _windows_of(splits.test, network, plan, cache, "test images", mirrored=False)
-    about = {**about, **environment(gpus=1), "weights": weights_digest(network), "seed": plan.seed}
-    return detect_by_rows(test, rows, plan.test, run / "detections", about=about, autocast=plan.hardware.autocast)
+    about = {**about, **environment(gpus=1), **_about(network, splits, plan)}
+    folder = run / "detections"
+    found = detect_by_rows(test, rows, plan.test, folder, about=about, autocast=plan.hardware.autocast)
+    write_objects(folder / OBJECTS_FILE, splits.test)
+    for row, detections in zip(rows, found, strict=True):
+        matches = match_detections(detections, splits.test)
+        write_pictures(pictures_file(folder / f"{row.name}.jsonl"), matches, splits.test)
+    return found
+
+
+def _about(network: SPPNet, splits: DetectionSplits, plan: DetectionPlan) -> dict[str, Any]:
+    """Returns what tables need to know of detections besides the row, the record of the network and the data."""
+    proposals = plan.proposer.settings() | {"most": plan.most_windows}
+    parts = {name: asdict(getattr(plan, name)) for name in ("rules", "finetune", "svm", "regression", "test")}
+    others = {name: getattr(plan, name) for name in ("aligned", "use_difficult", "tune_fraction")}
+    return {
+        "checkpoint": weights_digest(network),
+        "seed": plan.seed,
+        "setting": json.dumps({"proposals": proposals, **parts, **others}, sort_keys=True),
+        "scales": list(plan.rules.scales),
+        "lengths": {layer: layer_length(network, layer) for layer in LAYERS},
+        "proposals": proposals,
+        "suppression_overlap": plan.test.suppression_overlap,
+        "most": plan.test.most,
+        "n_train": len(splits.train),
+        "objects": objects_fingerprint(splits.test),
+    }
 
 
 def _finetunes(rows: Sequence[Row]) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sppnet.data.objects import AnnotatedImages
-from sppnet.metrics import average_precision
+from sppnet.data.objects import ObjectsByImage
+from sppnet.metrics import average_precision, interpolated_precision
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line, printable
 
@@ -144,6 +144,18 @@ def read_detections(path: Path) -> Detections:
         raise ValueError(printable(f"{path}:{number}: not a file of detections ({first_line(error)})")) from error
 
 
+def read_detections_about(path: Path) -> dict[str, Any]:
+    """Reads `Detections.about` alone. Raises ValueError, naming the file, if the first line is another one."""
+    try:
+        with path.open("rb") as file:
+            about, _, _ = _read_header(next(file, b""))
+        return about
+    except KeyError as error:
+        raise ValueError(f"{path}:1: not a file of detections ({error} is missing)") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(printable(f"{path}:1: not a file of detections ({first_line(error)})")) from error
+
+
 def _read_header(line: bytes) -> tuple[dict[str, Any], list[str], Any]:
     first = json.loads(line)
     about, classes = first["about"], first["classes"]
@@ -220,7 +232,7 @@ class Matches:
     counts: np.ndarray
 
 
-def match_detections(detections: Detections, images: AnnotatedImages, threshold: float = 0.5) -> Matches:
+def match_detections(detections: Detections, images: ObjectsByImage, threshold: float = 0.5) -> Matches:
     """Matches detections with the objects of their images, by the rule of VOCevaldet of the VOC devkit.
 
     Every detection looks at the object of its class in its image with which its intersection over union is highest, of
@@ -260,7 +272,7 @@ def match_detections(detections: Detections, images: AnnotatedImages, threshold:
     return Matches(detections, positive, ignored, objects, overlaps, counts)
 
 
-def _check_images(detections: Detections, images: AnnotatedImages) -> None:
+def _check_images(detections: Detections, images: ObjectsByImage) -> None:
     if detections.classes != tuple(images.classes):
         raise ValueError(f"detections of {len(detections.classes)} classes: the images have other ones")
     if len(detections.names) != len(images):
@@ -280,7 +292,7 @@ class _Truth(NamedTuple):
     starts: np.ndarray  # int64 (n,): the first object of each image
 
     @classmethod
-    def of(cls, images: AnnotatedImages) -> "_Truth":
+    def of(cls, images: ObjectsByImage) -> "_Truth":
         every = [images.objects(i) for i in range(len(images))]
         lengths = np.array([len(objects) for objects in every], np.int64)
         return cls(
@@ -346,9 +358,23 @@ def class_precisions(matches: Matches, points: int | None = 11) -> np.ndarray:
     return _precisions(matches, _ranked(matches), points, once)
 
 
+def class_curves(matches: Matches, points: int = 101) -> np.ndarray:
+    """Returns float (classes, points): the highest precision at each of the recalls 0 to 1, or more, per class.
+
+    Nan for classes without objects that count. See `sppnet.metrics.interpolated_precision`.
+    """
+    scores, found = matches.detections.scores, matches.positive
+    return np.array(
+        [
+            interpolated_precision(scores[of_class], found[of_class], int(count), points)
+            for of_class, count in zip(_ranked(matches), matches.counts.sum(axis=0), strict=True)
+        ]
+    ).reshape(len(matches.detections.classes), points)
+
+
 def mean_precision(matches: Matches, points: int | None = 11) -> float:
     """Returns the mean of `class_precisions` over the classes that have objects; nan if none has."""
-    return _mean(class_precisions(matches, points))
+    return mean_of_known(class_precisions(matches, points))
 
 
 def resampled_precisions(matches: Matches, points: int | None = 11, resamples: int = _RESAMPLES) -> np.ndarray:
@@ -360,7 +386,7 @@ def resampled_precisions(matches: Matches, points: int | None = 11, resamples: i
     n, ranked = len(matches.counts), _ranked(matches)
     draws = np.random.default_rng(0).integers(n, size=(resamples, n))
     times = (np.bincount(draw, minlength=n) for draw in draws)
-    return np.array([_mean(_precisions(matches, ranked, points, one)) for one in times])
+    return np.array([mean_of_known(_precisions(matches, ranked, points, one)) for one in times])
 
 
 def precision_interval(matches: Matches, points: int | None = 11) -> tuple[float, float]:
@@ -398,7 +424,7 @@ def _precisions(matches: Matches, ranked: list[np.ndarray], points: int | None, 
     return np.array(values)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
     """Returns the mean of what is not nan; nan if nothing is left."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

@@ -182,9 +182,24 @@ def transfer_command(column: TransferColumn, runs: Sequence[Run]) -> str:
         runs: to look for the network in.
     """
     network = (column.architecture, column.variant)
+    return _command_with_network("transfer", column.experiment, network, runs)
+
+
+def detection_command(experiment: str, runs: Sequence[Run]) -> str:
+    """Returns the command that measures rows of Table 9, by the finished run of ZF-5 if there is one.
+
+    Args:
+        experiment: the file in configs/experiment.
+        runs: to look for the network in.
+    """
+    return _command_with_network("detect", experiment, ("zf5", "single"), runs)
+
+
+def _command_with_network(name: str, experiment: str, network: tuple[str, str], runs: Sequence[Run]) -> str:
+    """Returns a command that takes a network trained on ImageNet, given by its architecture and variant."""
     trained = [run for run in runs if run.on_imagenet and run.result and (run.architecture, run.variant) == network]
     path = hydra_value(str(trained[0].path)) if trained else "RUN"
-    command = _shell_command("transfer", f"experiment={column.experiment}", f"run={path}", "data.root=PATH")
+    command = _shell_command(name, f"experiment={experiment}", f"run={path}", "data.root=PATH")
     return command if trained else f"{command} with RUN from {paper_command(*network, runs)}"
 
 

@@ -1,5 +1,6 @@
 """A page of headings, text, tables and plots, written as Markdown and as one self-contained HTML file."""
 
+import base64
 import html
 import io
 import re
@@ -20,6 +21,8 @@ th { border-bottom: 2px solid #8a94a6 }
 td:first-child { white-space: nowrap }
 th.number { text-align: right }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.pictures { display: flex; flex-wrap: wrap; gap: .8em } .pictures figure { margin: 0; max-width: 360px }
+.pictures figcaption { font-size: .8em; overflow-wrap: anywhere } .pictures img { max-width: 100% }
 code { background: #f0f2f6; padding: .1em .3em; border-radius: 3px } svg { max-width: 100%; height: auto }
 """
 
@@ -55,6 +58,10 @@ class Page:
         svg = file.getvalue()
         self.blocks.append(("figure", (svg[svg.index("<svg") :], description)))
 
+    def pictures(self, pictures: Sequence[tuple[bytes, str]]) -> None:
+        """Adds pictures side by side, which are in the HTML file only. Each is a JPEG file and a line of text."""
+        self.blocks.append(("pictures", list(pictures)))
+
     def markdown(self, figures: Sequence[str] = ()) -> str:
         """Returns the page as Markdown.
 
@@ -69,6 +76,8 @@ class Page:
                 parts.append(content)
             elif kind == "table":
                 parts.append(markdown_table(*content))
+            elif kind == "pictures":
+                parts.append(f"({len(content)} pictures, in the HTML file)")
             elif figures:
                 parts.append(f"![{content[1]}]({next(names)})")
         return "\n\n".join(parts) + "\n"
@@ -83,6 +92,8 @@ class Page:
                 parts.append(f"<p>{_inline(content)}</p>")
             elif kind == "table":
                 parts.append(_html_table(*content))
+            elif kind == "pictures":
+                parts.append(f'<div class="pictures">{"".join(map(_html_picture, content))}</div>')
             else:
                 svg, description = content
                 parts.append(f'<figure role="img" aria-label="{html.escape(description)}">{svg}</figure>')
@@ -134,6 +145,11 @@ def _html_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
+
+
+def _html_picture(picture: tuple[bytes, str]) -> str:
+    data, text = base64.b64encode(picture[0]).decode(), html.escape(picture[1])
+    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>\n'
 
 
 def _number_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:

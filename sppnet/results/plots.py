@@ -114,6 +114,44 @@ def _style(curve: LayerCurve) -> dict[str, Any]:
     return style if curve.trained else style | {"linestyle": "--", "markerfacecolor": "white"}
 
 
+def precision_curves(curves: Mapping[str, np.ndarray], titles: Sequence[str]) -> Any:
+    """Plots precision against recall, a panel per class with a curve per entry, which ends where precision is 0.
+
+    Args:
+        curves: label -> (classes, points), precision at recalls from 0 to 1 in equal steps.
+        titles: of the classes.
+    """
+    from matplotlib.ticker import PercentFormatter
+
+    columns = min(4, max(1, len(titles)))
+    rows = -(-len(titles) // columns)
+    figure, first = _axes(height=0.7 + 2.1 * rows)
+    first.remove()
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for panel, title, of_class in zip(panels, titles, zip(*curves.values(), strict=True), strict=False):
+        for i, precision in enumerate(of_class):
+            recall, reached = np.linspace(0, 1, len(precision)), np.where(precision > 0, precision, np.nan)
+            panel.plot(recall, reached, "--" if i >= len(_COLORS) else "-", color=_COLORS[i % len(_COLORS)])
+        panel.set_title(title, fontsize=9)
+        panel.grid(color=_GRID_COLOR)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in list(figure.axes)[len(titles) :]:
+        panel.set_visible(False)
+
+    figure.axes[0].set(xlim=(0, 1), ylim=(0, 1.02))
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=None))
+    figure.supxlabel("recall in %", fontsize=10)
+    figure.supylabel("precision in %", fontsize=10)
+    figure.tight_layout()
+    handles = figure.axes[0].get_lines()
+    columns = 2 if max(map(len, curves), default=0) > 30 else 3
+    figure.legend(
+        handles, list(curves), frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns
+    )
+    return figure
+
+
 def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> Any:
     """Plots a confusion matrix in % of each class's images; rows: true class, columns: class with the highest score."""
     figure, axes = _axes(height=7)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.data.folders import ILSVRC_2012
+from sppnet.results.object_files import OBJECTS_FILE
 from sppnet.results.records import Result, read_result
 from sppnet.results.scores import SCORING_RULES, Scores, check_single_label, is_of_validation_images, read_scores
 from sppnet.runtime.names import first_line
@@ -119,13 +120,14 @@ class Run:
 def read_runs(patterns: Sequence[str]) -> list[Run]:
     """Reads the run directories that the patterns match, and those directly in the folders that they match.
 
-    Raises ValueError for a pattern without any, unless decisions of transfer are there, and for damaged files.
+    Raises ValueError for a pattern without any, unless decisions of transfer or detections are there, and for damaged
+    files.
     """
     runs: dict[Path, Run] = {}
     for pattern in patterns:
         folders = matching_folders(pattern)
         configs = {folder: config for folder in folders if (config := read_run_config(folder)) is not None}
-        if not configs and not any(map(transfer_files, folders)):
+        if not configs and not any(transfer_files(folder) or detection_files(folder) for folder in folders):
             raise ValueError(f"runs={pattern}: no run directories there")
         runs |= {folder: Run(folder, config, read_result(folder)) for folder, config in configs.items()}
     return list(runs.values())
@@ -148,6 +150,12 @@ def transfer_files(folder: Path) -> list[Path]:
         top = folder if folder.name == "transfer" else folder / "transfer"
         places = sorted(filter(Path.is_dir, top.iterdir())) if top.is_dir() else []
     return [path for place in places for path in sorted(place.glob("*.npz")) if _DECISIONS.fullmatch(path.name)]
+
+
+def detection_files(folder: Path) -> list[Path]:
+    """Returns the files of detections below the run directory of a detector, or in its detections/."""
+    place = folder if folder.name == "detections" else folder / "detections"
+    return [path for path in sorted(place.glob("*.jsonl")) if path.name != OBJECTS_FILE]
 
 
 def grouped(runs: Sequence[Run], *ignored: str) -> dict[str, list[Run]]:

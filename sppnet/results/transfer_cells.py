@@ -8,8 +8,8 @@ from typing import NamedTuple
 from sppnet.results.combinations import Combination
 from sppnet.results.comparisons import gain_text, percent
 from sppnet.results.decisions import quantity_text
+from sppnet.results.network_records import numbered_labels, record_label, record_training
 from sppnet.results.page import Page
-from sppnet.results.runs import VARIANTS
 from sppnet.results.transfers import Feature, Gain, gain, pixels_baseline, untrained_baseline
 
 
@@ -99,38 +99,18 @@ def protocol_text(found: Sequence[Feature]) -> str:
 
 def network_label(feature: Feature) -> str:
     """Names the network of a feature by its architecture and pyramid."""
-    if feature.is_pixels:
-        return "raw 16 x 16 pixels"
-    network = feature.about["network"]
-    levels = "no SPP" if network["levels"] is None else f"SPP {', '.join(map(str, network['levels']))}"
-    return f"{network['name']}, {VARIANTS.get(network['variant'] or '', levels)}"
+    return "raw 16 x 16 pixels" if feature.is_pixels else record_label(feature.about["network"])
 
 
 def network_labels(found: Sequence[Feature]) -> list[str]:
     """Names the networks of features, with a number where several settings have the same name."""
     names = [(network_label(feature), training_text(feature)) for feature in found]
-    settings: dict[tuple[str, str], list[str]] = {}
-    for name, feature in zip(names, found, strict=True):
-        others = settings.setdefault(name, [])
-        if not feature.is_pixels and feature.setting not in others:
-            others.append(feature.setting)
-
-    return [
-        f"{name[0]} [{settings[name].index(feature.setting) + 1}]" if len(settings[name]) > 1 else name[0]
-        for name, feature in zip(names, found, strict=True)
-    ]
+    return numbered_labels(names, [None if feature.is_pixels else feature.setting for feature in found])
 
 
 def training_text(feature: Feature) -> str:
     """Names what the network of a feature was trained on; "" for pixels."""
-    network = feature.about["network"]
-    if feature.is_pixels:
-        return ""
-    if network["trained_on"] is None:
-        return "nothing (random weights)"
-    if network["trained_on"] == "timm":
-        return "timm's weights"
-    return "ImageNet" if network["on_imagenet"] else str(network["trained_on"])
+    return "" if feature.is_pixels else record_training(feature.about["network"])
 
 
 def view_text(feature: Feature) -> str:

@@ -12,11 +12,12 @@ import numpy as np
 
 from sppnet.results.comparisons import wrong
 from sppnet.results.decisions import class_values, measure_names, measures, resampled_precisions
+from sppnet.results.network_records import NETWORK_RECORD
 from sppnet.results.records import read_result
 from sppnet.results.runs import matching_folders, transfer_files
 from sppnet.results.scores import Scores, read_about, read_scores
 from sppnet.results.statistics import gain_interval, resampled_interval
-from sppnet.runtime.rules import COUNT, INDEX, POSITIVE, SEED, SIDES, TEXT, Rule, check_section
+from sppnet.runtime.rules import COUNT, INDEX, POSITIVE, TEXT, Rule, check_section
 from sppnet.runtime.run_directory import read_run_config
 
 # The version of the code from images to decisions, part of the identity of saved decisions. Raise it when decisions of
@@ -25,8 +26,6 @@ TRANSFER_RULES = 1
 
 PIXELS = "pixels"  # layer and network of the baseline of raw 16 x 16 pixels
 
-_TEXT_OR_NULL = Rule("null or text", lambda value: value is None or TEXT.holds(value))
-_SEED_OR_NULL = Rule(f"null or {SEED.words}", lambda value: value is None or SEED.holds(value))
 _FLAG = Rule("true or false", lambda value: type(value) is bool)
 _SECTION = Rule("keys with values", lambda value: isinstance(value, dict))
 _NAMES = Rule("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value))
@@ -47,16 +46,6 @@ _ABOUT = {
     "images": TEXT,
     "train_images": TEXT,
     "classes": _NAMES,
-}
-_NETWORK = {
-    "name": TEXT,
-    "levels": SIDES,
-    "variant": _TEXT_OR_NULL,
-    "trained_on": _TEXT_OR_NULL,
-    "on_imagenet": _FLAG,
-    "seed": _SEED_OR_NULL,
-    "setting": TEXT,
-    "text": TEXT,
 }
 
 
@@ -152,7 +141,7 @@ def _read_transfer(path: Path) -> Transfer | None:
         return None
     try:
         check_section(about, _ABOUT, {})
-        check_section(about["network"], _NETWORK, {}, "network.")
+        check_section(about["network"], NETWORK_RECORD, {}, "network.")
     except ValueError as error:
         raise ValueError(f"{path}: not decisions of transfer ({error}); delete it") from error
 

@@ -1,0 +1,290 @@
+"""Pictures of detections: which images show what a detector can and cannot do, with boxes drawn, saved as JPEG."""
+
+import base64
+import binascii
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
+from torchvision.transforms.v2.functional import resize
+from torchvision.utils import draw_bounding_boxes
+
+from sppnet.data.images import decode_image
+from sppnet.data.objects import AnnotatedImages, Objects, ObjectsByImage
+from sppnet.data.sources import read_image
+from sppnet.results.detections import Matches, class_precisions
+from sppnet.runtime.files import atomic_file
+from sppnet.runtime.names import first_line, printable
+
+# What pictures show, in the order of a page.
+KINDS = {
+    "sample": "Images spread evenly over the test set, with all detections",
+    "best": "Best images by class: all objects found and nothing else",
+    "worst": "Worst images by class: the most wrong detections and missed objects",
+    "missed": "Missed objects, the largest first",
+}
+
+_SAMPLES, _OF_CLASS, _MISSED = 8, 2, 12  # pictures of the test set, of a class by kind, of missed objects
+_MOST_CLASSES = 20  # of more, those of the highest and of the lowest average precision have pictures
+_LONGER_SIDE = 360  # pixels of a picture
+_LEAST_SIDE = 20  # pixels of a box on it that has a text
+# Colours that readers of any colour vision tell apart.
+_FOUND_COLOR, _WRONG_COLOR, _MISSED_COLOR = "#009e73", "#d55e00", "#0072b2"
+COLORS_TEXT = "Green: found; orange: wrong; blue: an object that was missed. Small boxes have no text."
+
+
+class Picture(NamedTuple):
+    """An image with detections and missed objects drawn on it."""
+
+    kind: str  # a key of KINDS
+    class_name: str  # of the detections that are drawn; "" for all
+    caption: str
+    jpeg: bytes
+
+
+def pictures_file(detections: Path) -> Path:
+    """Returns where the pictures of a file of detections are."""
+    return detections.parent / "pictures" / detections.name
+
+
+def write_pictures(path: Path, matches: Matches, images: AnnotatedImages) -> None:
+    """Writes pictures of the images that `chosen_images` chooses, atomically, as JSON lines.
+
+    Args:
+        path: the file.
+        matches: of the detections in the images.
+        images: the images, which are read.
+    """
+    view = ShownDetections.of(matches)
+    with atomic_file(path) as file:
+        for chosen in chosen_images(view, images):
+            picture = _picture(chosen, view, images)
+            content = {**picture._asdict(), "jpeg": base64.b64encode(picture.jpeg).decode()}
+            file.write(f"{json.dumps(content)}\n".encode())
+
+
+def read_pictures(path: Path) -> list[Picture]:
+    """Reads a file that `write_pictures` wrote. Raises ValueError, naming file and line, for anything else."""
+    pictures = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                content = json.loads(line)
+                pictures.append(Picture(**{**content, "jpeg": base64.b64decode(content["jpeg"], validate=True)}))
+                _check(pictures[-1])
+            except (ValueError, TypeError, KeyError, RecursionError, binascii.Error) as error:
+                raise ValueError(printable(f"{path}:{number}: not a file of pictures ({first_line(error)})")) from error
+    return pictures
+
+
+def _check(picture: Picture) -> None:
+    """Raises ValueError unless the values are those of a picture."""
+    if picture.kind not in KINDS or not all(isinstance(text, str) for text in (picture.class_name, picture.caption)):
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, class_name and caption text")
+    if not picture.jpeg.startswith(b"\xff\xd8\xff"):
+        raise ValueError("jpeg must be a JPEG image")
+
+
+# Which detections are shown.
+
+
+class ShownDetections(NamedTuple):
+    """Detections from a score on, above which precision and recall together are highest, per class.
+
+    matches: of all detections.
+    shown: bool (K,), those that are drawn; ignored ones are not.
+    found, wrong, missed: int64 (n, classes), shown detections and missed objects of each image.
+    """
+
+    matches: Matches
+    shown: np.ndarray
+    found: np.ndarray
+    wrong: np.ndarray
+    missed: np.ndarray
+
+    @classmethod
+    def of(cls, matches: Matches) -> "ShownDetections":
+        detections = matches.detections
+        least = _least_scores(matches)
+        shown = (detections.scores >= least[detections.labels]) & ~matches.ignored
+
+        found, wrong = (np.zeros_like(matches.counts) for _ in range(2))
+        for counts, chosen in ((found, shown & matches.positive), (wrong, shown & ~matches.positive)):
+            np.add.at(counts, (detections.images[chosen], detections.labels[chosen]), 1)
+        return cls(matches, shown, found, wrong, matches.counts - found)
+
+
+def _least_scores(matches: Matches) -> np.ndarray:
+    """Returns for every class the score from which on F1 is highest, float (classes,); inf where nothing is found."""
+    detections = matches.detections
+    least = np.full(len(detections.classes), np.inf)
+    for label, count in enumerate(matches.counts.sum(axis=0)):
+        of_class = np.flatnonzero((detections.labels == label) & ~matches.ignored)
+        if not matches.positive[of_class].any():
+            continue
+        ranked = of_class[np.argsort(-detections.scores[of_class], kind="stable")]
+        found, scores = np.cumsum(matches.positive[ranked]), detections.scores[ranked]
+        score = 2 * found / (np.arange(1, len(ranked) + 1) + count)
+        score[:-1][scores[1:] == scores[:-1]] = 0  # equal scores enter together
+        least[label] = scores[score.argmax()]
+    return least
+
+
+# Which images are shown.
+
+
+class ChosenImage(NamedTuple):
+    """An image to show: with the detections and missed objects of one class, or of all."""
+
+    kind: str  # a key of KINDS
+    image: int
+    label: int | None  # of the class; None for all
+
+
+def chosen_images(view: ShownDetections, images: ObjectsByImage) -> list[ChosenImage]:
+    """Chooses images for every one of KINDS."""
+    n = len(view.found)
+    samples = np.linspace(0, n - 1, min(n, _SAMPLES)).round().astype(int)
+    chosen = [ChosenImage("sample", int(image), None) for image in samples]
+    labels = _shown_labels(view)
+    for kind, choose in (("best", _best_images), ("worst", _worst_images)):
+        chosen += [
+            ChosenImage(kind, int(image), label) for label in labels for image in choose(view, label)[:_OF_CLASS]
+        ]
+    return chosen + [ChosenImage("missed", *one) for one in _with_missed_objects(view, images)[:_MISSED]]
+
+
+def _shown_labels(view: ShownDetections) -> list[int]:
+    """Returns the labels of classes that have objects: all in their order, or of many those at both ends."""
+    precisions = class_precisions(view.matches, points=None)
+    labels = np.flatnonzero(~np.isnan(precisions))
+    if len(labels) > _MOST_CLASSES:
+        by_precision = labels[np.argsort(precisions[labels], kind="stable")]
+        labels = np.sort(np.concatenate([by_precision[: _MOST_CLASSES // 2], by_precision[-_MOST_CLASSES // 2 :]]))
+    return [int(label) for label in labels]
+
+
+def _best_images(view: ShownDetections, label: int) -> np.ndarray:
+    """Returns images of a class without errors, those first whose lowest score is highest."""
+    right = np.flatnonzero((view.found[:, label] > 0) & (view.wrong[:, label] + view.missed[:, label] == 0))
+    lowest = np.full(len(view.found), np.inf)
+    _of_class(view, label, np.minimum, lowest)
+    return right[np.argsort(-lowest[right], kind="stable")]
+
+
+def _worst_images(view: ShownDetections, label: int) -> np.ndarray:
+    """Returns images with errors in a class, the most errors first, of equally many the highest wrong score first."""
+    errors = view.wrong[:, label] + view.missed[:, label]
+    highest = np.full(len(errors), -np.inf)
+    _of_class(view, label, np.maximum, highest, wrong=True)
+    order = np.lexsort((-highest, -errors))
+    return order[errors[order] > 0]
+
+
+def _of_class(view: ShownDetections, label: int, extreme: np.ufunc, values: np.ndarray, wrong: bool = False) -> None:
+    """Sets `values` (n,) to the extreme score of shown detections of a class, right or wrong ones, in each image."""
+    detections = view.matches.detections
+    chosen = view.shown & (detections.labels == label) & (view.matches.positive != wrong)
+    extreme.at(values, detections.images[chosen], detections.scores[chosen])
+
+
+def _with_missed_objects(view: ShownDetections, images: ObjectsByImage) -> list[tuple[int, int]]:
+    """Returns images and labels of the largest missed object in each, the largest of all first."""
+    largest = []
+    for image in map(int, np.flatnonzero(view.missed.any(axis=1))):
+        objects = _missed_objects(view, images, image)
+        areas = (objects.boxes[:, 2:] - objects.boxes[:, :2]).prod(axis=1)
+        largest.append((-float(areas.max()), image, int(objects.labels[areas.argmax()])))
+    return [(image, label) for _, image, label in sorted(largest)]
+
+
+def _missed_objects(view: ShownDetections, images: ObjectsByImage, image: int) -> Objects:
+    """Returns the objects of an image that no shown detection found and that are not difficult."""
+    objects = images.objects(image)
+    matches = view.matches
+    found = matches.objects[view.shown & matches.positive & (matches.detections.images == image)]
+    missed = ~objects.difficult
+    missed[found] = False
+    return objects.of(missed)
+
+
+# Drawing.
+
+
+def _picture(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages) -> Picture:
+    """Draws the detections and missed objects of a class, or of all, on an image."""
+    labels = slice(None) if chosen.label is None else slice(chosen.label, chosen.label + 1)
+    found, wrong, missed = (int(counts[chosen.image, labels].sum()) for counts in (view.found, view.wrong, view.missed))
+    encoded, name = read_image(images, chosen.image)
+    jpeg = _drawn(decode_image(encoded, name), _boxes(chosen, view, images))
+    class_name = "" if chosen.label is None else images.classes[chosen.label]
+    return Picture(chosen.kind, class_name, printable(f"{name}: {found} found, {wrong} wrong, {missed} missed"), jpeg)
+
+
+class _Boxes(NamedTuple):
+    """Boxes to draw, the last one on top."""
+
+    boxes: np.ndarray  # float64 (k, 4), in pixels of the image
+    texts: list[str]
+    colors: list[str]
+
+
+def _boxes(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages) -> _Boxes:
+    """Returns missed objects and shown detections, those of the highest score on top."""
+    detections, objects = view.matches.detections, _missed_objects(view, images, chosen.image)
+    shown = np.flatnonzero(view.shown & (detections.images == chosen.image))
+    shown = shown[np.argsort(detections.scores[shown], kind="stable")]
+    if chosen.label is not None:
+        objects, shown = objects.of(objects.labels == chosen.label), shown[detections.labels[shown] == chosen.label]
+
+    # Where all are of one class, which the caption names, shorter texts hide less of small objects.
+    names = images.classes if chosen.label is None else ("",) * len(images.classes)
+    texts = [names[label] for label in objects.labels]
+    texts += [f"{names[detections.labels[i]]} {detections.scores[i]:.2f}".strip() for i in shown]
+    colors = [_MISSED_COLOR] * len(objects)
+    colors += [_FOUND_COLOR if view.matches.positive[i] else _WRONG_COLOR for i in shown]
+    return _Boxes(np.concatenate([objects.boxes, detections.boxes[shown]]), texts, colors)
+
+
+def _drawn(image: Tensor, drawn: _Boxes) -> bytes:
+    """Draws boxes on an image (3, h, w), reduced to _LONGER_SIDE pixels, and encodes it as JPEG."""
+    height, width = image.shape[1:]
+    factor = min(1.0, _LONGER_SIDE / max(height, width))
+    image = resize(image, [max(1, round(factor * side)) for side in (height, width)], antialias=True)
+    if len(drawn.boxes):
+        scaled = clip_boxes_to_image(torch.from_numpy(factor * drawn.boxes).round(), image.shape[1:])
+        scaled[:, 2:] = torch.maximum(scaled[:, 2:] - 1, scaled[:, :2])  # drawn up to the last pixel that they hold
+        image = _with_texts(image, scaled, drawn)
+        image = draw_bounding_boxes(image, scaled, colors=drawn.colors, width=2)  # above all texts
+
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def _with_texts(image: Tensor, boxes: Tensor, drawn: _Boxes) -> Tensor:
+    """Draws the texts, white in the colour of their box, but for those that would hide a small object."""
+    from matplotlib.font_manager import findfont  # takes a second
+
+    large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= _LEAST_SIDE
+    named = [i for i, text in enumerate(drawn.texts) if text and large[i]]
+    if not named:
+        return image
+    colors = [drawn.colors[i] for i in named]
+    return draw_bounding_boxes(
+        image,
+        boxes[named],
+        [drawn.texts[i] for i in named],
+        colors,
+        font=findfont("DejaVu Sans"),
+        font_size=11,
+        label_colors="white",
+        label_background_colors=colors,
+        fill_labels=True,
+    )

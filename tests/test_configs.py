@@ -208,13 +208,14 @@ def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():
         ("evaluate", "views data"),
         ("prepare_data", "data"),
         ("transfer", "data backbone pooling experiment"),
+        ("detect", "data proposals"),
     ],
 )
 def test_help_lists_the_groups_of_the_command_and_no_others(command, groups):
     assert list(groups_of(command)) == groups.split()
     for group, listed in groups_of(command).items():
         assert listed == [choice for choice in choices_of(group) if suits(command, group, choice)]
-        assert group == "experiment" or listed == sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+        assert group in ("experiment", "data") or listed == sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize(("backbone", "epochs"), [("zf5", 70), ("convnet5", 90), ("overfeat5", 90), ("overfeat7", 90)])

@@ -215,7 +215,9 @@ def test_help_lists_the_groups_of_the_command_and_no_others(command, groups):
     assert list(groups_of(command)) == groups.split()
     for group, listed in groups_of(command).items():
         assert listed == [choice for choice in choices_of(group) if suits(command, group, choice)]
-        assert group in ("experiment", "data") or listed == sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+        assert group in ("experiment", "data") or listed == sorted(
+            file.stem for file in (CONFIGS / group).glob("*.yaml")
+        )
 
 
 @pytest.mark.parametrize(("backbone", "epochs"), [("zf5", 70), ("convnet5", 90), ("overfeat5", 90), ("overfeat7", 90)])

@@ -45,6 +45,7 @@ class FinetuneSettings:
     background_overlap: float = 0.1  # from here to positive_overlap, windows are background; below, they are not used
     validate_every: int = 2_000  # steps
     validation_batches: int = 50
+    gigabytes: float = 4.0  # of memory for pooled windows; if they do not fit, they are read from their maps
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every", "validation_batches"):
@@ -54,6 +55,8 @@ class FinetuneSettings:
             raise ValueError(
                 f"finetune.steps={self.steps}: must be a multiple of finetune.validate_every={self.validate_every}"
             )
+        if not 0 <= self.gigabytes < math.inf:
+            raise ValueError(f"finetune.gigabytes={self.gigabytes}: must be at least 0")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"finetune.learning_rate={self.learning_rate}: must be above 0")
         for name in ("momentum", "dropout"):

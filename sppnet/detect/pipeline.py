@@ -193,12 +193,15 @@ def _finetuned(network: SPPNet, train: WindowsOfImages, plan: DetectionPlan, run
     order = np.random.default_rng(plan.seed).permutation(len(train))
     is_validation[order[: max(1, round(plan.tune_fraction * len(train)))]] = True
     highest = [train.overlaps(index, drawn.windows(index))[0] for index in range(len(train))]
+    train_windows = _labelled(highest, ~is_validation, plan.finetune)
+    validation_windows = _labelled(highest, is_validation, plan.finetune)
+    drawn.keep(_used(len(train), train_windows, validation_windows), int(1e9 * plan.finetune.gigabytes))
     tuned = with_background(network, train.classes, dropout=plan.finetune.dropout, seed=plan.seed)
 
     finetune(
         tuned,
-        WindowsToTuneOn(_labelled(highest, ~is_validation, plan.finetune), drawn),
-        WindowsToTuneOn(_labelled(highest, is_validation, plan.finetune), drawn),
+        WindowsToTuneOn(train_windows, drawn),
+        WindowsToTuneOn(validation_windows, drawn),
         plan.finetune,
         run,
         hardware=plan.hardware,
@@ -212,6 +215,12 @@ def _labelled(highest: list[np.ndarray], chosen: np.ndarray, settings: FinetuneS
     """Returns the labelled windows of the chosen images; the others keep their indices and have none."""
     used = [of_image if use else of_image[:0] for of_image, use in zip(highest, chosen, strict=True)]
     return labelled_windows(used, settings)
+
+
+def _used(images: int, *splits: LabelledWindows) -> list[np.ndarray]:
+    """Returns for each image the indices of the windows that fine-tuning draws."""
+    drawn = np.concatenate([rows[:, :2] for split in splits for rows in split])
+    return [drawn[drawn[:, 0] == image, 1] for image in range(images)]
 
 
 def _trained_rows(

@@ -3,7 +3,7 @@
 Letters: K windows of an image, k objects in it, C classes, d values of a feature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -87,14 +87,24 @@ class WindowsOfImages:
         return highest < limit
 
 
+def _as_pooled(pooled: Tensor) -> Tensor:
+    """Returns pooled windows as they are: the head of pool5."""
+    return pooled
+
+
 class DrawnWindows:
     """Pools windows of any images, a few of each, and reads only their cells from the files of maps.
 
-    The windows of an image are its proposals, followed by its objects to train on.
+    The windows of an image are its proposals, followed by its objects to train on. After `keep`, windows come from
+    memory, which is many times as fast.
     """
 
     def __init__(self, data: WindowsOfImages) -> None:
         self.data = data
+        self._kept: Tensor | None = None  # float16 (N, C * B)
+        self._rows: list[
+            np.ndarray
+        ] = []  # of each image, int64 (2, K + k): the row in _kept, in the image and mirrored
         with Progress("cells of windows", len(data)) as progress:
             self._cells = [self._find_cells(index, progress) for index in range(len(data))]
 
@@ -112,8 +122,36 @@ class DrawnWindows:
         """Returns the windows of an image: float64 (K + k, 4)."""
         return np.concatenate([self.data.windows(index), self.data.objects(index).boxes])
 
+    def keep(self, used: Sequence[np.ndarray], memory: int) -> None:
+        """Pools windows and keeps them in memory, both as they are and mirrored, if they fit into so many bytes.
+
+        Args:
+            used: for each image the indices of the windows that will be drawn, each once.
+            memory: bytes.
+        """
+        length, number = self.data.network.fc6.in_features, 2 * sum(map(len, used))
+        if 2 * length * number > memory:
+            return
+        kept, next_row = torch.empty(number, length, dtype=torch.float16), 0
+        with Progress("windows for fine-tuning", len(used)) as progress:
+            for index, indices in enumerate(used):
+                windows, rows = self.windows(index), np.full((2, len(self.windows(index))), -1)
+                for mirrored in (False, True) if len(indices) else ():
+                    end = next_row + len(indices)
+                    kept[next_row:end] = self.data.features(
+                        index, windows[indices], _as_pooled, mirrored=mirrored
+                    ).cpu()
+                    rows[int(mirrored), indices] = np.arange(next_row, end)
+                    next_row = end
+                self._rows.append(rows)
+                progress.add(1)
+        self._kept = kept
+
     def __call__(self, images: np.ndarray, windows: np.ndarray, mirrored: np.ndarray) -> Tensor:
         """Pools windows: indices of images and windows, and whether to mirror, (n,) each -> float32 (n, C * B)."""
+        if self._kept is not None:
+            drawn = zip(images.tolist(), mirrored.tolist(), windows.tolist(), strict=True)
+            return self._kept[[self._rows[image][int(flip), window] for image, flip, window in drawn]].float()
         pooled = []
         for image, window, flip in zip(images.tolist(), windows.tolist(), mirrored.tolist(), strict=True):
             scale, x0, y0, x1, y1 = self._cells[image][int(flip), window].tolist()

@@ -184,11 +184,11 @@ class TestedRow:
         return [mean_of_known(test.measured.precisions) for test in self.tests]
 
     def mean(self) -> float:
-        """Returns the mean over runs of the 11-point mean average precision, a fraction."""
+        """Returns the mean over runs of the 11-point mean average precision, a fraction; nan without objects."""
         return statistics.mean(self.means())
 
     def interval(self) -> tuple[float, float]:
-        """Returns the 95 % interval of `mean`: over images, and over runs if there are several."""
+        """Returns the 95 % interval of `mean`: over images, and over runs if there are several. Needs objects."""
         low, high = bootstrap_interval(self.means(), np.stack([test.measured.resampled for test in self.tests]))
         return max(0.0, low), min(1.0, high)
 
@@ -215,12 +215,12 @@ class Gain(NamedTuple):
 
 
 def gain(row: TestedRow, baseline: TestedRow) -> Gain | None:
-    """Compares two rows on the runs that both have; None if there are none in common.
+    """Compares two rows on the runs that both have; None if there are none in common, or no objects.
 
     Images are drawn in pairs, and so are runs: both rows of a run share network, proposals and mining.
     """
     pairs = [(row.runs[key].measured, baseline.runs[key].measured) for key in row.runs if key in baseline.runs]
-    if not pairs:
+    if not pairs or not row.counts.any():
         return None
     values = [mean_of_known(ours.precisions) - mean_of_known(theirs.precisions) for ours, theirs in pairs]
     low, high = bootstrap_interval(values, np.stack([ours.resampled - theirs.resampled for ours, theirs in pairs]))

@@ -81,11 +81,23 @@ def test_equal_scores_are_shown_together_or_not_at_all(tmp_path):
     assert view.shown.tolist() == [True, True, False]
 
 
-def test_of_a_class_that_is_never_found_nothing_is_shown(tmp_path):
+def test_of_a_class_that_is_never_found_only_the_highest_score_is_shown(tmp_path):
     images = images_with(tmp_path, [(0, 0, 0)])
-    view = ShownDetections.of(matched(images, [(130, 80, 0, 0.5), (0, 0, 1, 0.5)]))
-    assert not view.shown.any()
+    view = ShownDetections.of(matched(images, [(130, 80, 0, 0.5), (120, 80, 0, 0.4)]))
+    assert view.shown.tolist() == [True, False]
     assert view.missed.tolist() == [[1, 0]]
+
+
+def test_of_a_class_without_objects_nothing_is_shown(tmp_path):
+    images = images_with(tmp_path, [(0, 0, 0)])
+    assert not ShownDetections.of(matched(images, [(0, 0, 1, 0.5)])).shown.any()
+
+
+def test_at_most_twice_as_many_detections_are_shown_as_there_are_objects(tmp_path):
+    images = images_with(tmp_path, [(0, 0, 0)], [(0, 0, 0)])
+    wrong = [(130, 80 - i, 0, 0.9 - i / 100) for i in range(3)]
+    view = ShownDetections.of(matched(images, [*wrong, (0, 0, 0, 0.7)], [(0, 0, 0, 0.6)]))
+    assert view.shown.tolist() == [True, True, True, True, False]  # F1 is 2/6, and would be 4/7 with the last find
 
 
 # Which images are chosen.

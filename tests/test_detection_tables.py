@@ -338,10 +338,13 @@ def test_combinations_are_given_by_a_key(tmp_path, capsys, name):
 
 
 def test_all_has_the_tables_of_detection_where_there_are_detections(tmp_path, capsys):
-    make_run(tmp_path / "runs", "single")
-    make_test(tmp_path / "runs" / "a", OBJECTS)
-    tables.main(["all", f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}"])
-    assert written(tmp_path / "out") == ["table10", "table11", "table2", "table3", "table4", "table9"]
+    make_test(tmp_path / "detectors" / "a", OBJECTS)
+    tables.main(["all", f"runs={tmp_path / 'detectors'}", f"out={tmp_path / 'out'}"])
+    of_detection = ["table10", "table11", "table2", "table3", "table4", "table9"]
+    assert written(tmp_path / "out") == of_detection
+    make_transfer(tmp_path / "networks" / "a", [1])
+    tables.main(["all", f"runs=[{tmp_path / 'detectors'},{tmp_path / 'networks'}]", f"out={tmp_path / 'out'}"])
+    assert written(tmp_path / "out") == [*of_detection[:-1], "table6", "table7", "table8", "table9"]
 
 
 def test_folders_of_detections_only_are_runs_for_other_tables(tmp_path, capsys):

@@ -24,7 +24,7 @@ from sppnet.results.detections import (
 )
 from sppnet.results.network_records import NETWORK_RECORD
 from sppnet.results.object_files import OBJECTS_FILE, SavedObjects, read_objects
-from sppnet.results.runs import detection_files, matching_folders
+from sppnet.results.runs import detection_files, hold_results, matching_folders
 from sppnet.results.statistics import bootstrap_interval
 from sppnet.runtime.rules import COUNT, FRACTION, SEED, TEXT, Rule, check_section
 from sppnet.runtime.run_directory import read_run_config
@@ -105,7 +105,7 @@ def read_detector_runs(patterns: Sequence[str]) -> list[DetectorTest]:
     for pattern in patterns:
         folders = matching_folders(pattern)
         files = list(dict.fromkeys(path for folder in folders for path in detection_files(folder)))
-        if not files and all(read_run_config(folder) is None for folder in folders):
+        if not hold_results(folders) and all(read_run_config(folder) is None for folder in folders):
             raise ValueError(f"runs={pattern}: no run directories there, and no detections")
         tests |= {path: _read_test(path) for path in files}
     return list(tests.values())

@@ -241,5 +241,5 @@ def test_the_command_takes_one_combination_or_several(tmp_path, capsys, value):
 @pytest.mark.parametrize("choice", ["table2", "table7", "all", "compare"])
 def test_only_transfer_combines_features(tmp_path, choice):
     make_transfer(tmp_path / "a", [1, 2])
-    with pytest.raises(ValueError, match=r"^combine=fc6\+fc7: is for transfer; compare combines classifiers by itself"):
+    with pytest.raises(ValueError, match=r"^combine=fc6\+fc7: is for transfer, table12, detection; compare combines"):
         tables.main([choice, f"runs={tmp_path}", "combine=fc6+fc7"])

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.metrics import average_precision, count_wrong, top_k_wrong
+from sppnet.metrics import average_precision, count_wrong, interpolated_precision, top_k_wrong
 
 
 def test_top_k_looks_for_the_true_class_among_the_k_highest_scores():
@@ -158,3 +158,35 @@ def test_without_equal_scores_average_precision_is_that_of_the_devkit(positive, 
 def test_a_ranking_that_cannot_be_judged_is_refused(arguments, message):
     with pytest.raises(ValueError, match=rf"^{message}$"):
         average_precision(*arguments)
+
+
+def test_interpolated_precision_by_hand():
+    scores, positive = [0.9, 0.8, 0.7, 0.6], [True, False, True, False]
+    # One of three found at precision 1, two at 2/3, the third never.
+    assert interpolated_precision(scores, positive, 3, 4) == pytest.approx([1, 1, 2 / 3, 0])
+    assert interpolated_precision(scores, positive, 2, 5) == pytest.approx([1, 1, 1, 2 / 3, 2 / 3])
+    assert interpolated_precision([], [], 1, 2) == pytest.approx([0, 0])
+    assert np.isnan(interpolated_precision(scores, [False] * 4, 0, 3)).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=12), st.integers(0, 3), st.integers(2, 40))
+def test_interpolated_precision_is_the_highest_at_the_recall_or_more(ranking, missed, points):
+    scores, positive = [score for score, _ in ranking], np.array([right for _, right in ranking], bool)
+    count = int(positive.sum()) + missed
+    if count == 0:
+        return
+    reached = [(Fraction(0), Fraction(0))]
+    for least in set(scores):
+        chosen = [right for score, right in ranking if score >= least]
+        reached.append((Fraction(sum(chosen), count), Fraction(sum(chosen), len(chosen))))
+    expected = [
+        max((precision for recall, precision in reached if recall >= Fraction(k, points - 1)), default=0)
+        for k in range(points)
+    ]
+    assert interpolated_precision(scores, positive, count, points) == pytest.approx(np.array(expected, float))
+
+
+@pytest.mark.parametrize("points", [1, 0, -3])
+def test_a_curve_needs_two_points(points):
+    with pytest.raises(ValueError, match=f"points={points}: must be at least 2"):
+        interpolated_precision([0.5], [True], 1, points)

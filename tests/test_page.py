@@ -46,6 +46,18 @@ def test_markdown_html_and_plots_are_written(tmp_path):
     assert '![dots of "one"](table2-1.svg)' in (tmp_path / "tables" / "table2.md").read_text()
 
 
+def test_pictures_are_inside_the_html_and_counted_in_markdown(tmp_path):
+    result = Page("Pictures")
+    result.pictures([(b"\xff\xd8\xff", 'a "<cat>"'), (b"\xff\xd8", "b")])
+    result.pictures([(b"\xff", "c")])
+    html = result.html()
+    assert '<img src="data:image/jpeg;base64,/9j/" alt="a &quot;&lt;cat&gt;&quot;">' in html
+    assert "<figcaption>a &quot;&lt;cat&gt;&quot;</figcaption>" in html
+    assert html.count("<img") == 3
+    assert result.markdown() == "# Pictures\n\n(2 pictures, in the HTML file)\n\n(1 picture, in the HTML file)\n"
+    assert [path.name for path in result.write(tmp_path, "page")] == ["page.md", "page.html"]
+
+
 def test_a_table_may_be_empty():
     assert markdown_table(["a", "b"], []).splitlines() == ["| a | b |", "|---|---|"]
 

@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from conftest import make_image_folder, run_process, without_rights
+from made_detections import made_objects, make_test
 from sppnet.backbones import build_backbone
 from sppnet.commands.errors import one_line_errors
 from sppnet.commands.naming import run_directory
@@ -37,6 +38,15 @@ def place(tmp_path_factory):
     (place / "damaged" / "checkpoints").mkdir(parents=True)
     (place / "damaged" / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 no more")
     (place / "unfinished").mkdir()
+    objects = made_objects(6)
+    for name, row, of_images in (("one", "ftfc7", objects), ("other", "ftfc7_bb", made_objects(5))):
+        make_test(place / name, of_images, row)
+    lost = make_test(place / "lost", objects)
+    lost.with_name("objects.jsonl").unlink()
+    cut = make_test(place / "cut", objects)
+    cut.write_text(cut.read_text()[:-40])
+    make_test(place / "headless", objects).write_text("{")
+    make_test(place / "old", objects, scales=None)
     flat = SPPNet(build_backbone("zf5", width=0.05), None, 2, hidden=8, input_side=64)
     save_network(flat, place / "flat.ckpt")
     return place
@@ -431,7 +441,23 @@ TABLES = [
     ("transfer combine=[]", "combine=[]: must be A+B"),
     ("transfer combine=[[fc6,fc7]]", "combine=[['fc6', 'fc7']]: must be A+B"),
     ("transfer combin=fc6+fc7", "combin: no such key; did you mean combine?"),
-    ("table2 combine=fc6+fc7", "combine=fc6+fc7: is for transfer; compare combines classifiers by itself"),
+    ("table2 combine=fc6+fc7", "combine=fc6+fc7: is for transfer, table12, detection; compare combines classifiers by"),
+    ("table9 combine=fc6+fc7", "combine=fc6+fc7: is for transfer, table12, detection"),
+    ("table13 runs=one", "table13: must be one of table2"),
+    ("detection runs=run", "no detections in these runs; do it with ", "detect run=RUN data=voc data.root=PATH"),
+    ("table9 runs=empty", "runs=empty: no run directories there"),
+    ("table9 runs=headless", "headless/detections/ftfc7.jsonl:1: not a file of detections"),
+    ("table10 runs=old", "old/detections/ftfc7.jsonl:1: not detections of a detector (scales must be a list of whole"),
+    ("table11 runs=cut", "cut/detections/ftfc7.jsonl:7: not a file of detections"),
+    ("detection runs=lost", "lost/detections/objects.jsonl: missing; it has the objects that ftfc7.jsonl is compared"),
+    ("table12 runs=one", "table12: needs ftfc7_bb of two networks that differ in seed only, found none; or name two"),
+    ("table12 runs=other", "found 1 in other/detections/ftfc7_bb.jsonl; or name two with combine=A+B"),
+    ("table12 runs=one combine=ftfc7", "combine=ftfc7: must be two or more names of detections joined by +"),
+    ("table12 runs=one combine=ftfc7+ftfc8", "combine=ftfc7+ftfc8: no detections of ftfc8; there are ftfc7"),
+    ("table12 runs=[one,lost] combine=ftfc7+fc6", "ftfc7 is the name of 2 files, such as one/detections/ftfc7 and "),
+    ("detection runs=[one,other] combine=ftfc7+ftfc7_bb", "trained or tested on different images or classes"),
+    ("detection runs=[one,lost]", "one/detections/ftfc7.jsonl and lost/detections/ftfc7.jsonl: the same detector"),
+    ("detection runs=one combine=[]", "combine=[]: must be A+B"),
     ("Table2", "Table2: must be one of table2"),
 ]
 

@@ -46,7 +46,12 @@ def _texts(row: TestedRow, label: str) -> list[str]:
 
 
 def mean_cells(row: TestedRow) -> list[str]:
-    """Returns the cells of the 11-point mean average precision with its interval, and of that by all points."""
+    """Returns the cells of the 11-point mean average precision with its interval, and of that by all points.
+
+    Both are "-" without objects that count.
+    """
+    if not row.counts.any():
+        return ["-", "-"]
     low, high = row.interval()
     return [f"{percent(row.mean())} ({percent(low)} to {percent(high)})", percent(row.all_points())]
 

@@ -52,9 +52,10 @@ def _named(text: str, name: str, tests: Sequence[DetectorTest]) -> DetectorTest:
         known = listing(sorted({test.path.stem for test in tests}))
         raise ValueError(f"combine={text}: no detections of {name}; there are {known}")
     if len(found) > 1:
+        places = [test.path.with_suffix("") for test in found[:2]]
         raise ValueError(
-            f"combine={text}: {name} is the name of {len(found)} files, such as {found[0].path} and {found[1].path}; "
-            "give more of the path of one"
+            f"combine={text}: {name} is the name of {len(found)} files, such as {places[0]} and {places[1]}; give more "
+            "of the path of one"
         )
     return found[0]
 

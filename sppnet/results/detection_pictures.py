@@ -95,7 +95,7 @@ def _check(picture: Picture) -> None:
 
 
 class ShownDetections(NamedTuple):
-    """Detections from a score on, above which precision and recall together are highest, per class.
+    """Detections from a score on at which the harmonic mean F1 of precision and recall is highest, per class.
 
     matches: of all detections.
     shown: bool (K,), those that are drawn; ignored ones are not.
@@ -121,18 +121,21 @@ class ShownDetections(NamedTuple):
 
 
 def _least_scores(matches: Matches) -> np.ndarray:
-    """Returns for every class the score from which on F1 is highest, float (classes,); inf where nothing is found."""
+    """Returns for every class the score from which on F1 is highest, float (classes,); inf without detections.
+
+    At most twice as many detections of a class are shown as it has objects: of a class that is hardly ever found, F1
+    can be highest where all are shown.
+    """
     detections = matches.detections
     least = np.full(len(detections.classes), np.inf)
     for label, count in enumerate(matches.counts.sum(axis=0)):
         of_class = np.flatnonzero((detections.labels == label) & ~matches.ignored)
-        if not matches.positive[of_class].any():
-            continue
         ranked = of_class[np.argsort(-detections.scores[of_class], kind="stable")]
         found, scores = np.cumsum(matches.positive[ranked]), detections.scores[ranked]
         score = 2 * found / (np.arange(1, len(ranked) + 1) + count)
         score[:-1][scores[1:] == scores[:-1]] = 0  # equal scores enter together
-        least[label] = scores[score.argmax()]
+        if len(score := score[: 2 * count]):
+            least[label] = scores[score.argmax()]
     return least
 
 
@@ -260,8 +263,7 @@ def _drawn(image: Tensor, drawn: _Boxes) -> bytes:
     if len(drawn.boxes):
         scaled = clip_boxes_to_image(torch.from_numpy(factor * drawn.boxes).round(), image.shape[1:])
         scaled[:, 2:] = torch.maximum(scaled[:, 2:] - 1, scaled[:, :2])  # drawn up to the last pixel that they hold
-        image = _with_texts(image, scaled, drawn)
-        image = draw_bounding_boxes(image, scaled, colors=drawn.colors, width=2)  # above all texts
+        image = _with_texts(draw_bounding_boxes(image, scaled, colors=drawn.colors, width=2), scaled, drawn)
 
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=85)

@@ -24,7 +24,7 @@ from sppnet.results.detections import (
 )
 from sppnet.results.network_records import NETWORK_RECORD
 from sppnet.results.object_files import OBJECTS_FILE, SavedObjects, read_objects
-from sppnet.results.runs import detection_files, matching_folders
+from sppnet.results.runs import detection_files, hold_results, matching_folders
 from sppnet.results.statistics import bootstrap_interval
 from sppnet.runtime.rules import COUNT, FRACTION, SEED, TEXT, Rule, check_section
 from sppnet.runtime.run_directory import read_run_config
@@ -105,7 +105,7 @@ def read_detector_runs(patterns: Sequence[str]) -> list[DetectorTest]:
     for pattern in patterns:
         folders = matching_folders(pattern)
         files = list(dict.fromkeys(path for folder in folders for path in detection_files(folder)))
-        if not files and all(read_run_config(folder) is None for folder in folders):
+        if not hold_results(folders) and all(read_run_config(folder) is None for folder in folders):
             raise ValueError(f"runs={pattern}: no run directories there, and no detections")
         tests |= {path: _read_test(path) for path in files}
     return list(tests.values())
@@ -184,11 +184,11 @@ class TestedRow:
         return [mean_of_known(test.measured.precisions) for test in self.tests]
 
     def mean(self) -> float:
-        """Returns the mean over runs of the 11-point mean average precision, a fraction."""
+        """Returns the mean over runs of the 11-point mean average precision, a fraction; nan without objects."""
         return statistics.mean(self.means())
 
     def interval(self) -> tuple[float, float]:
-        """Returns the 95 % interval of `mean`: over images, and over runs if there are several."""
+        """Returns the 95 % interval of `mean`: over images, and over runs if there are several. Needs objects."""
         low, high = bootstrap_interval(self.means(), np.stack([test.measured.resampled for test in self.tests]))
         return max(0.0, low), min(1.0, high)
 
@@ -215,12 +215,12 @@ class Gain(NamedTuple):
 
 
 def gain(row: TestedRow, baseline: TestedRow) -> Gain | None:
-    """Compares two rows on the runs that both have; None if there are none in common.
+    """Compares two rows on the runs that both have; None if there are none in common, or no objects.
 
     Images are drawn in pairs, and so are runs: both rows of a run share network, proposals and mining.
     """
     pairs = [(row.runs[key].measured, baseline.runs[key].measured) for key in row.runs if key in baseline.runs]
-    if not pairs:
+    if not pairs or not row.counts.any():
         return None
     values = [mean_of_known(ours.precisions) - mean_of_known(theirs.precisions) for ours, theirs in pairs]
     low, high = bootstrap_interval(values, np.stack([ours.resampled - theirs.resampled for ours, theirs in pairs]))

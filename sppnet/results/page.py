@@ -77,7 +77,7 @@ class Page:
             elif kind == "table":
                 parts.append(markdown_table(*content))
             elif kind == "pictures":
-                parts.append(f"({len(content)} pictures, in the HTML file)")
+                parts.append(f"({len(content)} picture{'s' * (len(content) != 1)}, in the HTML file)")
             elif figures:
                 parts.append(f"![{content[1]}]({next(names)})")
         return "\n\n".join(parts) + "\n"

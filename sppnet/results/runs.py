@@ -127,7 +127,7 @@ def read_runs(patterns: Sequence[str]) -> list[Run]:
     for pattern in patterns:
         folders = matching_folders(pattern)
         configs = {folder: config for folder in folders if (config := read_run_config(folder)) is not None}
-        if not configs and not any(transfer_files(folder) or detection_files(folder) for folder in folders):
+        if not configs and not hold_results(folders):
             raise ValueError(f"runs={pattern}: no run directories there")
         runs |= {folder: Run(folder, config, read_result(folder)) for folder, config in configs.items()}
     return list(runs.values())
@@ -137,6 +137,11 @@ def matching_folders(pattern: str) -> list[Path]:
     """Returns the folders that a pattern matches, each followed by those directly in it."""
     matches = [Path(match) for match in sorted(glob.glob(pattern)) if Path(match).is_dir()]
     return [folder for match in matches for folder in [match, *sorted(filter(Path.is_dir, match.iterdir()))]]
+
+
+def hold_results(folders: Sequence[Path]) -> bool:
+    """Whether any of the folders has decisions of transfer or detections, in a run directory or without one."""
+    return any(transfer_files(folder) or detection_files(folder) for folder in folders)
 
 
 def transfer_files(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from sppnet.results.comparisons import wrong
 from sppnet.results.decisions import class_values, measure_names, measures, resampled_precisions
 from sppnet.results.network_records import NETWORK_RECORD
 from sppnet.results.records import read_result
-from sppnet.results.runs import matching_folders, transfer_files
+from sppnet.results.runs import hold_results, matching_folders, transfer_files
 from sppnet.results.scores import Scores, read_about, read_scores
 from sppnet.results.statistics import gain_interval, resampled_interval
 from sppnet.runtime.rules import COUNT, INDEX, POSITIVE, TEXT, Rule, check_section
@@ -128,7 +128,7 @@ def read_transfers(patterns: Sequence[str]) -> list[Transfer]:
     for pattern in patterns:
         folders = matching_folders(pattern)
         files = list(dict.fromkeys(path for folder in folders for path in transfer_files(folder)))
-        if not files and all(read_run_config(folder) is None for folder in folders):
+        if not hold_results(folders) and all(read_run_config(folder) is None for folder in folders):
             raise ValueError(f"runs={pattern}: no run directories there, and no decisions of transfer")
         transfers |= {path: transfer for path in files if (transfer := _read_transfer(path)) is not None}
     return list(transfers.values())

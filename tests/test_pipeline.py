@@ -78,7 +78,7 @@ def test_every_row_has_a_detector_and_detections(whole, splits):
         assert one.names == tuple(splits.test.name(i) for i in range(4))
         assert one.classes == splits.test.classes
         assert one.about["data_text"] == "scenes"
-        assert {"versions", "weights", "seed"} <= one.about.keys()
+        assert {"versions", "checkpoint", "seed"} <= one.about.keys()
     detector = load_detector(folder / "run" / "detectors" / "ftfc7_bb.ckpt")
     assert detector.network.classes == ("background", *splits.train.classes)
     assert detector.regressors is not None

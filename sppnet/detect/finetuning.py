@@ -51,19 +51,22 @@ class FinetuneSettings:
         for name in ("steps", "batch_size", "validate_every", "validation_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"finetune.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("momentum", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"finetune.{name}={getattr(self, name)}: must be at least 0 and below 1")
+        for name in ("weight_decay", "gigabytes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"finetune.{name}={getattr(self, name)}: must be at least 0")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"finetune.learning_rate={self.learning_rate}: must be above 0")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raises ValueError for values that do not fit each other."""
         if self.steps % self.validate_every:
             raise ValueError(
                 f"finetune.steps={self.steps}: must be a multiple of finetune.validate_every={self.validate_every}"
             )
-        if not 0 <= self.gigabytes < math.inf:
-            raise ValueError(f"finetune.gigabytes={self.gigabytes}: must be at least 0")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"finetune.learning_rate={self.learning_rate}: must be above 0")
-        for name in ("momentum", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"finetune.{name}={getattr(self, name)}: must be at least 0 and below 1")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"finetune.weight_decay={self.weight_decay}: must be at least 0")
         if not 0 < self.positives < self.batch_size:
             raise ValueError(
                 f"finetune.positive_share={self.positive_share}: must leave room for positives and background among "

@@ -102,9 +102,7 @@ class DrawnWindows:
     def __init__(self, data: WindowsOfImages) -> None:
         self.data = data
         self._kept: Tensor | None = None  # float16 (N, C * B)
-        self._rows: list[
-            np.ndarray
-        ] = []  # of each image, int64 (2, K + k): the row in _kept, in the image and mirrored
+        self._rows: list[np.ndarray] = []  # of each image, int64 (2, K + k): rows in _kept, mirrored ones second
         with Progress("cells of windows", len(data)) as progress:
             self._cells = [self._find_cells(index, progress) for index in range(len(data))]
 

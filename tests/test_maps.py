@@ -248,6 +248,7 @@ def test_windows_of_another_shape_are_refused(network):
         ({"scales": ()}, "scales=[]: must be sides in pixels, each once, such as [688]"),
         ({"scales": (480, 480)}, "scales=[480, 480]: must be sides in pixels, each once, such as [688]"),
         ({"scales": (0,)}, "scales=[0]: must be sides in pixels, each once, such as [688]"),
+        ({"context": 0.9}, "context=0.9: must be from 1 to 4"),
     ],
 )
 def test_wrong_rules_are_refused(options, message):
@@ -381,6 +382,17 @@ def test_windows_of_the_mirror_image_hold_the_mirrored_pixels(network):
         strict=True,
     ):
         torch.testing.assert_close(map_, other, rtol=0.02, atol=0.02)  # resizing rounds to whole values
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_with_context_a_window_takes_the_cells_of_a_larger_one(network, mirrored):
+    """Of sides 1.5 times as long around the same centre, as far as the image reaches."""
+    windows = np.array([[20, 30, 60, 50], [0, 0, 10, 90], [80, 60, 93, 70]])
+    larger = np.array([[10, 25, 70, 55], [-2.5, -22.5, 12.5, 112.5], [76.75, 57.5, 96.25, 72.5]])
+    with_context = find_cells(windows, (93, 93), network.backbone, WindowRules(context=1.5), mirrored=mirrored)
+    expected = find_cells(larger, (93, 93), network.backbone, WindowRules(), mirrored=mirrored)
+    np.testing.assert_array_equal(with_context.cells[with_context.places], expected.cells[expected.places])
+    np.testing.assert_array_equal(with_context.scales[with_context.places], expected.scales[expected.places])
 
 
 def test_int16_windows_do_not_overflow(network):

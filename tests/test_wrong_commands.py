@@ -599,6 +599,7 @@ DETECT = [
     (f"{SCENES} scales=[300,300]", "scales=[300, 300]: must be sides in pixels, each once"),
     (f"{SCENES} scale_rule=best", "scale_rule='best': must be one of area, release"),
     (f"{SCENES} cell_rule=best", "cell_rule='best': must be one of centers, release"),
+    (f"{SCENES} context=5", "context=5.0: must be from 1 to 4"),
     (f"{SCENES} seed=-1", "seed=-1: must be from 0 to 2**63 - 1"),
     (f"{SCENES} tune_fraction=1", "tune_fraction=1.0: must be above 0 and below 1"),
     (f"{SCENES} most_windows=0", "most_windows=0: must be from 1 to 1,000,000"),

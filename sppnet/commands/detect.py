@@ -31,6 +31,7 @@ _OUTCOME = (
     "scales",
     "scale_rule",
     "cell_rule",
+    "context",
     "aligned",
     "use_difficult",
     "tune_fraction",
@@ -58,6 +59,7 @@ def settings(
     scales: list[int],
     scale_rule: str,
     cell_rule: str,
+    context: float,
     aligned: bool,
     use_difficult: bool,
     tune_fraction: float,
@@ -116,7 +118,12 @@ def read_plan(config: DictConfig) -> "DetectionPlan":
     proposer, options = _proposer(config.proposals)
     return DetectionPlan(
         rows=tuple(map(Row.parse, config.rows)),
-        rules=WindowRules(scales=tuple(config.scales), scale_rule=config.scale_rule, cell_rule=config.cell_rule),
+        rules=WindowRules(
+            scales=tuple(config.scales),
+            scale_rule=config.scale_rule,
+            cell_rule=config.cell_rule,
+            context=config.context,
+        ),
         proposer=proposer(**options),
         most_windows=config.most_windows,
         finetune=FinetuneSettings(**bound(config.finetune, FinetuneSettings, "finetune.")),

@@ -115,19 +115,24 @@ class WindowRules:
     scales: shorter sides of the resized images in pixels, each once. The paper's are {688} and these five.
     scale_rule: a name of SCALE_RULES.
     cell_rule: a name of CELL_RULES.
+    context: factor by which the sides of a window grow, around its centre, before it is pooled. 1 in the paper; with
+        more, features see what surrounds an object, as a classifier's training images show it.
 
-    Raises ValueError for other names, and for scales that are empty, repeated or below 1.
+    Raises ValueError for other names, for scales that are empty, repeated or below 1, and a context out of 1 to 4.
     """
 
     scales: tuple[int, ...] = (480, 576, 688, 864, 1200)
     scale_rule: str = "area"
     cell_rule: str = "centers"
+    context: float = 1.0
 
     def __post_init__(self) -> None:
         check_names("scale_rule", [self.scale_rule], SCALE_RULES)
         check_names("cell_rule", [self.cell_rule], CELL_RULES)
         if not self.scales or len(set(self.scales)) < len(self.scales) or min(self.scales) < 1:
             raise ValueError(f"scales={list(self.scales)}: must be sides in pixels, each once, such as [688]")
+        if not 1 <= self.context <= 4:
+            raise ValueError(f"context={self.context}: must be from 1 to 4")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +172,7 @@ def find_cells(
 
     Raises ValueError for windows that are not (K, 4), inside out or not finite.
     """
-    boxes, cut = _windows_in_cut(windows, size)
+    boxes, cut = _windows_in_cut(windows, size, rules.context)
     if mirrored:
         boxes = mirrored_windows(boxes, cut[1])
     scales = SCALE_RULES[rules.scale_rule](boxes, cut, rules.scales)
@@ -179,8 +184,11 @@ def find_cells(
     return WindowCells(rows[:, 0], rows[:, 1:], places.reshape(-1))
 
 
-def _windows_in_cut(windows: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Returns windows in pixels of the part that `resize_shorter_side` keeps of an image, and the size of that part."""
+def _windows_in_cut(windows: np.ndarray, size: tuple[int, int], context: float) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns windows in pixels of the part that `resize_shorter_side` keeps of an image, and the size of that part.
+
+    They are enlarged by `context`, as far as the part reaches.
+    """
     boxes = np.asarray(windows, np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"windows of shape {boxes.shape}: must be (K, 4)")
@@ -189,6 +197,8 @@ def _windows_in_cut(windows: np.ndarray, size: tuple[int, int]) -> tuple[np.ndar
         row = int(wrong.argmax())
         raise ValueError(f"window {row} {boxes[row].tolist()}: must be finite (x0, y0, x1, y1), x0 <= x1 and y0 <= y1")
 
+    margin = (context - 1) / 2 * (boxes[:, 2:] - boxes[:, :2])
+    boxes = np.hstack([boxes[:, :2] - margin, boxes[:, 2:] + margin])
     height, width = cut_to_longest_aspect(*size)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     boxes = (boxes - [left, top, left, top]).clip(0, [width, height, width, height])

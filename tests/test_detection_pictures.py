@@ -81,6 +81,13 @@ def test_equal_scores_are_shown_together_or_not_at_all(tmp_path):
     assert view.shown.tolist() == [True, True, False]
 
 
+def test_what_equal_scores_find_counts_with_all_that_they_do_not(tmp_path):
+    images = images_with(tmp_path, [(0, 0, 0)], [(0, 0, 0)])
+    wrong = [(130, 80 - i, 0, 0.5) for i in range(3)]
+    view = ShownDetections.of(matched(images, [(0, 0, 0, 0.9)], [(0, 0, 0, 0.5), *wrong]))
+    assert view.shown.tolist() == [True, False, False, False, False]  # F1 is 2/3, and 4/7 with those of 0.5
+
+
 def test_of_a_class_that_is_never_found_only_the_highest_score_is_shown(tmp_path):
     images = images_with(tmp_path, [(0, 0, 0)])
     view = ShownDetections.of(matched(images, [(130, 80, 0, 0.5), (120, 80, 0, 0.4)]))
@@ -135,6 +142,19 @@ def test_the_largest_missed_objects_come_first(tmp_path):
     images = images_with(tmp_path, [(0, 0, 0, 50)], [(0, 0, 1, 70), (80, 80, 0, 30)], [(0, 0, 0, 60)])
     view = ShownDetections.of(matched(images, [], [], []))
     assert images_of("missed", view, images) == [(1, 1), (2, 0), (0, 0)]
+
+
+def test_objects_that_were_found_are_not_missed(tmp_path):
+    images = images_with(tmp_path, [(0, 0, 0, SIDE), (120, 80, 1, 20)])
+    view = ShownDetections.of(matched(images, [(0, 0, 0, 0.9)]))
+    assert images_of("missed", view, images) == [(0, 1)]
+
+
+def test_more_errors_come_before_higher_scores(tmp_path):
+    images = images_with(tmp_path, [(0, 0, 0)], [(0, 0, 0), (100, 20, 0)], [(0, 0, 0)] * 3)
+    found = [(0, 0, 0, 0.9), (130, 80, 0, 0.95)], [(0, 0, 0, 0.9)], [(0, 0, 0, 0.9)]
+    view = ShownDetections.of(matched(images, *found))
+    assert images_of("worst", view, images) == [(2, 0), (0, 0)]
 
 
 def test_samples_are_spread_over_the_test_set(tmp_path):

@@ -69,9 +69,10 @@ def test_there_is_a_choice_in_every_group():
     )
 
 
-COMMAND_LINE = re.compile(r"^# Command: python scripts/(train|transfer)\.py experiment=(\w+)( |$)", re.MULTILINE)
+COMMAND_LINE = re.compile(r"^# Command: python scripts/(train|transfer|detect)\.py experiment=(\w+)( |$)", re.MULTILINE)
 EXPERIMENTS = {file.stem: file.read_text() for file in sorted((CONFIGS / "experiment").glob("*.yaml"))}
 OF_TRANSFER = [name for name, text in EXPERIMENTS.items() if "scripts/transfer.py" in text]
+OF_DETECTION = [name for name, text in EXPERIMENTS.items() if "scripts/detect.py" in text]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -81,8 +82,14 @@ def test_the_header_of_an_experiment_names_its_command(name):
     command, experiment, _ = found.groups()
     assert experiment == name
     assert suits(command, "experiment", name)
-    assert not suits({"train": "transfer", "transfer": "train"}[command], "experiment", name)
+    assert not suits({"train": "transfer", "transfer": "detect", "detect": "train"}[command], "experiment", name)
     assert suits("benchmark", "experiment", name) == (command == "train")
+
+
+@pytest.mark.parametrize("name", OF_DETECTION)
+def test_every_experiment_of_detection_fits_the_code(name):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        detect_script.check(resolved(compose("detect", [f"experiment={name}", "network=run", ROOT])))
 
 
 @pytest.mark.parametrize("name", OF_TRANSFER)
@@ -119,7 +126,7 @@ def test_every_key_of_transfer_is_one_that_its_code_takes():
 
 def training_choices():
     of_training = [(group, choice) for group, choice in choices() if group != "proposals"]
-    return [(group, choice) for group, choice in of_training if group != "experiment" or choice not in OF_TRANSFER]
+    return [(group, choice) for group, choice in of_training if choice not in (*OF_TRANSFER, *OF_DETECTION)]
 
 
 @pytest.mark.parametrize("choice", [choice for group, choice in choices() if group == "proposals"])
@@ -208,7 +215,7 @@ def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():
         ("evaluate", "views data"),
         ("prepare_data", "data"),
         ("transfer", "data backbone pooling experiment"),
-        ("detect", "data proposals"),
+        ("detect", "data proposals experiment"),
     ],
 )
 def test_help_lists_the_groups_of_the_command_and_no_others(command, groups):

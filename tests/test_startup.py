@@ -49,7 +49,11 @@ def interrupted(script, fifo, packages):
     with started_process(command, cwd=packages, env=environment, stderr=subprocess.PIPE, limit=SECONDS) as process:
         end = opened_by_reader(fifo, process)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate()[1]
+        try:
+            errors = process.communicate(timeout=10)[1]
+        except subprocess.TimeoutExpired:  # Python misses a signal that comes just before it waits for a file
+            process.send_signal(signal.SIGINT)
+            errors = process.communicate()[1]
         os.close(end)
     return process.returncode, errors
 

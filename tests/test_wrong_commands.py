@@ -130,7 +130,7 @@ TRAIN = [
     ("--info everything", "--info/-i: invalid choice: 'everything'"),
     ("--resolve", "--resolve flag can only be used"),
     ("--config-name", "--config-name/-cn: expected one argument"),
-    ("--config-name=x", "--config-name=x: must be one of benchmark, evaluate, prepare_data, train, transfer"),
+    ("--config-name=x", "--config-name=x: must be one of benchmark, detect, evaluate, prepare_data, train, transfer"),
     ("--config-dir=nowhere", "nowhere' not found"),
     ("--config-path=nowhere", "--config-path=nowhere: must be an absolute folder", "--config-dir=FOLDER"),
     ("--config-path=/nowhere", "Primary config directory not found"),

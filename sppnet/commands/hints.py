@@ -1,11 +1,13 @@
 """What to say about a key, choice or option that does not exist: which one was probably meant, or what is allowed."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sppnet.commands.configs import choices, compose_chosen, section_of_choice
+from sppnet.commands.configs import choices, compose_chosen, section_of_choice, suits
 
 
 def no_such_choice(group: str, choice: str, options: Sequence[str]) -> str:
@@ -50,8 +52,11 @@ def no_such_key(key: str) -> str:
 
 
 def _choices_with_key(group: str, key: str) -> list[str]:
-    """Returns the choices of a group whose section has `key`."""
-    return [choice for choice in choices(group) if key in section_of_choice(group, choice)] if group else []
+    """Returns the choices of a group, for the command that runs, whose section has `key`."""
+    if not group:
+        return []
+    of_command = [choice for choice in choices(group) if suits(Path(sys.argv[0]).stem, group, choice)]
+    return [choice for choice in of_command if key in section_of_choice(group, choice)]
 
 
 def no_such_option(option: str, value: str | None) -> str:

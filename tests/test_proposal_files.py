@@ -281,14 +281,14 @@ def test_after_ctrl_c_it_resumes(tmp_path):
 
 
 ENDLESS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from test_proposal_files import Counted, compute
 
 class Slow(Counted):
     def __call__(self, image, name="image"):
         windows = super().__call__(image, name)
-        print(name, flush=True)
+        os.write(1, f"{name}\\n".encode())  # at once, or the lines of two processes mix
         time.sleep(3600)
         return windows
 

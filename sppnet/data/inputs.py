@@ -135,15 +135,23 @@ def _load_in_threads(inputs: ImageInputs, indices: Sequence[int], batch_size: in
     """Loads the next batch of every thread at once, in as many threads as torch has, and yields their inputs."""
     threads = torch.get_num_threads()
     step = threads * batch_size
-    # Decoding and resizing release the GIL; with threads of torch's own in each of these there would be too many.
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for start in range(0, len(indices), step):
-            # Decoding changes the filters of warnings, which all threads share, and restores them in any order.
-            with warnings.catch_warnings():
-                loaded = [pool.submit(inputs.__getitem__, index) for index in indices[start : start + step]]
-                wait(loaded)
-            torch.set_num_threads(threads)  # for threads to come; that of this one has not changed
-            yield from (future.result() for future in loaded)
+    try:
+        # Decoding and resizing release the GIL; with threads of torch's own in each of these there would be too many.
+        with ThreadPoolExecutor(threads, initializer=_compute_in_one_thread) as pool:
+            for start in range(0, len(indices), step):
+                # Decoding changes the filters of warnings, which all threads share, and restores them in any order.
+                with warnings.catch_warnings():
+                    loaded = [pool.submit(inputs.__getitem__, index) for index in indices[start : start + step]]
+                    wait(loaded)
+                yield from (future.result() for future in loaded)
+    finally:
+        torch.set_num_threads(threads)  # for threads to come; that of this one has not changed
+
+
+def _compute_in_one_thread() -> None:
+    """Makes torch compute in this thread alone, for whatever runs in it later."""
+    torch.get_num_threads()  # a thread's first call takes the number of other threads; the next one decides
+    torch.set_num_threads(1)
 
 
 def load_groups(

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ import pytest
 from conftest import names
 from sppnet.data.coco import coco
 from test_objects import rows
-
-needs_pycocotools = pytest.mark.skipif(find_spec("pycocotools") is None, reason="pycocotools is not installed")
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 2, "name": "person"}, {"id": 18, "name": "cat"}]
 IMAGES = [
@@ -52,7 +49,6 @@ def refuses(root, words, error=ValueError, **options):
     assert str(caught.value).isprintable()
 
 
-@needs_pycocotools
 def test_boxes_are_half_open_classes_in_the_order_of_ids_and_crowds_difficult(tmp_path, write, capsys):
     write("val2017", images=IMAGES[:1], annotations=[])
     train, test = coco(root=str(tmp_path))
@@ -66,7 +62,6 @@ def test_boxes_are_half_open_classes_in_the_order_of_ids_and_crowds_difficult(tm
     assert capsys.readouterr() == ("", "")
 
 
-@needs_pycocotools
 def test_the_files_and_folders_may_have_other_names_and_classes_are_chosen(tmp_path, write):
     write().rename(tmp_path / "train2017/_annotations.coco.json")
     data = coco(root=str(tmp_path), train_annotations="train2017/_annotations.coco.json", classes=["cat", "person"])
@@ -75,7 +70,6 @@ def test_the_files_and_folders_may_have_other_names_and_classes_are_chosen(tmp_p
     refuses(tmp_path, r"instances_train2017\.json: there is no such file", FileNotFoundError)
 
 
-@needs_pycocotools
 def test_boxes_outside_are_cut_and_empty_ones_left_out_and_both_counted(tmp_path, write):
     boxes = [[-5, 3, 20, 99], [30, 1, 11, 2], [1, 1, 0, 5], [1, 1, 5, 0]]
     write(annotations=[annotation(number, 30, 7, bbox) for number, bbox in enumerate(boxes, 11)])
@@ -88,7 +82,6 @@ def test_boxes_outside_are_cut_and_empty_ones_left_out_and_both_counted(tmp_path
     np.testing.assert_array_equal(train.objects(1).boxes, [[0, 3, 15, 20], [30, 1, 40, 3]])
 
 
-@needs_pycocotools
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -117,7 +110,6 @@ def test_what_is_malformed_is_named_by_file_and_annotation(tmp_path, write, chan
     refuses(tmp_path, rf"\.json: .*{words}|{words}")
 
 
-@needs_pycocotools
 @pytest.mark.parametrize("content", ["", "{", "[]", "5", '{"images": 5}', "\xff"])
 def test_other_files_are_refused(tmp_path, write, content):
     write().write_text(content, encoding="latin-1")

@@ -17,6 +17,7 @@ from sppnet.detect.detector import (
     save_detector,
     with_moved_boxes,
 )
+from sppnet.detect.maps import WindowRules
 from sppnet.detect.regression import BoxRegressor
 from sppnet.network import SPPNet, load_network, save_network
 
@@ -142,7 +143,8 @@ def made_detector(network, regressors=True):
         classes=("cat", "dog"),
         svms=LinearSvms("fc7", torch.randn(13, 2, generator=random), torch.randn(2, generator=random), 3.5),
         regressors=BoxRegressors((one, None), 0.25) if regressors else None,
-        scales=(688, 480),
+        rules=WindowRules(scales=(688, 480), context=1.25),
+        aligned=True,
         test=SuppressionSettings(most=7),
         proposals={"name": "dense", "windows": 2000},
     )
@@ -156,7 +158,7 @@ def test_a_saved_detector_is_loaded_with_equal_values(network, tmp_path, regress
     assert torch.equal(loaded.svms.weights, detector.svms.weights)
     assert torch.equal(loaded.svms.biases, detector.svms.biases)
     assert (loaded.svms.layer, loaded.svms.factor) == ("fc7", 3.5)
-    for name in ("classes", "scales", "test", "proposals"):
+    for name in ("classes", "rules", "aligned", "test", "proposals"):
         assert getattr(loaded, name) == getattr(detector, name)
     if regressors:
         assert torch.equal(loaded.regressors.of_class[0].weights, detector.regressors.of_class[0].weights)
@@ -185,7 +187,7 @@ def test_files_without_a_detector_are_refused_with_their_name(network, tmp_path)
         ("biases", torch.zeros(2, dtype=torch.float64)),
         ("regressors", [None]),
         ("test", {"most": 0}),
-        ("scales", "large"),
+        ("rules", {"scales": "large"}),
     ],
 )
 def test_a_damaged_detector_is_refused(network, tmp_path, key, value):

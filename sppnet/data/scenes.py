@@ -87,7 +87,7 @@ def draw_scene(seed: int, index: int, split: str = "train") -> Scene:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Scenes of a split as JPEG files, drawn anew whenever they are read."""
+    """The scenes of a split, drawn and encoded as JPEG on each read."""
 
     split: str  # "train" or "test"
     count: int

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from sppnet.detect.maps import WindowRules
 from sppnet.detect.regression import BoxRegressor
 from sppnet.network import SPPNet, load_network
 from sppnet.runtime.files import atomic_file
@@ -166,7 +167,8 @@ class Detector:
     classes: tuple[str, ...]
     svms: LinearSvms
     regressors: BoxRegressors | None
-    scales: tuple[int, ...]  # shorter sides of the images in pixels
+    rules: WindowRules  # the scales of the maps, and the cells of a window
+    aligned: bool  # whether images go through `network.aligned()`
     test: SuppressionSettings
     proposals: dict[str, Any]  # the settings of the windows
 
@@ -174,6 +176,7 @@ class Detector:
 def save_detector(detector: Detector, path: Path) -> None:
     """Writes a detector for `load_detector`, atomically: plain values and tensors only."""
     regressors = detector.regressors
+
     content = {
         "network": detector.network.description(),
         "state_dict": {f"network.{name}": value for name, value in detector.network.state_dict().items()},
@@ -185,11 +188,13 @@ def save_detector(detector: Detector, path: Path) -> None:
             "factor": detector.svms.factor,
             "regressors": regressors and [one and [one.weights, one.bias] for one in regressors.of_class],
             "regression_factor": regressors and regressors.factor,
-            "scales": list(detector.scales),
+            "rules": vars(detector.rules) | {"scales": list(detector.rules.scales)},
+            "aligned": detector.aligned,
             "test": vars(detector.test),
             "proposals": detector.proposals,
         },
     }
+
     with atomic_file(path) as file:
         torch.save(content, file)
 
@@ -233,7 +238,8 @@ def _detector(network: SPPNet, values: dict[str, Any]) -> Detector:
         classes=classes,
         svms=svms,
         regressors=regressors,
-        scales=tuple(map(int, values["scales"])),
+        rules=WindowRules(**values["rules"] | {"scales": tuple(map(int, values["rules"]["scales"]))}),
+        aligned=bool(values["aligned"]),
         test=SuppressionSettings(**values["test"]),
         proposals=dict(values["proposals"]),
     )

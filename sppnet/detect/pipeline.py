@@ -43,6 +43,7 @@ from sppnet.results.detection_pictures import pictures_file, write_pictures
 from sppnet.results.detections import Detections, match_detections
 from sppnet.results.object_files import OBJECTS_FILE, write_objects
 from sppnet.runtime.environment import environment
+from sppnet.runtime.files import write_json
 from sppnet.runtime.hardware import Hardware
 
 
@@ -146,8 +147,7 @@ def _check_data(splits: DetectionSplits, run: Path) -> None:
     found = hashlib.sha256("".join(objects_fingerprint(images) for images in splits).encode()).hexdigest()
     path = run / "data.json"
     if not path.exists():
-        run.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"fingerprint": found}))
+        write_json(path, {"fingerprint": found})
     elif (before := json.loads(path.read_text())["fingerprint"]) != found:
         raise ValueError(
             f"{run}: the data has changed since the run began; its fingerprint was {before} and is {found}"
@@ -272,7 +272,8 @@ def _detector(row: DetectorRow, classes: tuple[str, ...], plan: DetectionPlan) -
         classes=classes,
         svms=row.svms,
         regressors=row.regressors,
-        scales=plan.rules.scales,
+        rules=plan.rules,
+        aligned=plan.aligned,
         test=plan.test,
         proposals=plan.proposer.settings() | {"most": plan.most_windows},
     )

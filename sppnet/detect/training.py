@@ -5,7 +5,6 @@ Every part is saved in the run directory as soon as it is trained; a training th
 Letters: K windows of an image, C classes, d values of a feature.
 """
 
-import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -188,10 +187,8 @@ def _resumed(miners: Sequence[NegativeMiner], path: Path) -> int:
 
 def _save_state(miners: Sequence[NegativeMiner], images: int, path: Path) -> None:
     arrays = {f"{number}/{key}": value for number, miner in enumerate(miners) for key, value in miner.state().items()}
-    content = io.BytesIO()
-    np.savez(content, images=np.array(images), **arrays)
     with atomic_file(path) as file:
-        file.write(content.getbuffer())
+        np.savez(file, images=np.array(images), **arrays)
 
 
 def train_regressors(data: WindowsOfImages, settings: RegressionSettings, folder: Path, *, seed: int) -> BoxRegressors:
@@ -255,10 +252,8 @@ def _train_class(
 
 def _save_regressor(regressor: BoxRegressor | None, path: Path) -> None:
     arrays = {} if regressor is None else {"weights": regressor.weights.numpy(), "bias": regressor.bias.numpy()}
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
     with atomic_file(path) as file:
-        file.write(content.getbuffer())
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _load_regressor(path: Path) -> BoxRegressor | None:

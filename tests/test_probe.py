@@ -164,13 +164,13 @@ def test_an_ignored_image_changes_nothing_but_for_its_class():
 
 @pytest.mark.parametrize("solve", ["gram", "features"])
 def test_the_number_of_threads_changes_no_bit(solve):
-    features, truth = made_features(60, 20), truth_of(np.arange(60) % 6, 6)
+    features, truth = made_features(400, 50), truth_of(np.arange(400) % 6, 6)
     truth[3, 2] = 0
-    train, test = np.arange(40), np.arange(40, 60)
+    train, test = np.arange(300), np.arange(300, 400)
     if solve == "gram":
         one, two = (by_gram(features, truth, train, test, jobs=jobs) for jobs in (1, 2))
     else:
-        one, two = (decisions_by_features(features, truth, train, test, Svm(jobs=jobs)) for jobs in (1, 2))
+        one, two = (decisions_by_features(features, truth, train, test, Svm(C=0.1, jobs=jobs)) for jobs in (1, 2))
     assert np.array_equal(one, two)
 
 

@@ -147,11 +147,12 @@ def decisions_by_features(
 ) -> np.ndarray:
     """Trains LinearSVC on the features instead of `decisions_by_gram`; it regularizes the bias as well.
 
+    One class is trained at a time, whatever `svm.jobs`.
+
     Raises ValueError as `check_feature_memory`.
     """
     check_feature_memory(features.folder.name, features.length, truth[train], svm)
-    shared, of_class = _feature_bytes(features.length, truth[train])
-    weights, biases = _train_by_features(features, truth[train], train, _affordable(svm, shared, of_class), svm.C)
+    weights, biases = _train_by_features(features, truth[train], train, svm.C)
     weights = weights.T.astype(np.float32)
     parts = [features.rows(test[i : i + 1024]).numpy() @ weights for i in range(0, len(test), 1024)]
     return (np.concatenate(parts) + biases.astype(np.float32)).astype(np.float32)
@@ -175,7 +176,7 @@ def check_feature_memory(layer: str, length: int, truth: np.ndarray, svm: Svm) -
 
 
 def _train_by_features(
-    features: Features, truth: np.ndarray, train: np.ndarray, threads: int, cost: float
+    features: Features, truth: np.ndarray, train: np.ndarray, cost: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the weights of the values, float64 (classes, d), and the biases; `truth` is of the training images."""
     rows = features.rows(train).numpy().astype(np.float64)
@@ -189,12 +190,13 @@ def _train_by_features(
         machine.fit(rows if used.all() else rows[used], targets[used])
         weights[label], biases[label] = machine.coef_[0], machine.intercept_[0]
 
-    _for_every_class(fit, truth.shape[1], threads)
+    # One class after the other: threads share liblinear's random numbers, and no command would repeat its results.
+    _for_every_class(fit, truth.shape[1], threads=1)
     return weights, biases
 
 
 def _feature_bytes(length: int, truth: np.ndarray) -> tuple[int, int]:
-    """Returns the bytes that all classes share, and those that each class in training takes as well.
+    """Returns the bytes that all classes share, and those that the class in training takes as well.
 
     Shared are the features in float64. Liblinear copies every value into 16 bytes, and a class that ignores images
     takes another copy without them.

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
+from sppnet.detect import mining
 from sppnet.detect.mining import NegativeMiner, SvmSettings, train_svm
 
 FAST = SvmSettings(train_after=50)
@@ -97,7 +98,7 @@ def test_a_miner_that_continues_from_a_saved_state_ends_in_equal_svms(stopped_af
 
 def test_the_cache_is_bounded_and_keeps_the_hardest():
     positives, features, negative = made_windows(20, 61, classes=1)
-    limited = SvmSettings(train_after=50, gigabytes=100 * 2 * 13 / 1e9)
+    limited = SvmSettings(train_after=50, gigabytes=2 * 100 * 2 * 13 / 1e9)  # twice 100 negatives of 13 values
     miner = mined(positives, features, negative, limited)
     (one,) = miner.classes
     assert 50 < sum(map(len, one.negatives)) <= 100
@@ -105,6 +106,23 @@ def test_the_cache_is_bounded_and_keeps_the_hardest():
     kept = np.concatenate(one.negatives).astype(np.float32) @ one.weights + one.bias
     everything = features[negative[:, :, 0]].astype(np.float32) @ one.weights + one.bias
     assert np.median(kept) > np.median(everything)
+
+
+def test_an_svm_is_trained_again_when_its_negatives_have_doubled(monkeypatch):
+    """Otherwise the cost would grow with the square of the number of images."""
+    sizes = []
+    original = mining.train_svm
+
+    def notes(positives, negatives, *others):
+        sizes.append(len(negatives))
+        return original(positives, negatives, *others)
+
+    monkeypatch.setattr(mining, "train_svm", notes)
+    miner = mined(*made_windows(60, 61, classes=1))
+    (one,) = miner.classes
+    assert 3 < len(sizes) < 12
+    assert sum(sizes) < 4 * sizes[-1]
+    assert one.old == sum(map(len, one.negatives)) <= sizes[-1]
 
 
 def test_a_class_without_objects_scores_every_window_minus_one():

@@ -34,7 +34,7 @@ class SvmSettings:
     negative_overlap: float = 0.3  # windows that overlap every object of the class less are its negatives
     hard_score: float = -1.3  # negatives with at least this score are cached; the margin ends at -1
     easy_score: float = -1.5  # cached negatives below this score are dropped after a training
-    train_after: int = 2000  # new negatives of a class after which its SVM is trained again
+    train_after: int = 2000  # new negatives of a class after which its SVM is trained again, if it had no more before
     gigabytes: float = 4.0  # of memory for the negatives of all classes
 
     def __post_init__(self) -> None:
@@ -61,6 +61,11 @@ class _Class:
     negatives: list[np.ndarray] = field(default_factory=list)  # float16 (m_i, d), in the order of the images
     new: int = 0  # negatives since the last training
 
+    @property
+    def old(self) -> int:
+        """The number of negatives of the last training that were kept."""
+        return sum(map(len, self.negatives)) - self.new
+
 
 class NegativeMiner:
     """Trains the SVMs of all classes while negatives arrive image by image.
@@ -78,7 +83,8 @@ class NegativeMiner:
         self.positives, self.settings = positives, settings
         length = positives[0].shape[1]
         self.classes = [_Class(np.zeros(length, np.float32), -1.0 if len(rows) == 0 else 0.0) for rows in positives]
-        self.most = max(1, int(1e9 * settings.gigabytes) // (2 * length * len(positives)))  # negatives per class
+        # Negatives per class, of 2 bytes a value; the other half of the memory is for those that are new.
+        self.most = max(1, int(1e9 * settings.gigabytes) // (2 * 2 * length * len(positives)))
         self.dropped = 0  # negatives for lack of memory
 
     @property
@@ -108,7 +114,8 @@ class NegativeMiner:
                 first = not one.negatives
                 one.negatives.append(rows)
                 one.new += len(rows)
-                if first or one.new > self.settings.train_after:
+                # Trained again when its negatives have doubled, so that all trainings cost twice the last one.
+                if first or one.new > max(self.settings.train_after, one.old):
                     waiting.append(label)
         self._train(waiting, _ROUGH_TOLERANCE)
 

@@ -444,7 +444,7 @@ TABLES = [
     ("table2 combine=fc6+fc7", "combine=fc6+fc7: is for transfer, table12, detection; compare combines classifiers by"),
     ("table9 combine=fc6+fc7", "combine=fc6+fc7: is for transfer, table12, detection"),
     ("table13 runs=one", "table13: must be one of table2"),
-    ("detection runs=run", "no detections in these runs; do it with ", "detect run=RUN data=voc data.root=PATH"),
+    ("detection runs=run", "no detections in these runs; do it with ", "detect network=RUN data=voc data.root=PATH"),
     ("table9 runs=empty", "runs=empty: no run directories there"),
     ("table9 runs=headless", "headless/detections/ftfc7.jsonl:1: not a file of detections"),
     ("table10 runs=old", "old/detections/ftfc7.jsonl:1: not detections of a detector (scales must be a list of whole"),

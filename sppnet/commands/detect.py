@@ -172,6 +172,7 @@ def detect(config: DictConfig) -> None:
     from sppnet.commands.frozen_networks import load_run
     from sppnet.detect.pipeline import train_and_test
     from sppnet.network import weights_digest
+    from sppnet.results.detection_cells import recall_text
 
     loaded = load_run(Path(config.network))
     section, splits = _open_data(config)
@@ -179,12 +180,15 @@ def detect(config: DictConfig) -> None:
     print(f"{loaded.record['text']}\nrun directory {run}", flush=True)
     about = {
         "data": section,
+        "data_text": _data_text(section),
         "exclude": sorted(config.exclude),
         "network": loaded.record,
         "scales": list(config.scales),
         "proposals": plain(config.proposals) | {"most_windows": config.most_windows},
     }
     found = train_and_test(loaded.network, splits, plan, run, Path(config.cache), about=about)
+    if recalls := found[0].about["recall"]:
+        print(f"proposals: {recall_text(recalls)}")
     print(markdown_table(*_summary(found, splits.test)))
     print(f"a page of it: {shown_command('tables')} detection runs={run}")
 
@@ -205,6 +209,12 @@ def _open_data(config: DictConfig) -> tuple[dict[str, Any], "DetectionSplits"]:
         f"{len(splits.train.classes)} classes"
     )
     return {"source": source, **options}, splits
+
+
+def _data_text(section: dict[str, Any]) -> str:
+    """Names the data in tables: "scenes", or with the last part of its root, "voc VOC2007"."""
+    source, name = section["source"], Path(section.get("root") or "").name
+    return source if source == "scenes" or not name else f"{source} {name}"
 
 
 def _summary(found: "list[Detections]", images: "AnnotatedImages") -> tuple[list[str], list[list[str]]]:

@@ -16,12 +16,13 @@ from sppnet.data.images import decode_image
 from sppnet.data.objects import AnnotatedImages, DetectionSplits, Objects, annotated_files
 from sppnet.data.scenes import scenes
 from sppnet.detect import pipeline, testing, training
-from sppnet.detect.detector import SuppressionSettings, load_detector
+from sppnet.detect.detector import detect_image, load_detector
 from sppnet.detect.finetuning import FinetuneSettings
 from sppnet.detect.maps import WindowRules
 from sppnet.detect.mining import SvmSettings
 from sppnet.detect.pipeline import DetectionPlan, Row, train_and_test
 from sppnet.detect.proposals import Dense
+from sppnet.detect.suppression import SuppressionSettings
 from sppnet.detect.training import RegressionSettings
 from sppnet.detect.windows import WindowsOfImages
 from sppnet.network import SPPNet
@@ -105,6 +106,19 @@ def test_the_recall_of_the_proposals_is_saved_with_the_detections(whole, splits)
     assert 0 < found[0].about["recall"][0]["found"] < len(overlaps)
 
 
+def test_a_saved_detector_finds_in_an_image_what_its_test_found(whole, splits):
+    folder, found = whole
+    for tested in found:
+        detector = load_detector(folder / "run" / "detectors" / f"{tested.about['row']}.ckpt")
+        for i, expected in enumerate(tested):
+            image = decode_image(splits.test.read(i), expected.name)
+            boxes, labels, scores = map(np.asarray, detect_image(detector, image, name=expected.name))
+            np.testing.assert_array_equal(labels, expected.labels)
+            np.testing.assert_array_equal(scores, expected.scores)
+            np.testing.assert_array_equal(boxes, expected.boxes)
+            assert len(labels)
+
+
 def test_images_without_objects_have_no_recall(splits):
     nothing = splits.test.objects(0).of(slice(0))
     images = annotated_files("", ["a.jpg", "b.jpg"], [nothing, nothing], splits.test.classes)
@@ -150,7 +164,7 @@ def interrupt_after(monkeypatch, module, name, calls, error=InterruptedStageErro
         (training.NegativeMiner, "add", 13, Stopped),
         (training, "_load_regressor", 4, InterruptedStageError),
         (pipeline, "save_detector", 3, InterruptedStageError),
-        (testing, "detect", 5, InterruptedStageError),
+        (testing, "detect_in_features", 5, InterruptedStageError),
     ],
 )
 def test_a_run_that_is_interrupted_in_a_stage_ends_like_another(

@@ -17,7 +17,6 @@ from sppnet.detect.detector import (
     BoxRegressors,
     Detector,
     LinearSvms,
-    SuppressionSettings,
     layer_length,
     load_detector,
     save_detector,
@@ -36,6 +35,7 @@ from sppnet.detect.mining import SvmSettings
 from sppnet.detect.proposal_files import compute_proposals
 from sppnet.detect.proposals import Proposer
 from sppnet.detect.recall import recall
+from sppnet.detect.suppression import SuppressionSettings
 from sppnet.detect.testing import DetectorRow, detect_by_rows
 from sppnet.detect.training import RegressionSettings, train_regressors, train_svms
 from sppnet.detect.windows import DrawnWindows, WindowsOfImages
@@ -286,5 +286,5 @@ def _detector(row: DetectorRow, classes: tuple[str, ...], plan: DetectionPlan) -
         rules=plan.rules,
         aligned=plan.aligned,
         test=plan.test,
-        proposals=plan.proposer.settings() | {"most": plan.most_windows},
+        proposals=plan.proposer.settings() | {"most": plan.most_windows, "seed": plan.seed},
     )

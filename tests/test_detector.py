@@ -144,7 +144,7 @@ def made_detector(network, regressors=True):
         rules=WindowRules(scales=(688, 480), context=1.25),
         aligned=True,
         test=SuppressionSettings(most=7),
-        proposals={"proposer": "dense", "windows": 2000, "most": 2000, "seed": 0},
+        proposals={"proposer": "dense", "windows": 2000, "most": 2000, "seed": 1},
     )
 
 
@@ -186,6 +186,8 @@ def test_files_without_a_detector_are_refused_with_their_name(network, tmp_path)
         ("regressors", [None]),
         ("test", {"most": 0}),
         ("rules", {"scales": "large"}),
+        ("proposals", {"proposer": "dense", "most": 0, "seed": 0}),
+        ("proposals", {"proposer": "dense", "most": 2000}),
     ],
 )
 def test_a_damaged_detector_is_refused(network, tmp_path, key, value):

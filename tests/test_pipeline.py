@@ -87,6 +87,7 @@ def test_every_row_has_a_detector_and_detections(whole, splits):
     assert detector.network.classes == ("background", *splits.train.classes)
     assert detector.regressors is not None
     assert detector.svms.layer == "fc7"
+    assert detector.proposals == {**PLAN.proposer.settings(), "most": 150, "seed": 0}
     assert load_detector(folder / "run" / "detectors" / "fc7.ckpt").regressors is None
     assert not list((folder / "run" / "detections" / "parts").glob("*"))
 

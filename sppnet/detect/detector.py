@@ -15,12 +15,13 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
 from sppnet.detect.maps import WindowRules, find_cells, image_maps, pool_windows_at_scales
-from sppnet.detect.proposals import chosen_windows, saved_proposer
+from sppnet.detect.proposals import Proposer, chosen_windows, saved_proposer
 from sppnet.detect.regression import BoxRegressor
 from sppnet.detect.suppression import DetectedBoxes, SuppressionSettings, detect, suppressed
 from sppnet.network import SPPNet, load_network
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import check_names, first_line, printable
+from sppnet.runtime.rules import COUNT, SEED, TEXT, check_section
 
 # Layers whose features SVMs can be trained on, in the order of the forward pass.
 LAYERS = ("pool5", "fc6", "fc7")
@@ -161,6 +162,10 @@ class Detector:
     # What `Proposer.settings` returned, with "most", the windows of an image, and "seed", which chooses them.
     proposals: dict[str, Any]
 
+    def proposer(self) -> Proposer:
+        """Builds what proposes windows. Raises ValueError as `sppnet.detect.proposals.saved_proposer` does."""
+        return saved_proposer({key: value for key, value in self.proposals.items() if key not in ("most", "seed")})
+
     @cached_property
     def maps_network(self) -> SPPNet:
         """The network that makes the maps: `network`, with its weights in channels_last, and `aligned` if it is."""
@@ -213,12 +218,11 @@ def detect_image(
 def proposed_windows(detector: Detector, image: Tensor, name: str = "image") -> np.ndarray:
     """Proposes windows as the detector was trained and tested with: uint8 RGB (3, h, w) -> int64 (K, 4).
 
-    Raises ValueError as `sppnet.detect.proposals.saved_proposer` does, and with `name` for an image that is too large.
+    Raises ValueError as `Detector.proposer` does, and with `name` for an image that is too large.
     """
-    settings = dict(detector.proposals)
-    most, seed = settings.pop("most"), settings.pop("seed", 0)
-    proposer = saved_proposer(settings)
-    return chosen_windows(proposer(image, name), most=most, ranked=proposer.ranked, seed=seed, name=name)
+    proposer, settings = detector.proposer(), detector.proposals
+    windows = proposer(image, name)
+    return chosen_windows(windows, most=settings["most"], ranked=proposer.ranked, seed=settings["seed"], name=name)
 
 
 # Its file.
@@ -284,6 +288,7 @@ def _detector(network: SPPNet, values: dict[str, Any]) -> Detector:
             raise ValueError(f"{len(of_class)} box regressors for {len(classes)} classes")
         regressors = BoxRegressors(tuple(of_class), float(values["regression_factor"]))
 
+    check_section(values["proposals"], {"proposer": TEXT, "most": COUNT, "seed": SEED}, {}, "proposals.")
     return Detector(
         network=network,
         classes=classes,

@@ -35,23 +35,24 @@ RULES = WindowRules(scales=(96, 144), context=1.25)
 TEST = SuppressionSettings(least_score=0.1, suppression_overlap=0.4, most=7)
 
 
-def made_detector(layer="fc7"):
+def made_detector(layer="fc7", *, regressed=True, **changes):
     """A detector of random weights; every setting differs from its default."""
     torch.manual_seed(0)
     backbone = build_backbone("zf5", width=0.1, normalization="none")
     network = SPPNet(backbone, (3, 1), 4, hidden=16, initialization="fan_in", input_std=(58.0,) * 3).eval()
     pooled, length = network.fc6.in_features, {"pool5": network.fc6.in_features}.get(layer, 16)
     regressors = [BoxRegressor(torch.randn(pooled, 4) / pooled, torch.randn(4) / 9) for _ in "ab"]
-    return Detector(
+    detector = Detector(
         network=network,
         classes=("a", "b", "c"),
         svms=LinearSvms(layer, torch.randn(length, 3), torch.randn(3), 0.5),
-        regressors=BoxRegressors((*regressors, None), 0.25),
+        regressors=BoxRegressors((*regressors, None), 0.25) if regressed else None,
         rules=RULES,
         aligned=True,
         test=TEST,
         proposals={**PROPOSER.settings(), "most": 60, "seed": 3},
     )
+    return dataclasses.replace(detector, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,7 @@ def found_in_tests(detectors, folder, autocast):
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_the_boxes_are_those_that_a_test_finds_bit_for_bit(tmp_path, autocast):
-    detectors = [made_detector("fc7"), made_detector("pool5"), made_detector("fc6")]
-    detectors[2] = dataclasses.replace(detectors[2], regressors=None)
+    detectors = [made_detector("fc7"), made_detector("pool5"), made_detector("fc6", regressed=False)]
     for detector, found in zip(detectors, found_in_tests(detectors, tmp_path, autocast), strict=True):
         save_detector(detector, tmp_path / "detector.ckpt")
         loaded = load_detector(tmp_path / "detector.ckpt")
@@ -98,12 +98,20 @@ def test_windows_are_chosen_by_the_name_of_the_image(detector):
     assert chosen.tolist() != proposed_windows(detector, image(), "1.png").tolist()
 
 
-def test_own_windows_take_the_place_of_the_proposals(detector):
-    fixed = dataclasses.replace(detector, regressors=None, test=SuppressionSettings(least_score=-1e9))
+def test_where_no_windows_are_left_out_the_name_changes_nothing():
+    detector = made_detector(proposals={**PROPOSER.settings(), "most": 90, "seed": 3})
+    first, second = (detect_image(detector, image(2), name=name) for name in ("0.png", "1.png"))
+    assert len(first.labels) > 4
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_own_windows_take_the_place_of_the_proposals():
+    fixed = made_detector(regressed=False, test=SuppressionSettings(least_score=-1e9))
     windows = np.array([[3.5, 2.25, 40, 60], [50, 10, 80, 41]])
     found = detect_image(fixed, image(), windows=windows)
     assert {tuple(box) for box in found.boxes.tolist()} == {tuple(window) for window in windows.tolist()}
-    assert len(found.boxes) == len(detector.classes) * len(windows)
+    assert len(found.boxes) == len(fixed.classes) * len(windows)
     assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
 
 
@@ -125,8 +133,8 @@ def test_windows_that_are_none_are_refused(detector, wrong):
         detect_image(detector, image(), windows=wrong)
 
 
-def test_windows_from_a_file_are_for_the_images_of_that_file_only(detector):
-    of_file = dataclasses.replace(detector, proposals={"proposer": "file", "sha256": "0", "most": 9, "seed": 0})
+def test_windows_from_a_file_are_for_the_images_of_that_file_only():
+    of_file = made_detector(proposals={"proposer": "file", "sha256": "0", "most": 9, "seed": 0})
     with pytest.raises(ValueError, match=r"^proposals: the detector's windows came from a file, which has none for"):
         detect_image(of_file, image())
     assert len(detect_image(of_file, image(), windows=np.array([[0, 0, 50, 50]])).boxes)

@@ -74,7 +74,7 @@ def settings(
     exclude: list[str],
     images: str | None,
     row: str | None,
-    score: float,
+    score: float | None,
     out: str | None,
     page: str | None,
     data: dict[str, Any] | None = None,
@@ -96,7 +96,7 @@ def check(config: DictConfig) -> None:
     if config.images is not None:
         check_photos(config)
         return
-    if needless := [key for key in ("row", "out", "page") if config[key] is not None]:
+    if needless := [key for key in ("row", "score", "out", "page") if config[key] is not None]:
         raise ValueError(f"{needless[0]}={config[needless[0]]}: is for images=PLACE, which uses a trained detector")
     if config.network is None:
         raise ValueError(

@@ -37,7 +37,7 @@ def check_photos(config: DictConfig) -> None:
     if config.run is None:
         raise ValueError("run: missing; give run=RUN, the run directory of a detector, or run=FILE.ckpt")
     _check_other_keys(config)
-    if not math.isfinite(config.score):
+    if config.score is not None and not math.isfinite(config.score):
         raise ValueError(f"score={config.score}: must be finite")
     for key, suffixes in (("out", list(FORMATS)), ("page", [".html"])):
         if config[key] is not None and Path(config[key]).suffix not in suffixes:
@@ -91,15 +91,13 @@ def detect_photos(config: DictConfig) -> None:
     for place in filter(None, (config.out, config.page)):
         _check_place(Path(place))
     detector = load_detector(path)
-    propose = _propose(config, detector)
-    if config.score < detector.test.least_score:
-        least = detector.test.least_score
-        raise ValueError(f"score={config.score}: must be at least {least}, below which this detector keeps nothing")
+    score = _least_score(config.score, detector.test.least_score)
+    work = _Work(config, path, detector, photos, _propose(config, detector), score)
 
     print(f"{path}: {len(detector.classes)} classes, {detector.network.summary()}", flush=True)
     started = time.perf_counter()
-    seen = _detect(config, detector, photos, propose)
-    _show(config, detector, path, seen, time.perf_counter() - started)
+    seen = _detect(work)
+    _show(work, seen, time.perf_counter() - started)
     if seen.unusable:
         names = listing([photo.name for photo in seen.unusable])
         print(f"warning: {len(seen.unusable):,} of {len(photos):,} photos could not be used: {names}", file=sys.stderr)
@@ -142,6 +140,15 @@ def _check_place(path: Path) -> None:
         raise ValueError(f"{path}: must be in a folder, and {folder} is a file")
 
 
+def _least_score(given: float | None, of_detector: float) -> float:
+    """Returns the score from which boxes are shown. Raises ValueError for one below which there are none."""
+    if given is None:
+        return max(0.0, of_detector)
+    if given < of_detector:
+        raise ValueError(f"score={given}: must be at least {of_detector}, below which this detector keeps nothing")
+    return given
+
+
 def _propose(config: DictConfig, detector: "Detector") -> "Propose":
     """Returns what proposes the windows of a photo. Raises ValueError if nothing can."""
     from sppnet.detect.detector import proposed_windows
@@ -157,16 +164,27 @@ def _propose(config: DictConfig, detector: "Detector") -> "Propose":
     return partial(proposed_windows, detector)
 
 
+class _Work(NamedTuple):
+    """What to detect, and by what."""
+
+    config: DictConfig
+    path: Path  # of the detector
+    detector: "Detector"
+    photos: "NamedFiles"
+    propose: "Propose"
+    score: float  # from which boxes are shown
+
+
 class _Seen(NamedTuple):
     """What the photos so far held."""
 
-    listed: "list[PhotoBoxes]"  # all of them, if they are shown in a table
+    counts: list[int]  # of boxes, by photo
+    listed: "list[PhotoBoxes]"  # all photos, if they are shown in a table
     unusable: "list[PhotoBoxes]"
     pictures: list[tuple[bytes, str]]  # for the page
-    counts: list[int]  # of boxes, by photo
 
 
-def _detect(config: DictConfig, detector: "Detector", photos: "NamedFiles", propose: "Propose") -> _Seen:
+def _detect(work: _Work) -> _Seen:
     """Detects objects in all photos, and writes the boxes to the file `out`."""
     from sppnet.detect.photos import detect_in_photos
     from sppnet.results.photo_boxes import boxes_file
@@ -174,41 +192,48 @@ def _detect(config: DictConfig, detector: "Detector", photos: "NamedFiles", prop
     from sppnet.runtime.hardware import Hardware, prepare_device
     from sppnet.runtime.progress import Progress
 
-    hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
-    detector.network.to(prepare_device(0, hardware))
-    options = {"least_score": config.score, "threads": max(1, hardware.loaders), "autocast": hardware.autocast}
-
-    seen = _Seen([], [], [], [])
+    out, page, seen = work.config.out, work.config.page, _Seen([], [], [], [])
+    hardware = Hardware(**bound(work.config.hardware, Hardware, "hardware."))
+    work.detector.network.to(prepare_device(0, hardware))
+    arriving = detect_in_photos(
+        work.detector,
+        work.photos,
+        work.propose,
+        least_score=work.score,
+        threads=max(1, hardware.loaders),
+        autocast=hardware.autocast,
+    )
     with ExitStack() as stack:
-        write = stack.enter_context(boxes_file(Path(config.out))) if config.out else seen.listed.append
-        progress = stack.enter_context(Progress("detecting", len(photos)))
-        for found, image in stack.enter_context(closing(detect_in_photos(detector, photos, propose, **options))):
+        write = stack.enter_context(boxes_file(Path(out))) if out else seen.listed.append
+        progress = stack.enter_context(Progress("detecting", len(work.photos)))
+        for found, image in stack.enter_context(closing(arriving)):
             write(found)
             seen.counts.append(len(found.boxes))
             if found.error:
                 seen.unusable.append(found)
-            elif image is not None and config.page and len(seen.pictures) < MOST_PICTURES:
+            elif image is not None and page and len(seen.pictures) < MOST_PICTURES:
                 seen.pictures.append(photo_picture(image, found))
             progress.add(1)
     return seen
 
 
-def _show(config: DictConfig, detector: "Detector", path: Path, seen: _Seen, seconds: float) -> None:
-    """Prints a table or where the boxes are, and writes the page."""
+def _show(work: _Work, seen: _Seen, seconds: float) -> None:
+    """Prints a table of the boxes, or which files hold them, and writes the page."""
     from sppnet.results.photo_boxes import boxes_table
     from sppnet.results.photo_page import photo_page
 
+    config, detector = work.config, work.detector
     if not config.out:
         print(markdown_table(*boxes_table(seen.listed)))
     count, boxes = len(seen.counts), sum(seen.counts)
     plurals = "es" * (boxes != 1), "s" * (count != 1)
-    words = f"{boxes:,} box{plurals[0]} of score {config.score:g} or more in {count:,} photo{plurals[1]}"
+    words = f"{boxes:,} box{plurals[0]} of score {work.score:g} or more in {count:,} photo{plurals[1]}"
     if config.page:
-        about = f"{words}, found by `{path}`: {len(detector.classes)} classes, {detector.network.summary()}."
+        about = f"{words}, found by `{work.path}`: {len(detector.classes)} classes, {detector.network.summary()}."
         with atomic_file(Path(config.page)) as file:
             file.write(photo_page(about, seen.pictures, count, seen.unusable).html().encode())
 
-    lower = "; a lower score=... shows more" if not boxes and config.score > detector.test.least_score else ""
+    lower = "; a lower score=... shows more" if not boxes and work.score > detector.test.least_score else ""
     print(f"{words}, {count / seconds:.3g} photos/s{lower}")
     if written := [place for place in (config.out, config.page) if place]:
         print(f"written: {', '.join(written)}")

@@ -272,14 +272,15 @@ def saved_proposer(settings: Mapping[str, Any]) -> Proposer:
 def chosen_windows(windows: np.ndarray, *, most: int, ranked: bool, seed: int, name: str) -> np.ndarray:
     """Chooses at most `most` of the proposed windows of an image: (K, 4) -> int64 (K', 4).
 
-    Of ranked windows, it returns the best ones. Of others, some in an order that depends only on the seed, the name of
-    the image and their number: with a smaller `most`, the first of the same.
+    Of ranked windows, it chooses the best ones. Of others, which ones depends only on the seed, the name of the image
+    and their number; with a smaller `most` they are some of the same. They stay in their order: it decides which of two
+    windows on the same cells, whose scores are equal, suppresses the other.
     """
     if ranked:
         return windows[:most].astype(np.int64)
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
     order = np.random.default_rng([seed, *digest]).permutation(len(windows))
-    return windows[order[:most]].astype(np.int64)
+    return windows[np.sort(order[:most])].astype(np.int64)
 
 
 def check_range(settings: Any, **ranges: tuple[float, float]) -> None:

@@ -5,16 +5,23 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 import threading
 from contextlib import closing
 from functools import partial
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 from conftest import jpeg, random_images
-from sppnet.commands import detect_photos as command
+from sppnet.commands.configs import CONFIGS
+from sppnet.commands.detect import detect
+from sppnet.commands.detect_photos import find_detector
+from sppnet.commands.settings import plain, resolved
 from sppnet.data.folders import NamedFiles
 from sppnet.data.images import decode_image
 from sppnet.data.photos import find_photos
@@ -152,16 +159,34 @@ def test_reading_ahead_ends_with_the_photos(place, detector):
     assert threading.active_count() <= before
 
 
-# The command.
+# The command, mostly without composing its configuration anew, which would take most of the time.
 
 
-def run(run_here, place, *words):
-    return run_here("detect", "run=run", "images=photos", *words, *CPU, cwd=place)
+@pytest.fixture(scope="module")
+def defaults():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("detect", list(CPU))
 
 
-def test_json_lines_hold_every_photo_with_the_boxes_from_the_score_on(place, detector, run_here, tmp_path):
+@pytest.fixture
+def run(place, defaults, monkeypatch, capfd):
+    """Runs the command on the photos by the detectors of `place`; returns its exit code and its outputs."""
+    monkeypatch.chdir(place)
+
+    def run(**settings):
+        code = 0
+        try:
+            detect(resolved(OmegaConf.create({**plain(defaults), "run": "run", "images": "photos", **settings})))
+        except SystemExit as stopped:
+            code = stopped.code
+        return subprocess.CompletedProcess(["detect"], code, *capfd.readouterr())
+
+    return run
+
+
+def test_json_lines_hold_every_photo_with_the_boxes_from_the_score_on(place, detector, run, tmp_path):
     out = tmp_path / "made" / "boxes.jsonl"
-    done = run(run_here, place, f"out={out}", "score=0.5")
+    done = run(out=str(out), score=0.5)
     assert done.returncode == 0, done.stderr
     lines = lines_of(out)
     assert [line["image"] for line in lines] == sorted(PHOTOS)
@@ -176,9 +201,9 @@ def test_json_lines_hold_every_photo_with_the_boxes_from_the_score_on(place, det
     assert f"written: {out}\n" in done.stdout
 
 
-def test_csv_holds_every_box(place, run_here, tmp_path):
+def test_csv_holds_every_box(run, tmp_path):
     for suffix in ("csv", "jsonl"):
-        assert run(run_here, place, f"out={tmp_path / 'boxes'}.{suffix}", "row=fc6").returncode == 0
+        assert run(out=f"{tmp_path / 'boxes'}.{suffix}", row="fc6").returncode == 0
     with (tmp_path / "boxes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = lines_of(tmp_path / "boxes.jsonl")
@@ -189,8 +214,8 @@ def test_csv_holds_every_box(place, run_here, tmp_path):
         assert row == {key: str(box[key]) for key in row}
 
 
-def test_without_a_file_a_table_is_printed(place, detector, run_here):
-    done = run(run_here, place, "score=0.5")
+def test_without_a_file_a_table_is_printed(place, detector, run):
+    done = run(score=0.5)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line[:1] == "|"]
     assert rows[0] == ["image", "class", "score", "x0", "y0", "x1", "y1"]
     found = {name: expected(place, detector, name, 0.5) for name in sorted(PHOTOS)}
@@ -198,15 +223,15 @@ def test_without_a_file_a_table_is_printed(place, detector, run_here):
     assert "written" not in done.stdout
 
 
-def test_photos_without_boxes_are_in_the_table_and_a_lower_score_is_suggested(place, run_here):
-    done = run(run_here, place, "score=1e6")
+def test_photos_without_boxes_are_in_the_table_and_a_lower_score_is_suggested(run):
+    done = run(score=1e6)
     assert done.stdout.count("| nothing ") == 4
     assert "0 boxes of score 1e+06 or more in 4 photos, " in done.stdout
     assert "; a lower score=... shows more\n" in done.stdout
 
 
-def test_a_page_shows_every_photo_with_its_boxes(place, run_here, tmp_path):
-    done = run(run_here, place, f"page={tmp_path / 'boxes.html'}", f"out={tmp_path / 'boxes.jsonl'}")
+def test_a_page_shows_every_photo_with_its_boxes(place, run, tmp_path):
+    done = run(page=f"{tmp_path / 'boxes.html'}", out=f"{tmp_path / 'boxes.jsonl'}")
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "boxes.html").read_text()
     shown = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="([^"]+)"', html)
@@ -222,22 +247,25 @@ def test_a_page_shows_every_photo_with_its_boxes(place, run_here, tmp_path):
         assert np.abs(np.asarray(picture, int) - plain).mean() > 3
 
 
-def test_a_page_has_a_limited_number_of_pictures(place, run_here, tmp_path, monkeypatch):
+def test_a_page_has_a_limited_number_of_pictures(run, tmp_path, monkeypatch):
     monkeypatch.setattr("sppnet.results.photo_page.MOST_PICTURES", 3)
-    assert run(run_here, place, f"page={tmp_path / 'boxes.html'}").returncode == 0
+    assert run(page=f"{tmp_path / 'boxes.html'}").returncode == 0
     html = (tmp_path / "boxes.html").read_text()
     assert html.count("<img") == 3
     assert "The first 3 of 4 photos." in html
 
 
-def test_unusable_photos_are_named_with_their_error_and_the_others_are_done(place, run_here, tmp_path):
+def test_unusable_photos_are_named_with_their_error_and_the_others_are_done(run, run_here, place, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     (tmp_path / "photos" / "b.jpg").write_bytes(jpeg(np.zeros((40, 50, 3), np.uint8)))
     (tmp_path / "photos" / "c.png").write_text("<html>")
-    words = [f"run={place / 'run'}", "images=photos", *CPU]
-    for suffix in ("jsonl", "csv"):
-        done = run_here("detect", *words, f"out=boxes.{suffix}", "page=boxes.html", cwd=tmp_path)
+    photos, page = str(tmp_path / "photos"), str(tmp_path / "boxes.html")
+    words = [f"run={place / 'run'}", f"images={photos}", f"out={tmp_path / 'boxes.jsonl'}", *CPU]
+    for done in (
+        run_here("detect", *words, cwd=tmp_path),
+        run(images=photos, out=str(tmp_path / "boxes.csv"), page=page),
+    ):
         assert done.returncode == 1
         assert done.stderr == "warning: 2 of 3 photos could not be used: a.jpg, c.png\n"
     first, second, third = lines_of(tmp_path / "boxes.jsonl")
@@ -249,18 +277,18 @@ def test_unusable_photos_are_named_with_their_error_and_the_others_are_done(plac
     assert "a.jpg: the file is empty" in html
     lines = (tmp_path / "boxes.csv").read_text().splitlines()
     assert lines[1] == "a.jpg,,,,,,,,,a.jpg: the file is empty"
-    table = run_here("detect", *words, cwd=tmp_path).stdout
-    assert "| a.jpg | a.jpg: the file is empty " in table
+    assert "| a.jpg | a.jpg: the file is empty " in run(images=photos).stdout
 
 
-def test_own_windows_of_a_file_are_scored(place, run_here, tmp_path):
+def test_own_windows_of_a_file_are_scored(run, tmp_path):
     boxes = {name: [[1, 2, 30, 35], [10, 5, 40, 33]] for name in sorted(PHOTOS)[:3]}
     lines = [json.dumps({"image": name, "boxes": of_image}) for name, of_image in boxes.items()]
     (tmp_path / "windows.jsonl").write_text("\n".join(lines))
-    words = ("proposals=file", f"proposals.path={tmp_path / 'windows.jsonl'}", f"out={tmp_path / 'boxes.jsonl'}")
     save_detector(made_detector("fc7", regressed=False), tmp_path / "detector.ckpt")
-    done = run_here(
-        "detect", f"run={tmp_path / 'detector.ckpt'}", "images=photos", "score=0.1", *words, *CPU, cwd=place
+    done = run(
+        run=str(tmp_path / "detector.ckpt"),
+        out=str(tmp_path / "boxes.jsonl"),
+        proposals={"proposer": "file", "path": str(tmp_path / "windows.jsonl")},
     )
     assert done.returncode == 1
     assert "photos could not be used: z.jpeg\n" in done.stderr
@@ -280,29 +308,24 @@ def test_an_interrupted_command_leaves_the_old_file(place, run_here, tmp_path, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sppnet.results.photo_page.photo_picture", interrupted)
-    done = run(run_here, place, f"out={out}", f"page={tmp_path / 'boxes.html'}")
+    words = [f"out={out}", f"page={tmp_path / 'boxes.html'}", *CPU]
+    done = run_here("detect", "run=run", "images=photos", *words, cwd=place)
     assert done.returncode == 130
     assert done.stderr == "interrupted; no file was written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["boxes.csv"]
     assert out.read_text() == "before"
 
 
-def test_a_detector_that_needs_opencv_says_what_to_install(place, run_here, tmp_path, monkeypatch):
-    import sys
-
+def test_a_detector_that_needs_opencv_says_what_to_install(run, tmp_path, monkeypatch):
     proposals = {"proposer": "edge_boxes", "windows": 9, "opencv": "5.0", "most": 9, "seed": 0}
     save_detector(made_detector("fc7", proposals=proposals), tmp_path / "detector.ckpt")
     for name in ("cv2", "cv2.ximgproc"):
         monkeypatch.setitem(sys.modules, name, None)
-    done = run_here("detect", f"run={tmp_path / 'detector.ckpt'}", "images=photos", *CPU, cwd=place)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "error: selective search and EdgeBoxes need the package opencv-contrib-python-headless: pip install "
-        "sppnet[detect]"
-    ]
+    with pytest.raises(ValueError, match=r"^selective search and EdgeBoxes need .*: pip install sppnet\[detect\]$"):
+        run(run=str(tmp_path / "detector.ckpt"))
 
 
 @pytest.mark.parametrize("row", ["fc6", "fc7_bb"])
 def test_a_row_is_chosen_by_its_name(place, row, capsys):
-    assert command.find_detector(place / "run", row) == place / "run" / "detectors" / f"{row}.ckpt"
+    assert find_detector(place / "run", row) == place / "run" / "detectors" / f"{row}.ckpt"
     assert capsys.readouterr().out == ""

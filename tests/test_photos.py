@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -27,6 +28,8 @@ from sppnet.data.images import decode_image
 from sppnet.data.photos import find_photos
 from sppnet.detect.detector import detect_image, proposed_windows, save_detector
 from sppnet.detect.photos import detect_in_photos
+from sppnet.results.photo_boxes import PhotoBoxes
+from sppnet.results.photo_page import photo_picture
 from test_detect_image import made_detector
 
 PHOTOS = {"a.jpg": (70, 93), "b/<i>.png": (93, 71), "b/c.JPG": (40, 60), "z.jpeg": (64, 64)}
@@ -82,6 +85,7 @@ def test_a_folder_is_searched_for_images_in_order(place):
     [
         ("photos/*.jp*", ["a.jpg", "z.jpeg"]),
         ("photos/*", sorted(PHOTOS)),
+        ("photos/**", sorted(PHOTOS)),
         ("photos/**/*.jpg", ["a.jpg"]),
         ("photos/b*/c.JPG", ["b/c.JPG"]),
         ("ph*/a.jpg", ["photos/a.jpg"]),
@@ -243,8 +247,25 @@ def test_a_page_shows_every_photo_with_its_boxes(place, run, tmp_path):
         assert f": {best['class']} {best['score']:.2f}" in text
         picture = Image.open(io.BytesIO(base64.b64decode(jpeg_text)))
         assert picture.size == (line["width"], line["height"])
-        plain = np.asarray(Image.open(place / "photos" / line["image"]).convert("RGB"), int)
-        assert np.abs(np.asarray(picture, int) - plain).mean() > 3
+
+
+def test_boxes_are_drawn_in_the_colour_of_their_class_the_highest_score_on_top():
+    boxes = np.array([[10, 20, 60, 80], [10, 20, 60, 80], [70, 5, 110, 95]], np.float32)
+    scores = np.array([2.5, 1, 0.5], np.float32)
+    photo = PhotoBoxes("<a>.jpg", (100, 120), np.array([1, 0, 8]), ["b", "a", "i"], scores, boxes)
+    encoded, text = photo_picture(torch.full((3, 100, 120), 128, dtype=torch.uint8), photo)
+    assert text == "<a>.jpg: b 2.50, a 1.00, i 0.50"
+    picture = np.asarray(Image.open(io.BytesIO(encoded)), int)
+    for y, x, color in ((50, 11, (0xB3, 0x47, 0x00)), (60, 71, (0x00, 0x72, 0xB2)), (60, 35, (128, 128, 128))):
+        assert np.abs(picture[y, x] - color).max() < 40, (y, x)
+
+
+def test_the_line_of_a_picture_names_ten_boxes():
+    boxes, labels = np.tile(np.array([[1, 1, 9, 9]], np.float32), (12, 1)), np.zeros(12, np.int64)
+    photo = PhotoBoxes("a\n.jpg", (10, 10), labels, ["b"] * 12, np.arange(12, dtype=np.float32)[::-1], boxes)
+    _, text = photo_picture(torch.zeros((3, 10, 10), dtype=torch.uint8), photo)
+    assert text.startswith("a\\n.jpg: b 11.00, b 10.00, ")
+    assert text.endswith(", b 2.00 and 2 more")
 
 
 def test_a_page_has_a_limited_number_of_pictures(run, tmp_path, monkeypatch):

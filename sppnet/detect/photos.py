@@ -79,12 +79,9 @@ def _read_ahead(
     waiting: deque[tuple[str, Future[tuple[Tensor, np.ndarray]]]] = deque()
     # Decoding changes the filters of warnings, which all threads share, and restores them in any order.
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        try:
-            for index in range(len(photos)):
-                name = photos.name(index)
-                waiting.append((name, pool.submit(read, index, name)))
-                if len(waiting) > threads:
-                    yield waiting.popleft()
-            yield from waiting
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for index in range(len(photos)):
+            name = photos.name(index)
+            waiting.append((name, pool.submit(read, index, name)))
+            if len(waiting) > threads:
+                yield waiting.popleft()
+        yield from waiting

@@ -46,7 +46,7 @@ def place(tmp_path_factory):
         (place / "photos" / name).write_bytes(images.read(index))
     (place / "photos" / ".hidden.jpg").write_bytes(images.read(0))
     (place / "photos" / "notes.txt").write_text("no image")
-    save_detector(made_detector("fc6"), place / "run" / "detectors" / "fc6.ckpt")
+    save_detector(made_detector("pool5"), place / "run" / "detectors" / "pool5.ckpt")
     save_detector(made_detector("fc7"), place / "run" / "detectors" / "fc7_bb.ckpt")
     return place
 
@@ -200,14 +200,14 @@ def test_json_lines_hold_every_photo_with_the_boxes_from_the_score_on(place, det
         assert len(line["boxes"]) < len(expected(place, detector, line["image"], 0.1))
     count = sum(len(line["boxes"]) for line in lines)
     assert count > 4
-    assert "row=fc7_bb: the last one of fc6, fc7_bb\n" in done.stdout
+    assert "row=fc7_bb: the last one of pool5, fc7_bb\n" in done.stdout
     assert f"{count} boxes of score 0.5 or more in 4 photos, " in done.stdout
     assert f"written: {out}\n" in done.stdout
 
 
 def test_csv_holds_every_box(run, tmp_path):
     for suffix in ("csv", "jsonl"):
-        assert run(out=f"{tmp_path / 'boxes'}.{suffix}", row="fc6").returncode == 0
+        assert run(out=f"{tmp_path / 'boxes'}.{suffix}", row="pool5").returncode == 0
     with (tmp_path / "boxes.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     lines = lines_of(tmp_path / "boxes.jsonl")
@@ -227,16 +227,18 @@ def test_without_a_file_a_table_is_printed(place, detector, run):
     assert "written" not in done.stdout
 
 
-def test_photos_without_boxes_are_in_the_table_and_a_lower_score_is_suggested(run):
+def test_photos_without_boxes_are_in_the_table_and_a_lower_score_is_suggested(place, detector, run):
     done = run(score=1e6)
     assert done.stdout.count("| nothing ") == 4
     assert "0 boxes of score 1e+06 or more in 4 photos, " in done.stdout
-    assert "; a lower score=... shows more\n" in done.stdout
+    highest = max(box["score"] for name in PHOTOS for box in expected(place, detector, name, 0.1))
+    assert f"the highest of all scores is {highest:.4f}; a lower score=... shows more\n" in done.stdout
 
 
 def test_a_page_shows_every_photo_with_its_boxes(place, run, tmp_path):
     done = run(page=f"{tmp_path / 'boxes.html'}", out=f"{tmp_path / 'boxes.jsonl'}")
     assert done.returncode == 0, done.stderr
+    assert "boxes of score 0.1 or more in 4 photos" in done.stdout  # the detector has none below
     html = (tmp_path / "boxes.html").read_text()
     shown = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="([^"]+)"', html)
     assert [text.partition(":")[0] for _, text in shown] == ["a.jpg", "b/&lt;i&gt;.png", "b/c.JPG", "z.jpeg"]
@@ -346,7 +348,7 @@ def test_a_detector_that_needs_opencv_says_what_to_install(run, tmp_path, monkey
         run(run=str(tmp_path / "detector.ckpt"))
 
 
-@pytest.mark.parametrize("row", ["fc6", "fc7_bb"])
+@pytest.mark.parametrize("row", ["pool5", "fc7_bb"])
 def test_a_row_is_chosen_by_its_name(place, row, capsys):
     assert find_detector(place / "run", row) == place / "run" / "detectors" / f"{row}.ckpt"
     assert capsys.readouterr().out == ""

@@ -179,6 +179,7 @@ class _Seen(NamedTuple):
     """What the photos so far held."""
 
     counts: list[int]  # of boxes, by photo
+    highest: list[float]  # scores, by photo, also of boxes that were left out
     listed: "list[PhotoBoxes]"  # all photos, if they are shown in a table
     unusable: "list[PhotoBoxes]"
     pictures: list[tuple[bytes, str]]  # for the page
@@ -192,7 +193,7 @@ def _detect(work: _Work) -> _Seen:
     from sppnet.runtime.hardware import Hardware, prepare_device
     from sppnet.runtime.progress import Progress
 
-    out, page, seen = work.config.out, work.config.page, _Seen([], [], [], [])
+    out, page, seen = work.config.out, work.config.page, _Seen([], [], [], [], [])
     hardware = Hardware(**bound(work.config.hardware, Hardware, "hardware."))
     work.detector.network.to(prepare_device(0, hardware))
     arriving = detect_in_photos(
@@ -206,9 +207,10 @@ def _detect(work: _Work) -> _Seen:
     with ExitStack() as stack:
         write = stack.enter_context(boxes_file(Path(out))) if out else seen.listed.append
         progress = stack.enter_context(Progress("detecting", len(work.photos)))
-        for found, image in stack.enter_context(closing(arriving)):
+        for found, image, highest in stack.enter_context(closing(arriving)):
             write(found)
             seen.counts.append(len(found.boxes))
+            seen.highest.extend([] if highest is None else [highest])
             if found.error:
                 seen.unusable.append(found)
             elif image is not None and page and len(seen.pictures) < MOST_PICTURES:
@@ -233,7 +235,8 @@ def _show(work: _Work, seen: _Seen, seconds: float) -> None:
         with atomic_file(Path(config.page)) as file:
             file.write(photo_page(about, seen.pictures, count, seen.unusable).html().encode())
 
-    lower = "; a lower score=... shows more" if not boxes and work.score > detector.test.least_score else ""
-    print(f"{words}, {count / seconds:.3g} photos/s{lower}")
+    print(f"{words}, {count / seconds:.3g} photos/s")
+    if not boxes and seen.highest:
+        print(f"the highest of all scores is {max(seen.highest):.4f}; a lower score=... shows more")
     if written := [place for place in (config.out, config.page) if place]:
         print(f"written: {', '.join(written)}")

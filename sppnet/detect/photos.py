@@ -22,10 +22,11 @@ Propose = Callable[[Tensor, str], np.ndarray]
 
 
 class DetectedPhoto(NamedTuple):
-    """A photo with what was found in it. The image is uint8 (3, h, w), None if it could not be read."""
+    """A photo with what was found in it."""
 
     found: PhotoBoxes
-    image: Tensor | None
+    image: Tensor | None  # uint8 (3, h, w); None if it could not be read
+    highest: float | None  # score, also of boxes that were left out; None without any
 
 
 def detect_in_photos(
@@ -56,15 +57,16 @@ def detect_in_photos(
                 image, windows = ready.result()
                 boxes, labels, scores = detect_image(detector, image, windows=windows, name=name, autocast=autocast)
             except ValueError as error:
-                yield DetectedPhoto(PhotoBoxes.unusable(name, printable(first_line(error))), image)
+                yield DetectedPhoto(PhotoBoxes.unusable(name, printable(first_line(error))), image, None)
                 continue
 
+            highest = float(scores[0]) if len(scores) else None
             kept = scores >= least_score
             labels, scores, boxes = (values[kept].cpu() for values in (labels, scores, boxes))
             names = [detector.classes[label] for label in labels.tolist()]
             size = image.shape[1], image.shape[2]
             found = PhotoBoxes(name, size, labels.numpy(), names, scores.numpy(), boxes.numpy())
-            yield DetectedPhoto(found, image)
+            yield DetectedPhoto(found, image, highest)
 
 
 def _read_ahead(

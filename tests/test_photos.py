@@ -102,6 +102,21 @@ def test_patterns_and_single_files(place, monkeypatch, pattern, names):
         assert photos.read(i)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "error", "words"),
+    [
+        ("nowhere", FileNotFoundError, "there is no such file or folder, and no file matches"),
+        ("nowhere/*/*.jpg", FileNotFoundError, "there is no such file or folder, and no file matches"),
+        ("run", ValueError, "no images there, expected files such as .jpg, .jpeg"),
+        ("run/**", ValueError, "no images there"),
+    ],
+)
+def test_places_without_images_are_named(place, monkeypatch, pattern, error, words):
+    monkeypatch.chdir(place)
+    with pytest.raises(error, match=rf"^images={re.escape(pattern)}: {words}"):
+        find_photos(pattern)
+
+
 def test_a_name_that_looks_like_a_pattern_is_taken_as_it_is(tmp_path):
     (tmp_path / "a[1]").mkdir()
     (tmp_path / "a[1]" / "b.jpg").write_bytes(b"x")

@@ -253,10 +253,28 @@ def test_combinations_are_beside_their_parts(tmp_path):
     assert "Combinations: the detections of all parts with their scores" in page.markdown()
 
 
-def test_recall_of_proposals_is_there_where_it_was_recorded(tmp_path):
-    recall = [{"threshold": 0.5, "share": 0.75, "low": 0.7, "high": 0.8}]
-    make_test(tmp_path / "a", OBJECTS, recall=recall)
-    assert "dense, overlap 0.5: 75.00 % (70.00 to 80.00)." in detection_page(read(tmp_path)).markdown()
+RECALL = {"threshold": 0.5, "objects": 1234, "share": 0.75, "low": 0.7, "high": 0.8}
+
+
+def test_recall_of_proposals_is_there_once_for_each_kind_where_it_was_recorded(tmp_path):
+    recall = [RECALL, RECALL | {"threshold": 0.7, "share": 0.25, "low": 0.125, "high": 0.3}]
+    make_test(tmp_path / "a", OBJECTS, "fc6", recall=recall)
+    make_test(tmp_path / "a", OBJECTS, "fc7", recall=recall)
+    make_test(tmp_path / "b", OBJECTS, recall=recall[:1], setting="a", proposals={"proposer": "dense", "windows": 9})
+    make_test(tmp_path / "c", OBJECTS, recall=[], setting="b")
+    assert (
+        "can find. dense, windows 9: of 1,234 objects, windows overlap 75.00 % (70.00 to 80.00) by 0.5 or more; dense, "
+        "windows 2000, most 2000: of 1,234 objects, windows overlap 75.00 % (70.00 to 80.00) by 0.5 or more, 25.00 % "
+        "(12.50 to 30.00) by 0.7 or more.\n"
+    ) in detection_page(read(tmp_path)).markdown()
+    assert "Recall" not in detection_page(read(tmp_path / "c")).markdown()
+
+
+@pytest.mark.parametrize("recall", [0.5, [0.5], [RECALL | {"share": 1.5}], [{"threshold": 0.5}]])
+def test_a_recall_that_is_none_is_refused(tmp_path, recall):
+    path = make_test(tmp_path / "a", OBJECTS, recall=recall)
+    with pytest.raises(ValueError, match=rf"{path.name}:1: not detections of a detector \(recall must be a list of"):
+        read(tmp_path)
 
 
 def test_a_class_without_objects_has_no_precision_and_no_panel(tmp_path):
@@ -355,7 +373,7 @@ def test_folders_of_detections_only_are_runs_for_other_tables(tmp_path, capsys):
 
 def test_the_page_of_detection_without_detections_says_how_to_make_them(tmp_path):
     make_run(tmp_path, "single")
-    with pytest.raises(ValueError, match=r"^no detections in these runs; do it with .*detect.* run=RUN data=voc"):
+    with pytest.raises(ValueError, match=r"^no detections in these runs; do it with .*detect.* network=RUN data=voc"):
         tables.main(["detection", f"runs={tmp_path}"])
     with pytest.raises(ValueError, match=r"^runs=.*nowhere: no run directories there$"):
         tables.main(["table9", f"runs={tmp_path / 'nowhere'}"])

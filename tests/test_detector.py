@@ -6,11 +6,8 @@ import torch
 
 from sppnet.detect.detector import (
     BoxRegressors,
-    DetectedBoxes,
     Detector,
     LinearSvms,
-    SuppressionSettings,
-    detect,
     layer_features,
     layer_length,
     load_detector,
@@ -19,6 +16,7 @@ from sppnet.detect.detector import (
 )
 from sppnet.detect.maps import WindowRules
 from sppnet.detect.regression import BoxRegressor
+from sppnet.detect.suppression import DetectedBoxes, SuppressionSettings, detect
 from sppnet.network import SPPNet, load_network, save_network
 
 ALL = SuppressionSettings(least_score=-1e9, most=1000)
@@ -146,7 +144,7 @@ def made_detector(network, regressors=True):
         rules=WindowRules(scales=(688, 480), context=1.25),
         aligned=True,
         test=SuppressionSettings(most=7),
-        proposals={"name": "dense", "windows": 2000},
+        proposals={"proposer": "dense", "windows": 2000, "most": 2000, "seed": 1},
     )
 
 
@@ -188,6 +186,8 @@ def test_files_without_a_detector_are_refused_with_their_name(network, tmp_path)
         ("regressors", [None]),
         ("test", {"most": 0}),
         ("rules", {"scales": "large"}),
+        ("proposals", {"proposer": "dense", "most": 0, "seed": 0}),
+        ("proposals", {"proposer": "dense", "most": 2000}),
     ],
 )
 def test_a_damaged_detector_is_refused(network, tmp_path, key, value):

@@ -11,7 +11,15 @@ import torch
 
 from conftest import random_images
 from sppnet.detect.proposal_files import compute_proposals
-from sppnet.detect.proposals import LONGEST_SIDE, EdgeBoxes, SelectiveSearch, _edges, _resized, _scaled
+from sppnet.detect.proposals import (
+    LONGEST_SIDE,
+    EdgeBoxes,
+    SelectiveSearch,
+    _edges,
+    _resized,
+    _scaled,
+    saved_proposer,
+)
 from test_proposals import assert_windows_of, iou, noise
 
 RECTANGLE = (60, 45, 130, 105)
@@ -237,3 +245,9 @@ def test_opencv_has_one_thread_in_every_process_and_afterwards_as_many_as_before
         cv2.setNumThreads(before)
     expected = SelectiveSearch()(torch.from_numpy(images.pixels[0]).permute(2, 0, 1))
     assert sorted(map(tuple, proposals.windows(0).tolist())) == sorted(map(tuple, expected.tolist()))
+
+
+@pytest.mark.parametrize("proposer", [SelectiveSearch(quality=True, smallest=9), EdgeBoxes(windows=7, longest=99)])
+def test_a_proposer_is_built_from_its_settings_whatever_the_version(proposer):
+    assert saved_proposer(proposer.settings()) == proposer
+    assert saved_proposer({**proposer.settings(), "opencv": "1.0"}) == proposer

@@ -9,18 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from sppnet.backbones import build_backbone
-from sppnet.data.objects import AnnotatedImages, DetectionSplits, Objects
+from sppnet.data.images import decode_image
+from sppnet.data.objects import AnnotatedImages, DetectionSplits, Objects, annotated_files
 from sppnet.data.scenes import scenes
 from sppnet.detect import pipeline, testing, training
-from sppnet.detect.detector import SuppressionSettings, load_detector
+from sppnet.detect.detector import detect_image, load_detector
 from sppnet.detect.finetuning import FinetuneSettings
 from sppnet.detect.maps import WindowRules
 from sppnet.detect.mining import SvmSettings
 from sppnet.detect.pipeline import DetectionPlan, Row, train_and_test
 from sppnet.detect.proposals import Dense
+from sppnet.detect.suppression import SuppressionSettings
 from sppnet.detect.training import RegressionSettings
+from sppnet.detect.windows import WindowsOfImages
 from sppnet.network import SPPNet
 from sppnet.results.detections import match_detections, mean_precision
 from sppnet.runtime.hardware import Hardware
@@ -83,8 +87,43 @@ def test_every_row_has_a_detector_and_detections(whole, splits):
     assert detector.network.classes == ("background", *splits.train.classes)
     assert detector.regressors is not None
     assert detector.svms.layer == "fc7"
+    assert detector.proposals == {**PLAN.proposer.settings(), "most": 150, "seed": 0}
     assert load_detector(folder / "run" / "detectors" / "fc7.ckpt").regressors is None
     assert not list((folder / "run" / "detections" / "parts").glob("*"))
+
+
+def test_the_recall_of_the_proposals_is_saved_with_the_detections(whole, splits):
+    _, found = whole
+    best = []
+    for i in range(4):
+        windows = PLAN.proposer(decode_image(splits.test.read(i), splits.test.name(i))).astype(float)
+        best.append(box_iou(torch.from_numpy(splits.test.objects(i).boxes), torch.from_numpy(windows)).amax(1))
+    overlaps = torch.cat(best)
+    for one in found:
+        assert [entry["threshold"] for entry in one.about["recall"]] == [0.5, 0.7]
+        for entry in one.about["recall"]:
+            assert entry["objects"] == len(overlaps)
+            assert entry["found"] == int((overlaps >= entry["threshold"]).sum())
+    assert 0 < found[0].about["recall"][0]["found"] < len(overlaps)
+
+
+def test_a_saved_detector_finds_in_an_image_what_its_test_found(whole, splits):
+    folder, found = whole
+    for tested in found:
+        detector = load_detector(folder / "run" / "detectors" / f"{tested.about['row']}.ckpt")
+        for i, expected in enumerate(tested):
+            image = decode_image(splits.test.read(i), expected.name)
+            boxes, labels, scores = map(np.asarray, detect_image(detector, image, name=expected.name))
+            np.testing.assert_array_equal(labels, expected.labels)
+            np.testing.assert_array_equal(scores, expected.scores)
+            np.testing.assert_array_equal(boxes, expected.boxes)
+            assert len(labels)
+
+
+def test_images_without_objects_have_no_recall(splits):
+    nothing = splits.test.objects(0).of(slice(0))
+    images = annotated_files("", ["a.jpg", "b.jpg"], [nothing, nothing], splits.test.classes)
+    assert pipeline._recall(WindowsOfImages(images, None, None, None, None)) == []
 
 
 def test_a_finished_run_trains_nothing_and_tests_nothing_again(whole, splits, monkeypatch, capsys):
@@ -126,7 +165,7 @@ def interrupt_after(monkeypatch, module, name, calls, error=InterruptedStageErro
         (training.NegativeMiner, "add", 13, Stopped),
         (training, "_load_regressor", 4, InterruptedStageError),
         (pipeline, "save_detector", 3, InterruptedStageError),
-        (testing, "detect", 5, InterruptedStageError),
+        (testing, "detect_in_features", 5, InterruptedStageError),
     ],
 )
 def test_a_run_that_is_interrupted_in_a_stage_ends_like_another(

@@ -9,15 +9,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from conftest import make_image_folder, run_process, without_rights
+from conftest import make_image_folder, random_images, run_process, without_rights
 from made_detections import made_objects, make_test
 from sppnet.backbones import build_backbone
 from sppnet.commands.errors import one_line_errors
 from sppnet.commands.naming import run_directory
 from sppnet.data.sources import open_data
+from sppnet.detect.detector import save_detector
 from sppnet.network import SPPNet, save_network
 from sppnet.runtime.run_directory import RunDirectory
 from test_configs import composed
+from test_detect_image import made_detector
 
 PROJECT = Path(__file__).parents[1]
 
@@ -47,6 +49,12 @@ def place(tmp_path_factory):
     cut.write_text(cut.read_text()[:-40])
     make_test(place / "headless", objects).write_text("{")
     make_test(place / "old", objects, scales=None)
+    save_detector(made_detector(), place / "detector" / "detectors" / "fc7.ckpt")
+    of_file = made_detector(proposals={"proposer": "file", "most": 9, "seed": 0})
+    save_detector(of_file, place / "of_file.ckpt")
+    (place / "photos").mkdir()
+    (place / "folder.html").mkdir()
+    (place / "photos" / "a.png").write_bytes(random_images([(20, 30)]).read(0))
     flat = SPPNet(build_backbone("zf5", width=0.05), None, 2, hidden=8, input_side=64)
     save_network(flat, place / "flat.ckpt")
     return place
@@ -444,7 +452,7 @@ TABLES = [
     ("table2 combine=fc6+fc7", "combine=fc6+fc7: is for transfer, table12, detection; compare combines classifiers by"),
     ("table9 combine=fc6+fc7", "combine=fc6+fc7: is for transfer, table12, detection"),
     ("table13 runs=one", "table13: must be one of table2"),
-    ("detection runs=run", "no detections in these runs; do it with ", "detect run=RUN data=voc data.root=PATH"),
+    ("detection runs=run", "no detections in these runs; do it with ", "detect network=RUN data=voc data.root=PATH"),
     ("table9 runs=empty", "runs=empty: no run directories there"),
     ("table9 runs=headless", "headless/detections/ftfc7.jsonl:1: not a file of detections"),
     ("table10 runs=old", "old/detections/ftfc7.jsonl:1: not detections of a detector (scales must be a list of whole"),
@@ -618,6 +626,38 @@ DETECT = [
     (f"{SCENES} name=a/b", "name=a/b: may hold letters, digits, dots, dashes and underscores only"),
     (f"-m {SCENES} seed=1,-1", "seed=-1: must be from 0 to 2**63 - 1 (job 2 of 2: "),
     (f"{SCENES} experiment=demo", "experiment=demo: is for another command"),
+]
+
+# Detectors used on photos.
+OWN = "run=detector images=photos"
+DETECT += [
+    ("images=photos", "run: missing; give run=RUN, the run directory of a detector, or run=FILE.ckpt"),
+    (f"{OWN} network=run", "images=photos: uses a detector that is trained; network and data are to train one"),
+    ("run=nowhere images=photos", "run=nowhere: no such run directory or detector"),
+    ("run=run images=photos", "run=run: no detectors there; ", "detect", " network=RUN data=... trains them"),
+    ("run=run/checkpoints/last.ckpt images=photos", "last.ckpt: not a detector of sppnet"),
+    (f"{OWN} row=fc8", "row=fc8: no such detector in detector; there are fc7"),
+    ("run=detector/detectors/fc7.ckpt row=fc7 images=photos", "row=fc7: is for a run directory, and run=detector/"),
+    ("run=detector images=nowhere", "images=nowhere: there is no such file or folder, and no file matches"),
+    ("run=detector images=empty", "images=empty: no images there, expected files such as .jpg, .jpeg"),
+    ("run=detector images=", "images: empty; give it as images=VALUE"),
+    (f"{OWN} out=boxes.txt", "out=boxes.txt: must end in .jsonl or .csv"),
+    (f"{OWN} page=boxes.pdf", "page=boxes.pdf: must end in .html"),
+    (f"{OWN} out=file/boxes.csv", "file/boxes.csv: must be in a folder, and ", "file is a file"),
+    (f"{OWN} page=folder.html", "folder.html: must be a file, and is a folder"),
+    (f"{OWN} score=nan", "score=nan: must be finite"),
+    (f"{OWN} score=-3", "score=-3.0: must be at least 0.1, below which this detector keeps nothing"),
+    (f"{OWN} finetune.steps=3", "finetune.steps=3: is for training; a detector on images=... has its own settings"),
+    (
+        f"{OWN} proposals=edge_boxes",
+        "proposals: are those that the detector was trained with, or your own by proposals",
+    ),
+    (f"{OWN} proposals=file proposals.path=file", "file:1: cannot be read as JSON"),
+    ("run=of_file.ckpt images=photos", "proposals: the detector was trained on windows of a file; give those of the p"),
+    (f"{OWN} hardware.devices=2", "hardware.devices=2: "),
+    (f"{SCENES} out=boxes.csv", "out=boxes.csv: is for images=PLACE"),
+    (f"{SCENES} score=1", "score=1.0: is for images=PLACE"),
+    ("image=photos", "image: no such key; did you mean images?"),
 ]
 
 COMMANDS = [

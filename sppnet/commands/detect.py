@@ -1,4 +1,4 @@
-"""Trains detectors on the feature maps of a classifier, and tests them: `sppnet detect --help`."""
+"""Trains detectors on the feature maps of a classifier and tests them, or uses one: `sppnet detect --help`."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.configs import CONFIGS
+from sppnet.commands.detect_photos import check_photos, detect_photos
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import content_hash
 from sppnet.commands.settings import bound, bound_choice, plain, resolved
@@ -48,7 +49,8 @@ _OUTCOME = (
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="detect")
 def main(config: DictConfig) -> None:
     """Runs the command on a configuration that Hydra composed."""
-    with one_line_job("the same command resumes"):
+    trains = config.get("images") is None
+    with one_line_job("the same command resumes" if trains else "no file was written"):
         detect(resolved(config))
 
 
@@ -70,6 +72,11 @@ def settings(
     runs: str,
     cache: str,
     exclude: list[str],
+    images: str | None,
+    row: str | None,
+    score: float | None,
+    out: str | None,
+    page: str | None,
     data: dict[str, Any] | None = None,
     proposals: dict[str, Any],
     finetune: dict[str, Any],
@@ -86,6 +93,11 @@ def check(config: DictConfig) -> None:
     from sppnet.data.sources import DETECTION_SOURCES  # torch takes seconds, and --help should not
 
     config = OmegaConf.create(bound(config, settings))
+    if config.images is not None:
+        check_photos(config)
+        return
+    if needless := [key for key in ("row", "score", "out", "page") if config[key] is not None]:
+        raise ValueError(f"{needless[0]}={config[needless[0]]}: is for images=PLACE, which uses a trained detector")
     if config.network is None:
         raise ValueError(
             "network: missing; give network=RUN, the run directory or a checkpoint of a trained classifier"
@@ -99,11 +111,11 @@ def check(config: DictConfig) -> None:
 
 def read_plan(config: DictConfig) -> "DetectionPlan":
     """Returns the plan that a resolved configuration asks for. Raises ValueError for values out of range."""
-    from sppnet.detect.detector import SuppressionSettings
     from sppnet.detect.finetuning import FinetuneSettings
     from sppnet.detect.maps import WindowRules
     from sppnet.detect.mining import SvmSettings
     from sppnet.detect.pipeline import DetectionPlan, Row
+    from sppnet.detect.suppression import SuppressionSettings
     from sppnet.detect.training import RegressionSettings
     from sppnet.runtime.hardware import Hardware
 
@@ -164,14 +176,18 @@ def _run_directory(config: DictConfig, network: str) -> Path:
 
 
 def detect(config: DictConfig) -> None:
-    """Trains and tests the detectors that a resolved configuration describes, and prints their results."""
+    """Trains and tests the detectors that a resolved configuration describes, and prints their results; or uses one."""
     check(config)
     config = OmegaConf.create(bound(config, settings))
+    if config.images is not None:
+        detect_photos(config)
+        return
     plan = read_plan(config)
 
     from sppnet.commands.frozen_networks import load_run
     from sppnet.detect.pipeline import train_and_test
     from sppnet.network import weights_digest
+    from sppnet.results.detection_cells import recall_text
 
     loaded = load_run(Path(config.network))
     section, splits = _open_data(config)
@@ -179,12 +195,15 @@ def detect(config: DictConfig) -> None:
     print(f"{loaded.record['text']}\nrun directory {run}", flush=True)
     about = {
         "data": section,
+        "data_text": _data_text(section),
         "exclude": sorted(config.exclude),
         "network": loaded.record,
         "scales": list(config.scales),
         "proposals": plain(config.proposals) | {"most_windows": config.most_windows},
     }
     found = train_and_test(loaded.network, splits, plan, run, Path(config.cache), about=about)
+    if recalls := found[0].about["recall"]:
+        print(f"proposals: {recall_text(recalls)}")
     print(markdown_table(*_summary(found, splits.test)))
     print(f"a page of it: {shown_command('tables')} detection runs={run}")
 
@@ -205,6 +224,12 @@ def _open_data(config: DictConfig) -> tuple[dict[str, Any], "DetectionSplits"]:
         f"{len(splits.train.classes)} classes"
     )
     return {"source": source, **options}, splits
+
+
+def _data_text(section: dict[str, Any]) -> str:
+    """Names the data in tables: "scenes", or with the last part of its root, "voc VOC2007"."""
+    source, name = section["source"], Path(section.get("root") or "").name
+    return source if source == "scenes" or not name else f"{source} {name}"
 
 
 def _summary(found: "list[Detections]", images: "AnnotatedImages") -> tuple[list[str], list[list[str]]]:

@@ -173,7 +173,7 @@ def caltech101(
 
 # Reading folders.
 
-_SUFFIXES = (
+IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
     *(".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"),
 )
@@ -196,7 +196,7 @@ def _read_classes(top: Path, split: str) -> ImageFiles:
     for name in classes:
         if not is_utf8(name):
             raise ValueError(printable(f"{base / name}: the name of a class must be UTF-8; rename the folder"))
-        paths_of_class = sorted(_image_paths(base / name, f"{split}/{name}" if split else name))
+        paths_of_class = sorted(image_paths(base / name, f"{split}/{name}" if split else name))
         if not paths_of_class:
             raise ValueError(f"{base / name}: found no images, expected files such as *.jpg")
         paths += [os.fsencode(path) for path in paths_of_class]
@@ -218,23 +218,26 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _image_paths(place: Path | str, prefix: str) -> Iterator[str]:
-    """Yields `prefix`/path of each image under `place`. Does not follow links to folders, which may be circular."""
+def image_paths(place: Path | str, prefix: str = "") -> Iterator[str]:
+    """Yields `prefix`/path of each image under `place`. Does not follow links to folders, which may be circular.
+
+    Without a prefix, paths are those from `place`. Hidden files and folders are left out, and files of other suffixes.
+    """
     with os.scandir(place) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            path = f"{prefix}/{entry.name}"
+            path = f"{prefix}/{entry.name}" if prefix else entry.name
             if entry.is_dir(follow_symlinks=False):
-                yield from _image_paths(entry.path, path)
-            elif entry.name.lower().endswith(_SUFFIXES):
+                yield from image_paths(entry.path, path)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                 yield path
 
 
 def _contents(base: Path) -> str:
     """Describes a folder that should hold class folders, for an error message."""
     with os.scandir(base) as entries:
-        images = sum(entry.name.lower().endswith(_SUFFIXES) and not _is_folder(entry) for entry in entries)
+        images = sum(entry.name.lower().endswith(IMAGE_SUFFIXES) and not _is_folder(entry) for entry in entries)
     return f"{images} images lying flat and the folders: {listing(_class_folders(base)) or 'none'}"
 
 

@@ -1,56 +1,30 @@
-"""A detector: SVMs on pooled windows, suppression of duplicates, and box regression.
+"""A detector: SVMs on pooled windows, suppression of duplicates, and box regression; detecting in one image; its file.
 
 Letters: K windows of an image, C classes, d values of a feature, D detections.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
-from sppnet.detect.maps import WindowRules
+from sppnet.detect.maps import WindowRules, find_cells, image_maps, pool_windows_at_scales
+from sppnet.detect.proposals import Proposer, chosen_windows, saved_proposer
 from sppnet.detect.regression import BoxRegressor
+from sppnet.detect.suppression import DetectedBoxes, SuppressionSettings, detect, suppressed
 from sppnet.network import SPPNet, load_network
 from sppnet.runtime.files import atomic_file
-from sppnet.runtime.names import check_names, first_line
+from sppnet.runtime.names import check_names, first_line, printable
+from sppnet.runtime.rules import COUNT, SEED, TEXT, check_section
 
 # Layers whose features SVMs can be trained on, in the order of the forward pass.
 LAYERS = ("pool5", "fc6", "fc7")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SuppressionSettings:
-    """What becomes of the scores of windows: the `test` section. Raises ValueError for values out of range.
-
-    The suppression is the paper's (arXiv:1406.4729v4, §4.1), the score and the number those of its release.
-    """
-
-    least_score: float = -1.5  # windows below are no detections
-    suppression_overlap: float = 0.3  # of two detections of a class that overlap more, only the higher stays
-    most: int = 100  # detections per image and class
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.suppression_overlap <= 1:
-            raise ValueError(f"test.suppression_overlap={self.suppression_overlap}: must be from 0 to 1")
-        if self.most < 1:
-            raise ValueError(f"test.most={self.most}: must be at least 1")
-
-
-class DetectedBoxes(NamedTuple):
-    """The detected boxes of one image, highest score first.
-
-    boxes: float32 (D, 4), x0, y0, x1, y1 in pixels, half-open.
-    labels: int64 (D,).
-    scores: float32 (D,), decision values of the SVMs.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    scores: Tensor
 
 
 def layer_features(network: SPPNet, pooled: Tensor, layers: Sequence[str]) -> Tensor:
@@ -64,6 +38,21 @@ def layer_features(network: SPPNet, pooled: Tensor, layers: Sequence[str]) -> Te
     if "fc7" in layers:
         outputs["fc7"] = torch.relu(network.fc7(outputs["fc6"]))
     return torch.cat([outputs[layer].float() for layer in layers], dim=1)
+
+
+def head_of(network: SPPNet, layers: Sequence[str], autocast: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """Returns what computes the features of layers of a network from pooled windows, side by side."""
+
+    def head(pooled: Tensor) -> Tensor:
+        with torch.autocast(pooled.device.type, autocast, enabled=autocast is not None):
+            return layer_features(network, pooled, layers)
+
+    return head
+
+
+def layers_to_pool(of_svms: Iterable[str]) -> list[str]:
+    """Returns the layers whose features detectors need: pool5, which box regression takes, and those of their SVMs."""
+    return ["pool5", *sorted(set(of_svms) - {"pool5"})]
 
 
 def layer_length(network: SPPNet, layer: str) -> int:
@@ -88,7 +77,8 @@ class LinearSvms:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the decision values of features (K, d): float32 (K, C)."""
-        return self.factor * (features.float() @ self.weights) + self.biases
+        weights, biases = self.weights.to(features.device), self.biases.to(features.device)
+        return self.factor * (features.float() @ weights) + biases
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,32 +96,6 @@ class BoxRegressors:
                 chosen = labels == label
                 moved[chosen] = regressor(self.factor * pooled[chosen].float(), boxes[chosen])
         return moved
-
-
-def detect(scores: Tensor, windows: Tensor, settings: SuppressionSettings) -> tuple[DetectedBoxes, Tensor]:
-    """Makes detections of scored windows, class by class.
-
-    Args:
-        scores: float32 (K, C).
-        windows: (K, 4) in pixels.
-        settings: the limits.
-
-    Returns the detections, and the window of each, int64 (D,).
-    """
-    window, label = (scores >= settings.least_score).nonzero(as_tuple=True)
-    values, boxes = scores[window, label], windows[window].float()
-    kept = _suppressed(boxes, values, label, settings)
-    return DetectedBoxes(boxes[kept], label[kept], values[kept]), window[kept]
-
-
-def _suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, settings: SuppressionSettings) -> Tensor:
-    """Returns the indices of detections that stay: int64, highest score first, at most so many of a class."""
-    kept = batched_nms(boxes, scores, labels, settings.suppression_overlap)
-    ranks = torch.zeros_like(kept)
-    for label in labels[kept].unique():
-        chosen = labels[kept] == label
-        ranks[chosen] = torch.arange(int(chosen.sum()), device=kept.device)
-    return kept[ranks < settings.most]
 
 
 def with_moved_boxes(
@@ -155,8 +119,33 @@ def with_moved_boxes(
     # A box that a regressor has moved out of the image is nothing to see; its window is.
     empty = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
     boxes[empty] = detections.boxes[empty]
-    kept = _suppressed(boxes, detections.scores, detections.labels, settings)
+    kept = suppressed(boxes, detections.scores, detections.labels, settings)
     return DetectedBoxes(boxes[kept], detections.labels[kept], detections.scores[kept])
+
+
+def detect_in_features(
+    features: Mapping[str, Tensor],
+    windows: Tensor,
+    size: tuple[int, int],
+    svms: LinearSvms,
+    regressors: BoxRegressors | None,
+    settings: SuppressionSettings,
+) -> DetectedBoxes:
+    """Detects objects among the windows of an image, from their features.
+
+    Args:
+        features: of `layers_to_pool`, (K, d) each.
+        windows: (K, 4) in pixels, on the same device.
+        size: (height, width) of the image in pixels.
+        svms: score the windows.
+        regressors: move the boxes; None leaves them where their windows are.
+        settings: what becomes of the scores.
+    """
+    # Contiguous, so that no bit of a score depends on the layers that lie beside this one.
+    detections, window = detect(svms(features[svms.layer].contiguous()), windows, settings)
+    if regressors is None:
+        return detections
+    return with_moved_boxes(detections, features["pool5"][window], regressors, size, settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +159,73 @@ class Detector:
     rules: WindowRules  # the scales of the maps, and the cells of a window
     aligned: bool  # whether images go through `network.aligned()`
     test: SuppressionSettings
-    proposals: dict[str, Any]  # the settings of the windows
+    # What `Proposer.settings` returned, with "most", the windows of an image, and "seed", which chooses them.
+    proposals: dict[str, Any]
+
+    def proposer(self) -> Proposer:
+        """Builds what proposes windows. Raises ValueError as `sppnet.detect.proposals.saved_proposer` does."""
+        return saved_proposer({key: value for key, value in self.proposals.items() if key not in ("most", "seed")})
+
+    @cached_property
+    def maps_network(self) -> SPPNet:
+        """The network that makes the maps: `network`, with its weights in channels_last, and `aligned` if it is."""
+        network = self.network.to(memory_format=torch.channels_last)  # as for maps on disk, so that maps are the same
+        return network.aligned().eval() if self.aligned else network
+
+
+# Detecting in one image.
+
+
+@torch.no_grad()
+def detect_image(
+    detector: Detector,
+    image: Tensor,
+    *,
+    windows: np.ndarray | None = None,
+    name: str = "image",
+    autocast: torch.dtype | None = None,
+) -> DetectedBoxes:
+    """Detects objects in an image: windows, maps, features, scores, suppression, box regression.
+
+    Boxes are those that a test of the detector finds in an image of this name, bit for bit in the same precision.
+
+    Args:
+        detector: its network may be on a GPU.
+        image: uint8 RGB (3, h, w), upright, as `sppnet.data.images.decode_image` returns it.
+        windows: (K, 4), x0, y0, x1, y1 in pixels; None: those of `proposed_windows`.
+        name: of the image, which chooses the windows if there are too many, and which errors begin with.
+        autocast: the dtype of the network, or None for float32.
+
+    Returns the boxes, on the device of the network.
+
+    Raises ValueError for a tensor that is no such image, and as `proposed_windows` and `sppnet.detect.maps.find_cells`.
+    """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or not image.numel():
+        raise ValueError(printable(f"{name}: {image.dtype} of shape {tuple(image.shape)}, must be uint8 (3, h, w)"))
+    windows = proposed_windows(detector, image, name) if windows is None else np.asarray(windows)
+    network, size = detector.maps_network, (image.shape[1], image.shape[2])
+    found = find_cells(windows, size, network.backbone, detector.rules)
+    maps = image_maps(network, image, detector.rules.scales, autocast=autocast)
+
+    layers = layers_to_pool([detector.svms.layer])
+    pooled = pool_windows_at_scales(maps, found, network.pyramid.levels, head_of(network, layers, autocast))
+    parts = pooled.split([layer_length(network, layer) for layer in layers], dim=1)
+    boxes = torch.from_numpy(windows).to(pooled.device)
+    features = dict(zip(layers, parts, strict=True))
+    return detect_in_features(features, boxes, size, detector.svms, detector.regressors, detector.test)
+
+
+def proposed_windows(detector: Detector, image: Tensor, name: str = "image") -> np.ndarray:
+    """Proposes windows as the detector was trained and tested with: uint8 RGB (3, h, w) -> int64 (K, 4).
+
+    Raises ValueError as `Detector.proposer` does, and with `name` for an image that is too large.
+    """
+    proposer, settings = detector.proposer(), detector.proposals
+    windows = proposer(image, name)
+    return chosen_windows(windows, most=settings["most"], ranked=proposer.ranked, seed=settings["seed"], name=name)
+
+
+# Its file.
 
 
 def save_detector(detector: Detector, path: Path) -> None:
@@ -233,6 +288,7 @@ def _detector(network: SPPNet, values: dict[str, Any]) -> Detector:
             raise ValueError(f"{len(of_class)} box regressors for {len(classes)} classes")
         regressors = BoxRegressors(tuple(of_class), float(values["regression_factor"]))
 
+    check_section(values["proposals"], {"proposer": TEXT, "most": COUNT, "seed": SEED}, {}, "proposals.")
     return Detector(
         network=network,
         classes=classes,

@@ -17,7 +17,6 @@ from sppnet.detect.detector import (
     BoxRegressors,
     Detector,
     LinearSvms,
-    SuppressionSettings,
     layer_length,
     load_detector,
     save_detector,
@@ -35,6 +34,8 @@ from sppnet.detect.maps import WindowRules
 from sppnet.detect.mining import SvmSettings
 from sppnet.detect.proposal_files import compute_proposals
 from sppnet.detect.proposals import Proposer
+from sppnet.detect.recall import recall
+from sppnet.detect.suppression import SuppressionSettings
 from sppnet.detect.testing import DetectorRow, detect_by_rows
 from sppnet.detect.training import RegressionSettings, train_regressors, train_svms
 from sppnet.detect.windows import DrawnWindows, WindowsOfImages
@@ -109,7 +110,7 @@ def train_and_test(
     rows = _trained_rows(network, tuned, train, plan, run)
 
     test = _windows_of(splits.test, network, plan, cache, "test images", mirrored=False)
-    about = {**about, **environment(gpus=1), **_about(network, splits, plan)}
+    about = {**about, **environment(gpus=1), **_about(network, splits, plan), "recall": _recall(test)}
     folder = run / "detections"
     found = detect_by_rows(test, rows, plan.test, folder, about=about, autocast=plan.hardware.autocast)
     write_objects(folder / OBJECTS_FILE, splits.test)
@@ -136,6 +137,16 @@ def _about(network: SPPNet, splits: DetectionSplits, plan: DetectionPlan) -> dic
         "n_train": len(splits.train),
         "objects": objects_fingerprint(splits.test),
     }
+
+
+def _recall(test: WindowsOfImages) -> list[dict[str, Any]]:
+    """Returns the entries of `recall` of the proposals as plain values; none without objects that count."""
+    every = [test.images.objects(index) for index in range(len(test))]
+    if all(objects.difficult.all() for objects in every):
+        return []
+    windows = (test.windows(index) for index in range(len(test)))
+    found = recall(windows, (objects.boxes for objects in every), (objects.difficult for objects in every))
+    return [entry._asdict() for entry in found]
 
 
 def _finetunes(rows: Sequence[Row]) -> bool:
@@ -275,5 +286,5 @@ def _detector(row: DetectorRow, classes: tuple[str, ...], plan: DetectionPlan) -
         rules=plan.rules,
         aligned=plan.aligned,
         test=plan.test,
-        proposals=plan.proposer.settings() | {"most": plan.most_windows},
+        proposals=plan.proposer.settings() | {"most": plan.most_windows, "seed": plan.seed},
     )

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sppnet.data.images import UnreadableImage, decode_image
 from sppnet.data.sources import Images, content_digests, read_image, skip_hint
-from sppnet.detect.proposals import Proposer
+from sppnet.detect.proposals import Proposer, chosen_windows
 from sppnet.runtime.files import atomic_file, write_json
 from sppnet.runtime.machine import worker_count
 from sppnet.runtime.names import printable
@@ -52,17 +52,12 @@ class Proposals:
     def windows(self, index: int) -> np.ndarray:
         """Reads the windows of an image: int64 (K, 4), half-open (x0, y0, x1, y1) in pixels.
 
-        Of more than `most`, it returns the best ones or, if they are not ranked, some in an order that depends only on
-        the seed, the name of the image and their number: with a smaller `most`, the first of the same.
+        Of more than `most` they are `chosen_windows`.
 
         Raises FileNotFoundError or ValueError if the file was removed or damaged.
         """
-        windows = _read_windows(self.path(index)).astype(np.int64)
-        if self.ranked:
-            return windows[: self.most]
-        name = hashlib.sha256(self.names[index].encode(errors="surrogateescape")).digest()
-        order = np.random.default_rng([self.seed, *name]).permutation(len(windows))
-        return windows[order[: self.most]]
+        windows = _read_windows(self.path(index))
+        return chosen_windows(windows, most=self.most, ranked=self.ranked, seed=self.seed, name=self.names[index])
 
     def path(self, index: int) -> Path:
         """The file of an image, by its content and its name, which the windows of a `WindowFile` depend on."""

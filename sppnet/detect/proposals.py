@@ -3,8 +3,9 @@
 Letters: h and w pixels of height and width, K windows. Windows are half-open (x0, y0, x1, y1) in pixels from 0.
 """
 
+import hashlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
@@ -245,6 +246,41 @@ def _edges(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 # All of them.
+
+# By the names in their settings. Windows may come from a file of the user too: `sppnet.detect.window_files.WindowFile`.
+PROPOSERS: dict[str, Callable[..., Proposer]] = {
+    "dense": Dense,
+    "selective_search": SelectiveSearch,
+    "edge_boxes": EdgeBoxes,
+}
+
+
+def saved_proposer(settings: Mapping[str, Any]) -> Proposer:
+    """Builds a proposer from what its `settings` returned; another version of OpenCV may propose other windows.
+
+    Raises ValueError for windows from a file of the user, for other settings, and as PROPOSERS do.
+    """
+    if settings.get("proposer") == "file":
+        raise ValueError("proposals: the detector's windows came from a file, which has none for other images")
+    try:
+        options = {key: value for key, value in settings.items() if key not in ("proposer", "opencv")}
+        return PROPOSERS[settings["proposer"]](**options)
+    except (KeyError, TypeError) as error:
+        raise ValueError(printable(f"proposals={dict(settings)}: not the settings of a proposer")) from error
+
+
+def chosen_windows(windows: np.ndarray, *, most: int, ranked: bool, seed: int, name: str) -> np.ndarray:
+    """Chooses at most `most` of the proposed windows of an image: (K, 4) -> int64 (K', 4).
+
+    Of ranked windows, it chooses the best ones. Of others, which ones depends only on the seed, the name of the image
+    and their number; with a smaller `most` they are some of the same. They stay in their order: it decides which of two
+    windows on the same cells, whose scores are equal, suppresses the other.
+    """
+    if ranked:
+        return windows[:most].astype(np.int64)
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    order = np.random.default_rng([seed, *digest]).permutation(len(windows))
+    return windows[np.sort(order[:most])].astype(np.int64)
 
 
 def check_range(settings: Any, **ranges: tuple[float, float]) -> None:

@@ -31,7 +31,8 @@ class BoxRegressor:
 
     def __call__(self, features: Tensor, windows: Tensor) -> Tensor:
         """Returns the moved windows, float32 (n, 4) in pixels, from features, float32 (n, d), and windows (n, 4)."""
-        return apply_offsets(features @ self.weights + self.bias, windows.to(features))
+        weights, bias = self.weights.to(features.device), self.bias.to(features.device)
+        return apply_offsets(features @ weights + bias, windows.to(features))
 
 
 def box_offsets(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:

@@ -12,12 +12,12 @@ import torch
 from sppnet.detect.detector import (
     BoxRegressors,
     LinearSvms,
-    SuppressionSettings,
-    detect,
+    detect_in_features,
+    head_of,
     layer_length,
-    with_moved_boxes,
+    layers_to_pool,
 )
-from sppnet.detect.training import head_of
+from sppnet.detect.suppression import SuppressionSettings
 from sppnet.detect.windows import WindowsOfImages
 from sppnet.network import SPPNet
 from sppnet.results.detections import Detections, ImageDetections, read_detections, write_detections
@@ -118,21 +118,16 @@ def _detect_in_image(
     """Yields the detections in an image by every row. Windows are pooled once for each network among them."""
     windows = data.windows(index)
     for network, of_network in _by_network(rows):
-        layers = ["pool5", *sorted({row.svms.layer for row in of_network} - {"pool5"})]
+        layers = layers_to_pool(row.svms.layer for row in of_network)
         lengths = [layer_length(network, layer) for layer in layers]
-        features = data.features(index, windows, head_of(network, layers, autocast)).split(lengths, dim=1)
-        of_layer = dict(zip(layers, features, strict=True))
+        parts = data.features(index, windows, head_of(network, layers, autocast)).split(lengths, dim=1)
+        features = dict(zip(layers, parts, strict=True))
+        boxes = torch.from_numpy(windows).to(parts[0].device)
 
         for row in of_network:
-            boxes = torch.from_numpy(windows).to(of_layer["pool5"].device)
-            detections, window = detect(row.svms(of_layer[row.svms.layer]), boxes, settings)
-            if row.regressors is not None:
-                pooled = of_layer["pool5"][window]
-                detections = with_moved_boxes(detections, pooled, row.regressors, data.size(index), settings)
-            labels, scores, boxes_found = (
-                values.cpu().numpy() for values in (detections.labels, detections.scores, detections.boxes)
-            )
-            yield ImageDetections(data.images.name(index), labels, scores, boxes_found)
+            found = detect_in_features(features, boxes, data.size(index), row.svms, row.regressors, settings)
+            labels, scores, found_boxes = (values.cpu().numpy() for values in (found.labels, found.scores, found.boxes))
+            yield ImageDetections(data.images.name(index), labels, scores, found_boxes)
 
 
 def _by_network(rows: Sequence[DetectorRow]) -> list[tuple[SPPNet, list[DetectorRow]]]:

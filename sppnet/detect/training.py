@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.detect.detector import BoxRegressors, LinearSvms, layer_features, layer_length
+from sppnet.detect.detector import BoxRegressors, LinearSvms, head_of, layer_length
 from sppnet.detect.mining import NegativeMiner, SvmSettings
 from sppnet.detect.regression import BoxRegressor, train_regressor
 from sppnet.detect.windows import Head, WindowsOfImages
@@ -47,16 +47,6 @@ class RegressionSettings:
             raise ValueError(f"regression.ridge={self.ridge}: must be above 0")
         if self.most < 1:
             raise ValueError(f"regression.most={self.most}: must be at least 1")
-
-
-def head_of(network: SPPNet, layers: Sequence[str], autocast: torch.dtype | None) -> Head:
-    """Returns what computes the features of layers of a network from pooled windows, side by side."""
-
-    def head(pooled: Tensor) -> Tensor:
-        with torch.autocast(pooled.device.type, autocast, enabled=autocast is not None):
-            return layer_features(network, pooled, layers)
-
-    return head
 
 
 def average_norms(data: WindowsOfImages, head: Head, lengths: Sequence[int], seed: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Tables of detectors: how detectors, means and gains are written, and the notes below them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +83,18 @@ def scales_text(scales: tuple[int, ...]) -> str:
     return SCALES_TEXT.get(scales, ", ".join(map(str, scales)))
 
 
+def proposals_text(proposals: dict[str, Any]) -> str:
+    """Names a way to propose windows, with its settings."""
+    return ", ".join(f"{value}" if key == "proposer" else f"{key} {value}" for key, value in proposals.items())
+
+
+def recall_text(recalls: Sequence[dict[str, Any]]) -> str:
+    """Says how many objects windows overlap well enough, from the entry `recall` of `Detections.about`."""
+    shares = [f"{percent(one['share'])} % ({percent(one['low'])} to {percent(one['high'])})" for one in recalls]
+    parts = [f"{share} by {one['threshold']:g} or more" for share, one in zip(shares, recalls, strict=True)]
+    return f"of {recalls[0]['objects']:,} objects, windows overlap {', '.join(parts)}"
+
+
 def row_names(rows: Sequence[TestedRow]) -> list[str]:
     """Names rows beside each other, with their scales and networks only where these differ."""
     labels, scales = detector_labels(rows), [scales_text(row.scales) for row in rows]
@@ -156,9 +169,7 @@ def _detector_notes(rows: Sequence[TestedRow], labels: Sequence[str]) -> list[st
     """Describes every network and its windows in words."""
     texts = dict.fromkeys(
         f"{label}, {scales_text(row.scales)}: {row.about['network']['text']}; windows: "
-        + ", ".join(
-            f"{value}" if key == "proposer" else f"{key} {value}" for key, value in row.about["proposals"].items()
-        )
+        + proposals_text(row.about["proposals"])
         for row, label in zip(rows, labels, strict=True)
     )
     return [f"Detectors: {'. '.join(texts)}."] if texts else []

@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from sppnet.results.comparisons import percent
-from sppnet.results.detection_cells import add_classes, add_rows, protocol_text, row_names, scales_text
+from sppnet.results.detection_cells import (
+    add_classes,
+    add_rows,
+    proposals_text,
+    protocol_text,
+    recall_text,
+    row_names,
+    scales_text,
+)
 from sppnet.results.detection_combinations import combined_detectors
 from sppnet.results.detection_pictures import COLORS_TEXT, KINDS, Picture, pictures_file, read_pictures
 from sppnet.results.detector_runs import DetectorTest, TestedRow, by_protocol, by_row, protocol
@@ -27,7 +35,7 @@ def detection_page(tests: Sequence[DetectorTest], combine: Sequence[str] = ()) -
     """
     if not tests:
         raise ValueError(
-            f"no detections in these runs; do it with {shown_command('detect')} run=RUN data=voc data.root=PATH"
+            f"no detections in these runs; do it with {shown_command('detect')} network=RUN data=voc data.root=PATH"
         )
     page = Page("Detection: SVMs on windows pooled from maps of whole images")
     combinations = [combined_detectors(text, tests) for text in combine]
@@ -44,14 +52,13 @@ def detection_page(tests: Sequence[DetectorTest], combine: Sequence[str] = ()) -
 
 def _add_recall(page: Page, rows: Sequence[TestedRow]) -> None:
     """Adds the share of objects that proposals overlap well enough, where it was recorded."""
-    texts = {}
-    for row in rows:
-        for entry in row.about.get("recall", []):
-            key = (str(row.about["proposals"].get("proposer")), entry["threshold"])
-            low, high = percent(entry["low"]), percent(entry["high"])
-            texts[key] = f"{key[0]}, overlap {key[1]:g}: {percent(entry['share'])} % ({low} to {high})"
+    texts = dict.fromkeys(
+        f"{proposals_text(row.about['proposals'])}: {recall_text(row.about['recall'])}"
+        for row in rows
+        if row.about.get("recall")
+    )
     if texts:
-        page.text(f"Objects that some window overlaps, with 95 % intervals (Wilson): {'; '.join(texts.values())}.")
+        page.text(f"Recall of the windows, at most what a detector can find. {'; '.join(texts)}.")
 
 
 def _add_curves(page: Page, rows: Sequence[TestedRow]) -> None:

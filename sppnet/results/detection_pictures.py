@@ -2,23 +2,17 @@
 
 import base64
 import binascii
-import io
 import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
-from torchvision.transforms.v2.functional import resize
-from torchvision.utils import draw_bounding_boxes
 
 from sppnet.data.images import decode_image
 from sppnet.data.objects import AnnotatedImages, Objects, ObjectsByImage
 from sppnet.data.sources import read_image
 from sppnet.results.detections import Matches, class_precisions
+from sppnet.results.drawn_boxes import DrawnBoxes, draw_boxes
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line, printable
 
@@ -32,8 +26,6 @@ KINDS = {
 
 _SAMPLES, _OF_CLASS, _MISSED = 8, 2, 12  # pictures of the test set, of a class by kind, of missed objects
 _MOST_CLASSES = 20  # of more, those of the highest and of the lowest average precision have pictures
-_LONGER_SIDE = 360  # pixels of a picture
-_LEAST_SIDE = 20  # pixels of a box on it that has a text
 # Colours that readers of any colour vision tell apart.
 _FOUND_COLOR, _WRONG_COLOR, _MISSED_COLOR = "#009e73", "#d55e00", "#0072b2"
 COLORS_TEXT = "Green: found; orange: wrong; blue: an object that was missed. Small boxes have no text."
@@ -225,20 +217,12 @@ def _picture(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages
     labels = slice(None) if chosen.label is None else slice(chosen.label, chosen.label + 1)
     found, wrong, missed = (int(counts[chosen.image, labels].sum()) for counts in (view.found, view.wrong, view.missed))
     encoded, name = read_image(images, chosen.image)
-    jpeg = _drawn(decode_image(encoded, name), _boxes(chosen, view, images))
+    jpeg = draw_boxes(decode_image(encoded, name), _boxes(chosen, view, images))
     class_name = "" if chosen.label is None else images.classes[chosen.label]
     return Picture(chosen.kind, class_name, printable(f"{name}: {found} found, {wrong} wrong, {missed} missed"), jpeg)
 
 
-class _Boxes(NamedTuple):
-    """Boxes to draw, the last one on top."""
-
-    boxes: np.ndarray  # float64 (k, 4), in pixels of the image
-    texts: list[str]
-    colors: list[str]
-
-
-def _boxes(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages) -> _Boxes:
+def _boxes(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages) -> DrawnBoxes:
     """Returns missed objects and shown detections, those of the highest score on top."""
     detections, objects = view.matches.detections, _missed_objects(view, images, chosen.image)
     shown = np.flatnonzero(view.shown & (detections.images == chosen.image))
@@ -252,41 +236,4 @@ def _boxes(chosen: ChosenImage, view: ShownDetections, images: AnnotatedImages) 
     texts += [f"{names[detections.labels[i]]} {detections.scores[i]:.2f}".strip() for i in shown]
     colors = [_MISSED_COLOR] * len(objects)
     colors += [_FOUND_COLOR if view.matches.positive[i] else _WRONG_COLOR for i in shown]
-    return _Boxes(np.concatenate([objects.boxes, detections.boxes[shown]]), texts, colors)
-
-
-def _drawn(image: Tensor, drawn: _Boxes) -> bytes:
-    """Draws boxes on an image (3, h, w), reduced to _LONGER_SIDE pixels, and encodes it as JPEG."""
-    height, width = image.shape[1:]
-    factor = min(1.0, _LONGER_SIDE / max(height, width))
-    image = resize(image, [max(1, round(factor * side)) for side in (height, width)], antialias=True)
-    if len(drawn.boxes):
-        scaled = clip_boxes_to_image(torch.from_numpy(factor * drawn.boxes).round(), image.shape[1:])
-        scaled[:, 2:] = torch.maximum(scaled[:, 2:] - 1, scaled[:, :2])  # drawn up to the last pixel that they hold
-        image = _with_texts(draw_bounding_boxes(image, scaled, colors=drawn.colors, width=2), scaled, drawn)
-
-    file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=85)
-    return file.getvalue()
-
-
-def _with_texts(image: Tensor, boxes: Tensor, drawn: _Boxes) -> Tensor:
-    """Draws the texts, white in the colour of their box, but for those that would hide a small object."""
-    from matplotlib.font_manager import findfont  # takes a second
-
-    large = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) >= _LEAST_SIDE
-    named = [i for i, text in enumerate(drawn.texts) if text and large[i]]
-    if not named:
-        return image
-    colors = [drawn.colors[i] for i in named]
-    return draw_bounding_boxes(
-        image,
-        boxes[named],
-        [drawn.texts[i] for i in named],
-        colors,
-        font=findfont("DejaVu Sans"),
-        font_size=11,
-        label_colors="white",
-        label_background_colors=colors,
-        fill_labels=True,
-    )
+    return DrawnBoxes(np.concatenate([objects.boxes, detections.boxes[shown]]), texts, colors)

@@ -34,6 +34,10 @@ _SCALES = Rule(
     "a list of whole numbers from 1",
     lambda value: isinstance(value, list) and len(value) > 0 and all(map(COUNT.holds, value)),
 )
+_RECALL = Rule(
+    "a list of recalls with threshold, objects, share, low and high",
+    lambda value: isinstance(value, list) and all(isinstance(entry, dict) and _is_recall(entry) for entry in value),
+)
 _ABOUT = {
     "row": TEXT,
     "network": _SECTION,
@@ -50,6 +54,16 @@ _ABOUT = {
     "n_train": COUNT,
     "objects": TEXT,
 }
+
+
+_OPTIONAL = {"recall": _RECALL}  # of the proposals; empty if no object counts
+
+
+def _is_recall(entry: dict[str, Any]) -> bool:
+    """Whether these are the values of a `sppnet.detect.recall.Recall`."""
+    return COUNT.holds(entry.get("objects")) and all(
+        FRACTION.holds(entry.get(key)) for key in ("threshold", "share", "low", "high")
+    )
 
 
 class Measured(NamedTuple):
@@ -115,7 +129,7 @@ def _read_test(path: Path) -> DetectorTest:
     """Reads the `about` of the detections in a file."""
     about = read_detections_about(path)
     try:
-        check_section(about, _ABOUT, {})
+        check_section(about, _ABOUT, _OPTIONAL)
         check_section(about["network"], NETWORK_RECORD, {}, "network.")
     except ValueError as error:
         raise ValueError(f"{path}:1: not detections of a detector ({error})") from error

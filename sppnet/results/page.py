@@ -21,7 +21,7 @@ th { border-bottom: 2px solid #8a94a6 }
 td:first-child { white-space: nowrap }
 th.number { text-align: right }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.pictures { display: flex; flex-wrap: wrap; gap: .8em } .pictures figure { margin: 0; max-width: 360px }
+.pictures { display: flex; flex-wrap: wrap; gap: .8em } .pictures figure { margin: 0; max-width: var(--width) }
 .pictures figcaption { font-size: .8em; overflow-wrap: anywhere } .pictures img { max-width: 100% }
 code { background: #f0f2f6; padding: .1em .3em; border-radius: 3px } svg { max-width: 100%; height: auto }
 """
@@ -58,9 +58,14 @@ class Page:
         svg = file.getvalue()
         self.blocks.append(("figure", (svg[svg.index("<svg") :], description)))
 
-    def pictures(self, pictures: Sequence[tuple[bytes, str]]) -> None:
-        """Adds pictures side by side, which are in the HTML file only. Each is a JPEG file and a line of text."""
-        self.blocks.append(("pictures", list(pictures)))
+    def pictures(self, pictures: Sequence[tuple[bytes, str]], width: int = 360) -> None:
+        """Adds pictures side by side, which are in the HTML file only. Each is a JPEG file and a line of text.
+
+        Args:
+            pictures: the files and texts.
+            width: of the widest one in pixels, at which its text is broken.
+        """
+        self.blocks.append(("pictures", (list(pictures), width)))
 
     def markdown(self, figures: Sequence[str] = ()) -> str:
         """Returns the page as Markdown.
@@ -77,7 +82,7 @@ class Page:
             elif kind == "table":
                 parts.append(markdown_table(*content))
             elif kind == "pictures":
-                parts.append(f"({len(content)} picture{'s' * (len(content) != 1)}, in the HTML file)")
+                parts.append(f"({len(content[0])} picture{'s' * (len(content[0]) != 1)}, in the HTML file)")
             elif figures:
                 parts.append(f"![{content[1]}]({next(names)})")
         return "\n\n".join(parts) + "\n"
@@ -93,7 +98,9 @@ class Page:
             elif kind == "table":
                 parts.append(_html_table(*content))
             elif kind == "pictures":
-                parts.append(f'<div class="pictures">{"".join(map(_html_picture, content))}</div>')
+                pictures, width = content
+                shown = "".join(map(_html_picture, pictures))
+                parts.append(f'<div class="pictures" style="--width: {width}px">{shown}</div>')
             else:
                 svg, description = content
                 parts.append(f'<figure role="img" aria-label="{html.escape(description)}">{svg}</figure>')

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sppnet.classify.loading import (
     CenterCrops,
@@ -26,7 +25,7 @@ from sppnet.classify.loading import (
 from sppnet.data.batches import to_network_input, training_input
 from sppnet.data.sources import ImageData
 from sppnet.runtime.checkout import shown_command
-from sppnet.runtime.processes import LOADER_TIMEOUT
+from sppnet.runtime.loaders import WatchedLoader
 
 
 class ClassificationData(LightningDataModule):
@@ -82,11 +81,11 @@ class ClassificationData(LightningDataModule):
         options = self._loader_options() | {"sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
         return TrainingLoader(TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed), **options)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> WatchedLoader[dict[str, Any]]:
         """Returns the loader of this process's share of the validation images."""
         rank, processes = self._rank_and_processes()
         sampler = ShareSampler(len(self.data.val), rank=rank, processes=processes)
-        return DataLoader(CenterCrops(self.data.val, side=self.crop_side), sampler=sampler, **self._loader_options())
+        return WatchedLoader(CenterCrops(self.data.val, side=self.crop_side), sampler=sampler, **self._loader_options())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,7 +137,6 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": start_training_worker,
-            "timeout": LOADER_TIMEOUT if self.workers else 0,
         }
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:

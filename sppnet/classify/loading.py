@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from sppnet.data.batches import COLOR_STANDARD_DEVIATION
 from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
 from sppnet.data.sources import Images, LabelledImages
 from sppnet.geometry import CROP_POSITIONS
+from sppnet.runtime.loaders import WatchedLoader
 from sppnet.runtime.names import printable
 from sppnet.runtime.processes import start_loader_worker
 from sppnet.runtime.signals import STOP_SIGNALS
@@ -143,7 +144,7 @@ class ShareSampler(Sampler[int]):
         return iter(self.share)
 
 
-class TrainingLoader(DataLoader[dict[str, Any]]):
+class TrainingLoader(WatchedLoader[dict[str, Any]]):
     """A loader that resumes in the middle of an epoch. Lightning saves and restores its state.
 
     Its sampler is an EpochSampler.

@@ -37,7 +37,7 @@ def kill_this_process():
 
 
 class Numbers(Dataset):
-    """Items are their index. The third calls a function in its loader process."""
+    """Items are their index. The first calls a function in its loader process."""
 
     def __init__(self, act):
         self.act = act
@@ -46,7 +46,7 @@ class Numbers(Dataset):
         return 8
 
     def __getitem__(self, index):
-        if index == 2:
+        if index == 0:
             self.act()
         return index
 
@@ -104,8 +104,9 @@ def test_every_loader_finds_a_dead_worker(batches, tmp_path):
 
 
 def test_a_worker_that_hangs_is_given_up_after_the_limit(monkeypatch):
+    monkeypatch.setattr(loaders, "CHECK_SECONDS", 0.1)
     monkeypatch.setattr(loaders, "LOADER_TIMEOUT", 1)
-    text, seconds = failure(lambda: WatchedLoader(Numbers(lambda: time.sleep(60)), batch_size=1, num_workers=1))
+    text, seconds = failure(lambda: WatchedLoader(Numbers(lambda: time.sleep(2)), batch_size=1, num_workers=1))
     assert text.startswith("the loader processes gave no batch for 1 seconds; does a disk or server not answer?")
     assert 1 < seconds < 10
 

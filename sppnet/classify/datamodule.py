@@ -19,13 +19,12 @@ from sppnet.classify.loading import (
     EpochSampler,
     ShareSampler,
     TrainingCrops,
-    TrainingLoader,
     start_training_worker,
 )
 from sppnet.data.batches import to_network_input, training_input
 from sppnet.data.sources import ImageData
 from sppnet.runtime.checkout import shown_command
-from sppnet.runtime.loaders import WatchedLoader
+from sppnet.runtime.loaders import ResumingLoader, WatchedLoader
 
 
 class ClassificationData(LightningDataModule):
@@ -73,13 +72,13 @@ class ClassificationData(LightningDataModule):
         self.max_unreadable, self.allow_changed_data = max_unreadable, allow_changed_data
         self.unreadable: set[str] = set()  # a message for each unreadable training image, which begins with its name
 
-    def train_dataloader(self) -> TrainingLoader:
+    def train_dataloader(self) -> ResumingLoader:
         """Returns the loader of this process's share of the training images, in a new order every epoch."""
         rank, processes = self._rank_and_processes()
         sampler = EpochSampler(len(self.data.train), seed=self.seed, rank=rank, processes=processes)
         # A smaller last batch would be compiled again, so it is dropped, unless it is the only one.
         options = self._loader_options() | {"sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
-        return TrainingLoader(TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed), **options)
+        return ResumingLoader(TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed), **options)
 
     def val_dataloader(self) -> WatchedLoader[dict[str, Any]]:
         """Returns the loader of this process's share of the validation images."""

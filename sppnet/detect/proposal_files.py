@@ -140,6 +140,7 @@ def _propose(images: "_ProposedImages", left: Sequence[int], workers: int, count
     """Writes the files of the images at `left`."""
     if len(left) < count:
         print(f"proposals: resuming after {count - len(left):,} of {count:,} images", flush=True)
+
     loader = WatchedLoader(
         images,
         batch_size=None,
@@ -147,6 +148,7 @@ def _propose(images: "_ProposedImages", left: Sequence[int], workers: int, count
         num_workers=min(workers, len(left)),
         worker_init_fn=start_loader_worker,
     )
+
     with (
         explained_loader_failures("hardware.workers"),
         _opencv_in_one_thread(),

@@ -1,7 +1,8 @@
-"""A DataLoader that finds dead and hanging workers."""
+"""DataLoaders that find dead and hanging workers, and that resume in the middle of an epoch."""
 
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader
@@ -53,3 +54,33 @@ def _ending(exit_code: int) -> str:
     if exit_code < 0:
         return f"is killed by signal: {signal.strsignal(-exit_code)}"
     return f"exited unexpectedly with exit code {exit_code}"
+
+
+class ResumingLoader(WatchedLoader[Any]):
+    """A loader that resumes in the middle of an epoch. Lightning saves and restores its state.
+
+    Its sampler has an attribute `start`: the next iteration skips so many items.
+    """
+
+    handed_out = 0  # batches of the epoch under way
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self.handed_out = self.sampler.start // self._items  # type: ignore[attr-defined]
+        for batch in super().__iter__():
+            self.handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the batches handed out in the epoch under way; 0 at its end, because the next epoch follows."""
+        return {"batches": self.handed_out % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Makes the next iteration skip the batches that were handed out."""
+        # If the data has changed, the epoch may have fewer batches now; one has to be left, to end the epoch.
+        done = min(state["batches"], len(self) - 1)
+        self.sampler.start = done * self._items  # type: ignore[attr-defined]
+
+    @property
+    def _items(self) -> int:
+        """The items of a batch."""
+        return self.batch_size or 1  # None: items are batches

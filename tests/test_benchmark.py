@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import make_image_folder, run_process
+from conftest import make_image_folder
 from sppnet.backbones import build_backbone
 from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
@@ -25,8 +23,6 @@ from sppnet.classify.schedules import Sizes
 from sppnet.data.sources import open_data
 from sppnet.network import SPPNet
 from sppnet.pyramid import SpatialPyramidPool
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark.py"
 
 
 def test_plain_modules_are_zf5_with_the_same_loss_and_gradients():
@@ -147,9 +143,12 @@ def test_the_cost_of_the_pyramid_is_that_of_a_network_with_it_beside_one_without
         assert side_by_side.levels == ((6, 3, 2, 1), None)  # ours, then what it is compared with
 
 
-def test_every_comparison_runs_on_both_sides():
+def test_every_comparison_runs_on_both_sides(monkeypatch):
+    for name, value in (("_IMAGES", 914), ("_TRAIN", 306), ("_TEST", 425), ("_LENGTH", 64)):
+        monkeypatch.setattr(f"sppnet.benchmark.transfer.{name}", value)
     run = []
     with SideBySide("cpu", batch_size=1, files=4, hidden=16) as side_by_side:
+        side_by_side.workers = 0  # to prepare a store, each would import the libraries for seconds
         for comparison in side_by_side.comparisons():
             if "96 views" not in comparison.name:  # takes seconds
                 for work in comparison.works():
@@ -159,11 +158,11 @@ def test_every_comparison_runs_on_both_sides():
 
 
 @pytest.mark.slow
-def test_the_page_of_stages(tmp_path):
+def test_the_page_of_stages(tmp_path, run_here):
     root = make_image_folder(tmp_path / "images", train=8, val=2)
     arguments = [f"data.root={root}", "data=folder", "recipe=fast", "trainer=cpu", "backbone.width=0.05", "hidden=16"]
     small = ["recipe.epochs=2", "recipe.batch_size=4", "sizes=alternate", "seconds=0.01", "recipe.warmup_epochs=0"]
-    done = run_process([sys.executable, SCRIPT, *arguments, *small, "--json"], cwd=tmp_path)
+    done = run_here("benchmark", *arguments, *small, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = json.loads(done.stdout)
     names = [stage["name"] for stage in records["stages"]]

@@ -3,14 +3,13 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import hydra
 import numpy as np
 import pytest
 
-from conftest import make_image_folder, run_process
+from conftest import call_script, make_image_folder
 from sppnet.commands import evaluate, tables
 
 PROJECT = Path(__file__).parent.parent
@@ -27,17 +26,12 @@ def succeeds(done):
     return done.stdout
 
 
-def run(name, *arguments, cwd):
-    """Runs a script in a process of its own in the folder `cwd`, away from a terminal."""
-    return run_process([sys.executable, PROJECT / "scripts" / f"{name}.py", *arguments], cwd=cwd)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with three trained arms of Table 2."""
     cwd = tmp_path_factory.mktemp("place")
     make_image_folder(cwd / "images", train=5, val=3)
-    succeeds(run("train", "-m", "experiment=glob(table2_zf5_*)", *SMALL, "data.root=images", cwd=cwd))
+    assert call_script("train", "-m", "experiment=glob(table2_zf5_*)", *SMALL, "data.root=images", cwd=cwd) == 0
     return cwd
 
 
@@ -50,7 +44,7 @@ def arms(place):
 @pytest.mark.slow
 def test_three_trained_arms_are_tested_by_four_protocols_and_shown_on_pages(place, run_here):
     views = "views=[center,ten_crop,full,ten_crop_maps]"
-    out = succeeds(run("evaluate", "run=runs/table2_*", views, *CPU, cwd=place))
+    out = succeeds(run_here("evaluate", "run=runs/table2_*", views, *CPU, cwd=place))
     assert out.count("a network without a pyramid cannot be tested on") == 2
     assert "combination of 3" in out
     assert "McNemar p" in out
@@ -68,7 +62,7 @@ def test_three_trained_arms_are_tested_by_four_protocols_and_shown_on_pages(plac
     again = succeeds(run_here("evaluate", "run=runs/table2_*", views, *CPU, cwd=place))
     assert again.count("scored already") == 10
 
-    table = succeeds(run("tables", "table2", cwd=place))
+    table = succeeds(run_here("tables", "table2", cwd=place))
     assert [line.split("|")[1].strip() for line in table.splitlines() if "| ten_crop" in line] == [
         "no SPP", "SPP, one size", "SPP, two sizes",
     ]  # fmt: skip

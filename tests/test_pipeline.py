@@ -17,7 +17,7 @@ from sppnet.data.objects import AnnotatedImages, DetectionSplits, Objects, annot
 from sppnet.data.scenes import scenes
 from sppnet.detect import pipeline, testing, training
 from sppnet.detect.detector import detect_image, load_detector
-from sppnet.detect.finetuning import FinetuneSettings
+from sppnet.detect.finetuning_windows import FinetuneSettings
 from sppnet.detect.maps import WindowRules
 from sppnet.detect.mining import SvmSettings
 from sppnet.detect.pipeline import DetectionPlan, Row, train_and_test

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from conftest import jpeg, rows, run_process, started_process
+from conftest import jpeg, rows, started_process
 from sppnet.data.images import decode_image, resize_shorter_side
 from sppnet.data.prepare import prepare
 from sppnet.data.shards import Settings, _row
@@ -272,15 +272,15 @@ def test_workers_have_a_limit(both, tmp_path, workers):
     assert not (tmp_path / "out").exists()
 
 
-def command(root, out, *options):
-    arguments = ["data=folder", f"data.root={root}", f"out={out}", *options]
-    return [sys.executable, str(SCRIPT), *arguments]
+def arguments(root, out, *options):
+    return ["data=folder", f"data.root={root}", f"out={out}", *options]
 
 
 @pytest.mark.slow
-def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path):
+def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path, run_here):
     root = make_files(tmp_path / "images", plain_files(48, 480, 640))
-    with started_process(command(root, tmp_path / "killed", "workers=1"), stdout=subprocess.PIPE) as killed:
+    command = [sys.executable, SCRIPT, *arguments(root, tmp_path / "killed", "workers=1")]
+    with started_process(command, stdout=subprocess.PIPE) as killed:
         while len(list(tmp_path.glob("killed/train/*.json"))) < 2:
             time.sleep(0.02)
             assert killed.poll() is None
@@ -288,7 +288,7 @@ def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path):
         killed.stdout.read()  # until the worker, which could write to it, has ended as well
     finished = sorted(tmp_path.glob("killed/*/*.json"))
     assert not (tmp_path / "killed" / "dataset_dict.json").exists()
-    again = run_process(command(root, tmp_path / "killed", "workers=2")).stdout
+    again = run_here("prepare_data", *arguments(root, tmp_path / "killed", "workers=2"), cwd=tmp_path).stdout
     assert f"resuming after {16 * len(finished)} of 192 images" in again
     whole = prepare(open_data("folder", root=str(root)), tmp_path / "whole", Settings(256, 95), workers=0)
     stores = [open_data("prepared", root=str(tmp_path / name)) for name in ("killed", "whole")]
@@ -296,7 +296,7 @@ def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path):
     assert rows(stores[0].train) == rows(stores[1].train)
     assert whole["train"]["images"] == 96
     assert not list(tmp_path.rglob("*.partial*"))
-    shown = run_process(command(root, tmp_path / "killed")).stdout
+    shown = run_here("prepare_data", *arguments(root, tmp_path / "killed"), cwd=tmp_path).stdout
     assert "train: 96 images" in shown
 
 
@@ -304,24 +304,6 @@ def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path):
 def test_settings_out_of_range_are_refused(both, tmp_path, settings):
     with pytest.raises(ValueError, match="short_side >= 1 and quality 1 to 100"):
         prepare(both[0], tmp_path / "out", settings, workers=0)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["workers=-1"], "workers=-1: must be 0 to "),
-        (["exclude=[val/cat/99.jpg]"], "exclude=val/cat/99.jpg: no image has this name"),
-        (["quality=high"], "quality"),
-    ],
-)
-def test_wrong_commands_are_refused_in_one_line(tmp_path, options, message):
-    root = make_files(tmp_path / "images", plain_files(1))
-    done = run_process(command(root, tmp_path / "out", *options))
-    assert done.returncode == 2
-    (line,) = done.stderr.strip().splitlines()
-    assert message in line
     assert not (tmp_path / "out").exists()
 
 

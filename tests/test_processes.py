@@ -150,6 +150,7 @@ def test_too_few_open_files_are_explained_instead_of_waiting_for_ever(limit):
             "a loader process failed (killed by signal: Segmentation fault); hardware.workers=0 shows where",
         ),
         (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "a loader process was killed (signal 9)"),
+        (RuntimeError("Pin memory thread exited unexpectedly"), "the thread that receives batches failed"),
     ],
     ids=lambda value: str(value)[:40],
 )

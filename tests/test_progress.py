@@ -2,7 +2,24 @@
 
 import pytest
 
-from sppnet.runtime.progress import clock, duration
+from sppnet.runtime.progress import Progress, clock, duration, speed
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(1234.4, "1,234"), (99.6, "100"), (9.96, "10"), (2.44, "2.4"), (0.351, "0.35"), (0.0012, "0.0012")],
+)
+def test_slow_work_has_a_speed_above_0(rate, text):
+    assert speed(rate) == text
+
+
+def test_a_line_says_what_is_done_how_fast_and_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    monkeypatch.setattr("time.perf_counter", iter([100.0, 129.9, 140.0, 141.0]).__next__)
+    with Progress("testing", 3000) as progress:
+        for count in (6, 8, 9):
+            progress.add(count)
+    assert capsys.readouterr().out == "testing: 14 of 3,000 images, 0.35 images/s, 2:22:11 left\n"
 
 
 def test_clock():

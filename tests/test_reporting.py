@@ -44,7 +44,7 @@ def test_without_a_terminal_lines_show_the_progress_of_training_and_validation(d
     train(data, tmp_path, epochs=2)
     printed = capsys.readouterr().out.splitlines()
     training, validation = (
-        r"epoch {}/2  size {}  step {} of 4  loss \d\.\d{{4}}  [\d,]+ images/s",
+        r"epoch {}/2  size {}  step {} of 4  loss \d\.\d{{4}}  [\d,.]+ images/s",
         r"epoch {}/2  validation  step {} of 2",
     )
     expected = []

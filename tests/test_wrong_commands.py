@@ -1,13 +1,11 @@
 """Wrong commands: one short line that names the key, the value and what is allowed; nothing is made."""
 
-import copy
 import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from conftest import make_image_folder, random_images, run_process, without_rights
 from made_detections import made_objects, make_test
@@ -679,22 +677,6 @@ COMMANDS = [
     ("benchmark", "-m rounds=3,0", "rounds=0: must be a whole number above 0", "(job 2 of 2: rounds=0)"),
     ("benchmark", "referencs", "referencs: must be KEY=VALUE"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def yaml_is_parsed_once():
-    """Keeps each parsed file: parsing the same files for every command would take a fifth of the time."""
-    load, parsed = OmegaConf.load, {}
-
-    def load_once(file):
-        key = getattr(file, "name", file)
-        if key not in parsed:
-            parsed[key] = load(file)
-        return copy.deepcopy(parsed[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "load", load_once)
-        yield
 
 
 @pytest.mark.parametrize(

@@ -13,20 +13,18 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from sppnet.classify.loading import (
     CenterCrops,
     EpochSampler,
     ShareSampler,
     TrainingCrops,
-    TrainingLoader,
     start_training_worker,
 )
 from sppnet.data.batches import to_network_input, training_input
 from sppnet.data.sources import ImageData
 from sppnet.runtime.checkout import shown_command
-from sppnet.runtime.processes import LOADER_TIMEOUT
+from sppnet.runtime.loaders import ResumingLoader, WatchedLoader
 
 
 class ClassificationData(LightningDataModule):
@@ -74,19 +72,19 @@ class ClassificationData(LightningDataModule):
         self.max_unreadable, self.allow_changed_data = max_unreadable, allow_changed_data
         self.unreadable: set[str] = set()  # a message for each unreadable training image, which begins with its name
 
-    def train_dataloader(self) -> TrainingLoader:
+    def train_dataloader(self) -> ResumingLoader:
         """Returns the loader of this process's share of the training images, in a new order every epoch."""
         rank, processes = self._rank_and_processes()
         sampler = EpochSampler(len(self.data.train), seed=self.seed, rank=rank, processes=processes)
         # A smaller last batch would be compiled again, so it is dropped, unless it is the only one.
         options = self._loader_options() | {"sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
-        return TrainingLoader(TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed), **options)
+        return ResumingLoader(TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed), **options)
 
-    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+    def val_dataloader(self) -> WatchedLoader[dict[str, Any]]:
         """Returns the loader of this process's share of the validation images."""
         rank, processes = self._rank_and_processes()
         sampler = ShareSampler(len(self.data.val), rank=rank, processes=processes)
-        return DataLoader(CenterCrops(self.data.val, side=self.crop_side), sampler=sampler, **self._loader_options())
+        return WatchedLoader(CenterCrops(self.data.val, side=self.crop_side), sampler=sampler, **self._loader_options())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,7 +136,6 @@ class ClassificationData(LightningDataModule):
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": start_training_worker,
-            "timeout": LOADER_TIMEOUT if self.workers else 0,
         }
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:

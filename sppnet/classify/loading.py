@@ -1,4 +1,4 @@
-"""Loads training and validation crops: data sets of crops, samplers, and a loader that resumes inside an epoch.
+"""Loads training and validation crops: data sets of crops, and samplers.
 
 Workers decode, resize and crop: always to crops of one size, so they never know which size the epoch trains at.
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from sppnet.data.batches import COLOR_STANDARD_DEVIATION
 from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
@@ -141,31 +141,6 @@ class ShareSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.share)
-
-
-class TrainingLoader(DataLoader[dict[str, Any]]):
-    """A loader that resumes in the middle of an epoch. Lightning saves and restores its state.
-
-    Its sampler is an EpochSampler.
-    """
-
-    handed_out = 0  # batches of the epoch under way
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.handed_out = self.sampler.start // self.batch_size  # type: ignore[attr-defined]
-        for batch in super().__iter__():
-            self.handed_out += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Returns the batches handed out in the epoch under way; 0 at its end, because the next epoch follows."""
-        return {"batches": self.handed_out % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration skip the batches that were handed out."""
-        # If the data has changed, the epoch may have fewer batches now; one has to be left, to end the epoch.
-        done = min(state["batches"], len(self) - 1)
-        self.sampler.start = done * self.batch_size  # type: ignore[attr-defined, operator]
 
 
 def start_training_worker(worker: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from sppnet.classify.classifier import Classifier
-from sppnet.runtime.progress import clock
+from sppnet.runtime.progress import clock, speed
 
 
 def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
@@ -26,7 +26,7 @@ def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
         )
     return (
         f"epoch {epoch['epoch']:>{width}}/{epochs}  size {epoch['size']}  loss {epoch['train_loss']:.4f}  {errors}"
-        f"{epoch['images_per_second']:,.0f} images/s  {clock(seconds_left)} left"
+        f"{speed(epoch['images_per_second'])} images/s  {clock(seconds_left)} left"
     )
 
 
@@ -67,7 +67,7 @@ class StepLines(Callback):
             self._print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  size {size}  step {batch_idx + 1:,} of "
                 f"{trainer.num_training_batches:,}  loss {classifier.mean_loss():.4f}  "
-                f"{classifier.images_per_second():,.0f} images/s"
+                f"{speed(classifier.images_per_second())} images/s"
             )
 
     def on_validation_batch_end(
@@ -123,7 +123,7 @@ class ProgressBar(TQDMProgressBar):
         classifier = _classifier(trainer)
         if not classifier.images_seen:
             return {}
-        return {"loss": f"{classifier.mean_loss():.3f}", "images/s": f"{classifier.images_per_second():,.0f}"}
+        return {"loss": f"{classifier.mean_loss():.3f}", "images/s": speed(classifier.images_per_second())}
 
     def _description(self, trainer: Trainer) -> str:
         size = _classifier(trainer).size_of_epoch(trainer.current_epoch)

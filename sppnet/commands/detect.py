@@ -111,7 +111,7 @@ def check(config: DictConfig) -> None:
 
 def read_plan(config: DictConfig) -> "DetectionPlan":
     """Returns the plan that a resolved configuration asks for. Raises ValueError for values out of range."""
-    from sppnet.detect.finetuning import FinetuneSettings
+    from sppnet.detect.finetuning_windows import FinetuneSettings
     from sppnet.detect.maps import WindowRules
     from sppnet.detect.mining import SvmSettings
     from sppnet.detect.pipeline import DetectionPlan, Row

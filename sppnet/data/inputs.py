@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from sppnet.data.images import UnreadableImage, decode_image
 from sppnet.data.sources import Images, read_image, skip_hint
-from sppnet.runtime.processes import LOADER_TIMEOUT, start_loader_worker
+from sppnet.runtime.loaders import WatchedLoader
+from sppnet.runtime.processes import start_loader_worker
 
 LOADER_BATCH_BYTES = 4 << 20  # a loader process holds two batches, and Docker gives 64 MB of shared memory
 MAX_LOADER_BATCH = 8  # images
@@ -114,13 +115,12 @@ def load_inputs(
 def _load_in_processes(
     inputs: ImageInputs, indices: Sequence[int], batch_size: int, workers: int
 ) -> Generator[Inputs, None, None]:
-    loader = DataLoader(
+    loader = WatchedLoader(
         inputs,
         batch_size=batch_size,
         sampler=list(indices),
         collate_fn=pack,
         num_workers=workers,
-        timeout=LOADER_TIMEOUT,
         worker_init_fn=start_loader_worker,
     )
     batches = iter(loader)

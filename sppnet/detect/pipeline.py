@@ -21,14 +21,8 @@ from sppnet.detect.detector import (
     load_detector,
     save_detector,
 )
-from sppnet.detect.finetuning import (
-    FinetuneSettings,
-    LabelledWindows,
-    WindowsToTuneOn,
-    finetune,
-    labelled_windows,
-    with_background,
-)
+from sppnet.detect.finetuning import finetune, with_background
+from sppnet.detect.finetuning_windows import FinetuneSettings, LabelledWindows, WindowsToTuneOn, labelled_windows
 from sppnet.detect.map_files import compute_maps
 from sppnet.detect.maps import WindowRules
 from sppnet.detect.mining import SvmSettings
@@ -170,6 +164,7 @@ def _windows_of(
 ) -> WindowsOfImages:
     """Computes the proposals and the maps of images, or finds them in the cache."""
     digests = content_digests(images, f"reading the {title}")
+
     proposals = compute_proposals(
         images,
         plan.proposer,
@@ -179,6 +174,7 @@ def _windows_of(
         seed=plan.seed,
         most=plan.most_windows,
     )
+
     maps = compute_maps(
         network,
         images,
@@ -189,6 +185,7 @@ def _windows_of(
         hardware=plan.hardware,
         title=f"maps of the {title}",
     )
+
     network = network.to(plan.hardware.device)
     return WindowsOfImages(images, proposals, maps, network, plan.rules, plan.use_difficult)
 

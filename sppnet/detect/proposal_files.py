@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sppnet.data.images import UnreadableImage, decode_image
 from sppnet.data.sources import Images, content_digests, read_image, skip_hint
 from sppnet.detect.proposals import Proposer, chosen_windows
 from sppnet.runtime.files import atomic_file, write_json
+from sppnet.runtime.loaders import WatchedLoader
 from sppnet.runtime.machine import worker_count
 from sppnet.runtime.names import printable
-from sppnet.runtime.processes import LOADER_TIMEOUT, explained_loader_failures, start_loader_worker
+from sppnet.runtime.processes import explained_loader_failures, start_loader_worker
 from sppnet.runtime.progress import Progress
 
 # The version of the code that proposes windows. Raise it when windows of unchanged settings change.
@@ -134,14 +135,15 @@ def _propose(images: "_ProposedImages", left: Sequence[int], workers: int, count
     """Writes the files of the images at `left`."""
     if len(left) < count:
         print(f"proposals: resuming after {count - len(left):,} of {count:,} images", flush=True)
-    loader = DataLoader(
+
+    loader = WatchedLoader(
         images,
         batch_size=None,
         sampler=left,
         num_workers=min(workers, len(left)),
-        timeout=LOADER_TIMEOUT if workers else 0,
         worker_init_fn=start_loader_worker,
     )
+
     with (
         explained_loader_failures("hardware.workers"),
         _opencv_in_one_thread(),

@@ -18,10 +18,6 @@ from pathlib import Path
 
 from torch.utils.data._utils import signal_handling
 
-# Seconds without a batch after which a loader counts as hanging. So does one that was stopped (by Ctrl-Z, say) for as
-# long.
-LOADER_TIMEOUT = 1800
-
 
 def exit_with_parent() -> None:
     """Makes this worker exit when its parent ends, or at once if the parent has already ended.
@@ -124,9 +120,9 @@ def _loader_failure(error: Exception, setting: str) -> str | None:
     ):
         return f"/dev/shm is full: make it larger (docker run --shm-size=1g), or set {setting}=0"
 
-    if "DataLoader timed out" in text:
+    if match := re.search(r"DataLoader timed out after (\d+) seconds", text):
         return (
-            f"the loader processes gave no batch for {LOADER_TIMEOUT} seconds; does a disk or server not answer? "
+            f"the loader processes gave no batch for {match[1]} seconds; does a disk or server not answer? "
             f"{setting}=0 shows where it hangs"
         )
 
@@ -136,6 +132,8 @@ def _loader_failure(error: Exception, setting: str) -> str | None:
         return f"a loader process was killed (signal 9), perhaps for lack of memory; use fewer {setting}"
     if match := re.search(r"DataLoader worker.* (killed by signal: [\w ]+|exited unexpectedly)", text):
         return f"a loader process failed ({match[1]}); {setting}=0 shows where"
+    if "Pin memory thread exited" in text:  # after printing its error
+        return f"the thread that receives batches failed; {setting}=0 does without it"
     return None
 
 

@@ -40,7 +40,12 @@ class Progress:
             self.last_line, rate = now, self.done / (now - self.started)
             left = clock((self.total - self.done) / rate)
             done = f"{self.done:,} of {self.total:,} {self.unit}"
-            print(f"{self.title}: {done}, {rate:,.0f} {self.unit}/s, {left} left", flush=True)
+            print(f"{self.title}: {done}, {speed(rate)} {self.unit}/s, {left} left", flush=True)
+
+
+def speed(rate: float) -> str:
+    """Formats units per second with at least two digits that count: 1,234, 12, 2.4, 0.35."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

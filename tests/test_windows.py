@@ -14,7 +14,7 @@ from sppnet.backbones import build_backbone
 from sppnet.geometry import crop_to_cells, window_to_cells
 from sppnet.network import SPPNet
 from sppnet.pyramid import pool_windows
-from sppnet.windows import mirrored_windows, pool_image_windows, pool_many_windows
+from sppnet.windows import mirrored_windows, pool_by_bins, pool_image_windows, pool_many_windows
 
 CROPS = np.array([(0, 0, 64, 64), (33, 7, 97, 71), (109, 67, 173, 131), (33, 7, 97, 71), (34, 8, 98, 72)])
 WINDOWS = np.concatenate([CROPS, [(0.5, 0.25, 172.75, 130), (5, 5, 5, 5), (0, 0, 173, 131)]])
@@ -129,11 +129,10 @@ def maps_and_cells(draw):
 def test_many_windows_are_pooled_as_one_by_one(drawn, levels, chunk, cached):
     maps, cells = drawn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows_module, "MANY_WINDOWS", 0)
         patch.setattr(windows_module, "MAX_POOLED_NUMBERS", chunk)
         patch.setattr(windows_module, "_NUMBERS_OF_MAXIMA", cached)
         patch.setattr(windows_module, "_NUMBERS_OF_LEVELS", cached)
-        pooled = pool_many_windows(maps, cells, levels)
+        pooled = pool_by_bins(maps, cells, levels)
     assert pooled.dtype == maps.dtype
     assert torch.equal(pooled.nan_to_num(99), pooled_in_windows(maps, cells, levels).nan_to_num(99))
     rows = torch.from_numpy(np.insert(cells, 0, 0, axis=1))
@@ -142,10 +141,9 @@ def test_many_windows_are_pooled_as_one_by_one(drawn, levels, chunk, cached):
 
 @pytest.mark.parametrize("size", [(13, 10), (7, 11), (1, 13), (11, 1), (1, 1)])
 @pytest.mark.parametrize("levels", [(6, 3, 2, 1), (1, 2, 3, 6), (4, 3, 2, 1), (7, 5), (6, 6, 4, 1), (1,)])
-def test_every_window_of_a_map(size, levels, monkeypatch):
-    monkeypatch.setattr(windows_module, "MANY_WINDOWS", 0)
+def test_every_window_of_a_map(size, levels):
     maps, cells = random_map(*size), every_window(*size)
-    assert torch.equal(pool_many_windows(maps, cells, levels), pooled_in_windows(maps, cells, levels))
+    assert torch.equal(pool_by_bins(maps, cells, levels), pooled_in_windows(maps, cells, levels))
 
 
 def test_few_windows_are_pooled_by_pool_windows(monkeypatch):

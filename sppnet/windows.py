@@ -20,9 +20,9 @@ from sppnet.pyramid import check_windows, pool_windows
 
 MAX_POOLED_NUMBERS = 1 << 25  # of one chunk: 128 MiB as float32
 
-# Windows of one map from which `pool_by_bins` is faster than `pool_windows`: on maps of 42 x 56 cells with 256 channels
-# from the first window, on 18 x 25 with 64 from this number. `sppnet benchmark detection` measures both.
-MANY_WINDOWS = 16
+# Windows of one map times its channels, from which `pool_by_bins` is faster than `pool_windows`. It was from 1 to 4
+# windows on with 256 channels, from 16 to 32 with 64, and from 80 with 26. `sppnet benchmark detection` measures it.
+MANY_WINDOW_CHANNELS = 2048
 
 # Numbers that are worked on at once, because they stay in the caches of a core meanwhile.
 _NUMBERS_OF_MAXIMA = 1 << 16
@@ -94,10 +94,11 @@ def pool_many_windows(maps: Tensor, cells: np.ndarray, levels: Iterable[int] = (
 
     Raises ValueError for several maps, and as `pool_windows` does.
     """
-    if len(cells) >= MANY_WINDOWS and maps.device.type == "cpu":
+    rows = _rows_of_one_map(maps, cells)
+    if maps.device.type == "cpu" and len(cells) * maps.shape[1] >= MANY_WINDOW_CHANNELS:
         return pool_by_bins(maps, cells, levels)
     with torch.no_grad():
-        return pool_windows(maps, _rows_of_one_map(maps, cells), levels)
+        return pool_windows(maps, rows, levels)
 
 
 @torch.no_grad()

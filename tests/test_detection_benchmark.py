@@ -138,7 +138,7 @@ def test_all_three_poolings_get_the_same_windows(ways, monkeypatch):
     monkeypatch.setattr(detection, "compare", noted)
     many = propose(ways.image, Dense(), "image")
     timed = list(time_pooling(ways, many, rounds=1, seconds=0.1))
-    assert [one.windows for one in timed] == [8, 16, 32]  # the map has 2 x 4 cells, and so no 100 different windows
+    assert [one.windows for one in timed] == [8, 16, 32]  # a map of 3 x 5 cells has 90 windows
     assert [len(ours) for ours, _ in compared] == [8, 8, 16, 16, 32, 32]
     for ours, reference in compared:
         assert torch.equal(ours.float(), reference.float())

@@ -27,6 +27,10 @@ from torch import Tensor, nn
 # Blocks of 16 MB take half as long again on idle cores, and four times as long on cores shared with data workers.
 BLOCK_VALUES = 2**17
 
+# Blocks of fewer rows than so many margins become square. A map of 343 x 458 cells and 96 channels has blocks of 3
+# rows, and the rows above and below them would be two thirds more work.
+_FEW_ROWS = 8
+
 # How far the window reaches, as `F.pad` counts: cells to the left, right, top, bottom, channels before, after.
 _Reach = tuple[int, int, int, int, int, int]
 
@@ -125,7 +129,8 @@ def _rows_reached(reach: _Reach) -> int:
 def _by_blocks(function: Callable[..., Tensor], margin: int, maps: Tensor, *more: Tensor) -> Tensor:
     """Applies `function(maps, *more)`, on a CPU to a few images at a time; keeps dtype and memory format of `maps`.
 
-    An image larger than a block is cut into rows, each block with the `margin` rows above and below that reach into it.
+    An image larger than a block is cut into rows, or into tiles if rows would be few, each block with the `margin`
+    cells around it that reach into it.
 
     No blocks while compiling: the loop would be unrolled into one kernel per block. Nor where gradients are enabled,
     which in a backward pass means that it is differentiated again: results copied into place cannot be.
@@ -134,16 +139,29 @@ def _by_blocks(function: Callable[..., Tensor], margin: int, maps: Tensor, *more
         result = function(maps, *more)
         # torch 2.11 compiles a conversion that does nothing into a gradient of zeros.
         return result if result.dtype == maps.dtype else result.to(maps.dtype)
-    height, values = maps.shape[2], max(1, maps[:1].numel())
     block_values = BLOCK_VALUES * torch.get_num_threads()
-    images, rows = max(1, block_values // values), max(1, block_values * height // values)
+    images = max(1, block_values // max(1, maps[:1].numel()))
+    rows, columns = _tile(maps, block_values, margin)
     result = torch.empty_like(maps)
     for block, *inputs in zip(*(tensor.split(images) for tensor in (result, maps, *more)), strict=True):
-        for start in range(0, height, rows):
-            stop, top = min(height, start + rows), max(0, start - margin)
-            values_here = function(*(tensor[:, :, top : stop + margin] for tensor in inputs))
-            block[:, :, start:stop].copy_(values_here[:, :, start - top : stop - top])
+        for y in range(0, maps.shape[2], rows):
+            for x in range(0, maps.shape[3], columns):
+                top, left = max(0, y - margin), max(0, x - margin)
+                cut = (..., slice(top, y + rows + margin), slice(left, x + columns + margin))
+                values = function(*(tensor[cut] for tensor in inputs))[..., y - top :, x - left :]
+                block[..., y : y + rows, x : x + columns].copy_(values[..., :rows, :columns])
     return result
+
+
+def _tile(maps: Tensor, block_values: int, margin: int) -> tuple[int, int]:
+    """Returns how many rows and columns of an image of (N, C, H, W) are worked on at once."""
+    _, channels, height, width = maps.shape
+    cells = max(1, block_values // max(1, channels))
+    rows = max(1, cells // max(1, width))
+    if rows >= min(height, _FEW_ROWS * margin) or maps.stride(1) != 1:  # channels not last: short rows are slow
+        return rows, max(1, width)
+    columns = min(width, math.isqrt(cells))
+    return cells // columns, columns
 
 
 def _response(x: Tensor, reach: _Reach, scale: float, beta: float, k: float) -> Tensor:

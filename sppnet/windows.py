@@ -20,8 +20,9 @@ from sppnet.pyramid import check_windows, pool_windows
 
 MAX_POOLED_NUMBERS = 1 << 25  # of one chunk: 128 MiB as float32
 
-# Windows of one map from which `pool_many_windows` is faster than `pool_windows`.
-MANY_WINDOWS = 32
+# Windows of one map times its channels, from which `pool_by_bins` is faster than `pool_windows`. It was from 1 to 4
+# windows on with 256 channels, from 16 to 32 with 64, and from 80 with 26. `sppnet benchmark detection` measures it.
+MANY_WINDOW_CHANNELS = 2048
 
 # Numbers that are worked on at once, because they stay in the caches of a core meanwhile.
 _NUMBERS_OF_MAXIMA = 1 << 16
@@ -80,32 +81,46 @@ def _cells(network: SPPNet, windows: np.ndarray, map_size: tuple[int, int], crop
     )
 
 
-@torch.no_grad()
 def pool_many_windows(maps: Tensor, cells: np.ndarray, levels: Iterable[int] = (6, 3, 2, 1)) -> Tensor:
-    """Pools many windows of one map: the same numbers as `pool_windows`, in a fraction of its time on the CPU.
+    """Pools many windows of one map: the same numbers as `pool_windows`, by `pool_by_bins` where that is faster.
+
+    Args:
+        maps: (1, C, H, W), any floating dtype and memory format.
+        cells: int64 (K, 4), x0, y0, x1, y1 in half-open cells of the map.
+        levels: the pyramid.
+
+    Returns:
+        (K, C * B) in the dtype and on the device of `maps`, not differentiable.
+
+    Raises ValueError for several maps, and as `pool_windows` does.
+    """
+    rows = _rows_of_one_map(maps, cells)
+    if maps.device.type == "cpu" and len(cells) * maps.shape[1] >= MANY_WINDOW_CHANNELS:
+        return pool_by_bins(maps, cells, levels)
+    with torch.no_grad():
+        return pool_windows(maps, rows, levels)
+
+
+@torch.no_grad()
+def pool_by_bins(maps: Tensor, cells: np.ndarray, levels: Iterable[int] = (6, 3, 2, 1)) -> Tensor:
+    """Pools windows of one map on the CPU, every different bin once.
 
     Bins of different windows are often the same, and large ones overlap. So every different bin of the finest level is
     pooled once, as the maximum of four overlapping blocks whose sides are powers of 2 (a range-maximum table in two
     dimensions), whatever its size. The windows gather their bins, and coarser levels are pooled from these.
 
     Args:
-        maps: (1, C, H, W), any floating dtype and memory format.
-        cells: int64 (K, 4), x0, y0, x1, y1 in half-open cells of the map. Sorted windows share more bins.
-        levels: the pyramid.
+        maps, levels: as `pool_many_windows` takes them.
+        cells: as well. Sorted windows share more bins.
 
     Returns:
-        (K, C * B) in the dtype and on the device of `maps`, not differentiable. Beside it, the different bins of at
-        most MAX_POOLED_NUMBERS numbers and a few copies of the map are in memory, whatever K.
+        As `pool_many_windows`. Beside it, the different bins of at most MAX_POOLED_NUMBERS numbers and a few copies of
+        the map are in memory, whatever K.
 
     Raises ValueError for several maps, and as `pool_windows` does.
     """
     levels = check_levels(levels)
-    if maps.ndim != 4 or len(maps) != 1:
-        raise ValueError(f"feature maps of shape {tuple(maps.shape)}: must be (1, C, H, W)")
-    windows = torch.from_numpy(np.insert(cells, 0, 0, axis=1)).to(maps.device)
-    if len(cells) < MANY_WINDOWS or maps.device.type != "cpu":
-        return pool_windows(maps, windows, levels)
-    check_windows(maps, windows)
+    check_windows(maps, _rows_of_one_map(maps, cells))
 
     cells, numbers = cells.astype(np.int64, copy=False), maps.shape[1] * sum(n * n for n in levels)
     grid = maps[0].permute(1, 2, 0).contiguous()
@@ -113,11 +128,18 @@ def pool_many_windows(maps: Tensor, cells: np.ndarray, levels: Iterable[int] = (
     at_once = max(1, MAX_POOLED_NUMBERS // numbers)
     for start in range(0, len(cells), at_once):
         part = slice(start, start + at_once)
-        _pool_by_bins(grid, cells[part], levels, result[part])
+        _pool_part(grid, cells[part], levels, result[part])
     return result
 
 
-def _pool_by_bins(grid: Tensor, cells: np.ndarray, levels: tuple[int, ...], result: Tensor) -> None:
+def _rows_of_one_map(maps: Tensor, cells: np.ndarray) -> Tensor:
+    """Returns windows (K, 4) of one map as `pool_windows` takes them: (K, 5). Raises ValueError for several maps."""
+    if maps.ndim != 4 or len(maps) != 1:
+        raise ValueError(f"feature maps of shape {tuple(maps.shape)}: must be (1, C, H, W)")
+    return torch.from_numpy(np.insert(cells, 0, 0, axis=1)).to(maps.device)
+
+
+def _pool_part(grid: Tensor, cells: np.ndarray, levels: tuple[int, ...], result: Tensor) -> None:
     """Pools windows of the map `grid` (H, W, C) into the rows of `result`."""
     descending, channels = sorted(set(levels), reverse=True), grid.shape[2]
     # From the fewest bins that hold a level exactly; None: from the map.

@@ -211,7 +211,7 @@ def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():
     ("command", "groups"),
     [
         ("train", "backbone pooling sizes data recipe trainer experiment"),
-        ("benchmark", "backbone pooling sizes data recipe trainer experiment views"),
+        ("benchmark", "backbone pooling sizes data recipe trainer experiment views proposals"),
         ("evaluate", "views data"),
         ("prepare_data", "data"),
         ("transfer", "data backbone pooling experiment"),

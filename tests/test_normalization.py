@@ -85,7 +85,7 @@ def test_gradients_and_second_gradients_equal_finite_differences(kind, reference
 
 @BOTH
 @LAYOUTS
-def test_blocks_of_images_and_of_rows_change_nothing(layer, layout, monkeypatch):
+def test_blocks_of_images_of_rows_and_of_tiles_change_nothing(layer, layout, monkeypatch):
     maps = activations(5, 6, 7, 8).contiguous(memory_format=layout)
     upstream = activations(5, 6, 7, 8, seed=1)
     whole = output_and_gradient(layer, maps, upstream)
@@ -98,11 +98,11 @@ def test_blocks_of_images_and_of_rows_change_nothing(layer, layout, monkeypatch)
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """(images, rows) of every block that is summed over windows, in order."""
+    """(images, rows, columns) of every block that is summed over windows, in order."""
     seen, pad = [], F.pad
 
     def noting(values, reach):
-        seen.append((values.shape[0], values.shape[2]))
+        seen.append((values.shape[0], *values.shape[2:]))
         return pad(values, reach)
 
     monkeypatch.setattr(F, "pad", noting)
@@ -124,16 +124,24 @@ def test_a_block_holds_its_values_and_the_rows_that_reach_into_them(
     monkeypatch.setattr(normalization, "BLOCK_VALUES", values // torch.get_num_threads())
     maps = activations(3, 2, 6, 8).requires_grad_()
     result = WithinChannelResponseNorm()(maps)
-    assert blocks == [(count, rows) for count in images for rows in forward]
+    assert blocks == [(count, rows, 8) for count in images for rows in forward]
     blocks.clear()
     result.sum().backward()
-    assert blocks == [(count, rows) for count in images for rows in backward for _ in range(2)]  # two sums
+    assert blocks == [(count, rows, 8) for count in images for rows in backward for _ in range(2)]  # two sums
+
+
+def test_where_channels_are_last_a_block_of_few_rows_is_square(blocks, monkeypatch):
+    """Six rows of 8 cells in tiles of 3 x 3, with the cells around them that reach into them."""
+    monkeypatch.setattr(normalization, "BLOCK_VALUES", 2 * 9 // torch.get_num_threads())
+    maps = activations(1, 2, 6, 8).contiguous(memory_format=torch.channels_last)
+    WithinChannelResponseNorm()(maps)
+    assert blocks == [(1, 4, columns) for _ in range(2) for columns in (4, 5, 3)]
 
 
 def test_across_channels_no_row_reaches_into_another(blocks, monkeypatch):
     monkeypatch.setattr(normalization, "BLOCK_VALUES", 16)
     LocalResponseNorm()(activations(1, 2, 4, 8))
-    assert blocks == [(1, 1)] * 4
+    assert blocks == [(1, 1, 8)] * 4
 
 
 @BOTH

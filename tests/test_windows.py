@@ -14,7 +14,7 @@ from sppnet.backbones import build_backbone
 from sppnet.geometry import crop_to_cells, window_to_cells
 from sppnet.network import SPPNet
 from sppnet.pyramid import pool_windows
-from sppnet.windows import mirrored_windows, pool_image_windows, pool_many_windows
+from sppnet.windows import mirrored_windows, pool_by_bins, pool_image_windows, pool_many_windows
 
 CROPS = np.array([(0, 0, 64, 64), (33, 7, 97, 71), (109, 67, 173, 131), (33, 7, 97, 71), (34, 8, 98, 72)])
 WINDOWS = np.concatenate([CROPS, [(0.5, 0.25, 172.75, 130), (5, 5, 5, 5), (0, 0, 173, 131)]])
@@ -129,11 +129,10 @@ def maps_and_cells(draw):
 def test_many_windows_are_pooled_as_one_by_one(drawn, levels, chunk, cached):
     maps, cells = drawn
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(windows_module, "MANY_WINDOWS", 0)
         patch.setattr(windows_module, "MAX_POOLED_NUMBERS", chunk)
         patch.setattr(windows_module, "_NUMBERS_OF_MAXIMA", cached)
         patch.setattr(windows_module, "_NUMBERS_OF_LEVELS", cached)
-        pooled = pool_many_windows(maps, cells, levels)
+        pooled = pool_by_bins(maps, cells, levels)
     assert pooled.dtype == maps.dtype
     assert torch.equal(pooled.nan_to_num(99), pooled_in_windows(maps, cells, levels).nan_to_num(99))
     rows = torch.from_numpy(np.insert(cells, 0, 0, axis=1))
@@ -142,17 +141,17 @@ def test_many_windows_are_pooled_as_one_by_one(drawn, levels, chunk, cached):
 
 @pytest.mark.parametrize("size", [(13, 10), (7, 11), (1, 13), (11, 1), (1, 1)])
 @pytest.mark.parametrize("levels", [(6, 3, 2, 1), (1, 2, 3, 6), (4, 3, 2, 1), (7, 5), (6, 6, 4, 1), (1,)])
-def test_every_window_of_a_map(size, levels, monkeypatch):
-    monkeypatch.setattr(windows_module, "MANY_WINDOWS", 0)
+def test_every_window_of_a_map(size, levels):
     maps, cells = random_map(*size), every_window(*size)
-    assert torch.equal(pool_many_windows(maps, cells, levels), pooled_in_windows(maps, cells, levels))
+    assert torch.equal(pool_by_bins(maps, cells, levels), pooled_in_windows(maps, cells, levels))
 
 
 def test_few_windows_are_pooled_by_pool_windows(monkeypatch):
     calls = []
     monkeypatch.setattr(windows_module, "pool_windows", lambda *arguments: calls.append(1) or pool_windows(*arguments))
+    monkeypatch.setattr(windows_module, "MANY_WINDOW_CHANNELS", 3 * 40)  # of a map with 3 channels
     cells = every_window(5, 7)
-    for count in (0, windows_module.MANY_WINDOWS - 1, windows_module.MANY_WINDOWS):
+    for count in (0, 39, 40):
         assert pool_many_windows(random_map(5, 7), cells[:count], (3, 1)).shape == (count, 30)
     assert len(calls) == 2
 
@@ -168,13 +167,13 @@ def test_every_different_bin_is_pooled_once(monkeypatch):
     monkeypatch.setattr(windows_module, "_maxima_of_boxes", counted)
     # The bins of windows of 6 x 6 cells are single cells.
     cells = np.array([(x, y, x + 6, y + 6) for x in range(6) for y in range(7)])
-    pool_many_windows(random_map(12, 11), cells, (6, 3, 2, 1))
+    pool_by_bins(random_map(12, 11), cells, (6, 3, 2, 1))
     assert counts == [12 * 11]
-    pool_many_windows(random_map(12, 11), cells, (4, 3, 2))
+    pool_by_bins(random_map(12, 11), cells, (4, 3, 2))
     assert len(counts) == 3  # 4 x 4 bins do not hold those of 3 x 3
 
 
-@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("count", [1, 700])
 @pytest.mark.parametrize("wrong", [(0, 0, 8, 5), (0, 0, 7, 6), (-1, 0, 7, 5), (3, 2, 3, 5), (3, 4, 5, 2)])
 def test_many_windows_outside_the_map_are_named(count, wrong):
     cells = np.repeat(every_window(5, 7)[:1], count, axis=0)
@@ -202,6 +201,6 @@ def test_memory_beside_the_result_is_bounded(monkeypatch):
         return boxes, places
 
     monkeypatch.setattr(windows_module, "_different_bins", watched)
-    pool_many_windows(maps, cells, (6, 1))
+    pool_by_bins(maps, cells, (6, 1))
     assert len(sizes) == -(-len(cells) // ((1 << 16) // (16 * 37)))
     assert max(sizes) <= 1 << 16

@@ -676,6 +676,18 @@ COMMANDS = [
     ("benchmark", "data=folder data.root=images views.center.scales=x", "views.center.scales"),
     ("benchmark", "-m rounds=3,0", "rounds=0: must be a whole number above 0", "(job 2 of 2: rounds=0)"),
     ("benchmark", "referencs", "referencs: must be KEY=VALUE"),
+    ("benchmark", "detection references", "references, detection: must be one of them"),
+    ("benchmark", "detection windows=[200,0]", "windows=[200, 0]: must be numbers from 1 to 100,000"),
+    ("benchmark", "detection windows=200", "windows=200: must be a list, as in windows=[200]"),
+    ("benchmark", "detection scales=[]", "scales=[]: must be sides in pixels, each once"),
+    ("benchmark", "detection precisions=[float16]", "precisions='float16': must be one of float32, bf16"),
+    ("benchmark", "detection threads=0", "threads=0: must be from 1 to"),
+    ("benchmark", "detection image=nowhere.jpg", "nowhere.jpg"),
+    ("benchmark", "detection image=file", "file: not"),
+    ("benchmark", "detection proposals=dens", "proposals=dens: must be one of dense"),
+    ("benchmark", "detection pooling=none hidden=8 backbone.width=0.1", "the network has no pyramid"),
+    ("benchmark", "detection scales=[5] hidden=8 backbone.width=0.1", "scales=[5]: 5 must be from"),
+    ("benchmark", "-m detection threads=1,0", "threads=0: must be from 1 to", "(job 2 of 2: threads=0)"),
 ]
 
 

@@ -7,22 +7,24 @@ from PIL import Image
 
 
 def draw_images(root: Path, count: int, height: int = 375, width: int = 500) -> Path:
-    """Draws a folder of `count` JPEG files in two classes, and two files to validate.
-
-    As in photographs, the spectrum falls as 1/f, and brightness varies more than colour.
-
-    Returns `root`.
-    """
+    """Draws a folder of `count` JPEG files in two classes, and two files to validate. Returns `root`."""
     random = np.random.default_rng(0)
-    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / max(height, width))
     for i in range(count + 2):
-        noise = np.fft.rfft2(random.normal(size=(4, height, width)))
-        layers = np.fft.irfft2(noise * falloff, (height, width))
-        channels = layers[0] + 0.2 * layers[1:]  # (3, height, width): brightness, and a little colour
-        pixels = (127 + 50 * channels / channels.std()).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-
         folder = root / ("val" if i >= count else "train") / f"class{i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
+        Image.fromarray(drawn_pixels(random, height, width)).save(folder / f"{i}.jpg", quality=90)
     return root
+
+
+def drawn_pixels(random: np.random.Generator, height: int = 375, width: int = 500) -> np.ndarray:
+    """Draws an image, uint8 (h, w, 3), in which the spectrum falls as 1/f, as in photographs.
+
+    Brightness varies more than colour.
+    """
+    rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
+    falloff = 1 / np.maximum(np.hypot(rows, columns), 1 / max(height, width))
+    noise = np.fft.rfft2(random.normal(size=(4, height, width)))
+    layers = np.fft.irfft2(noise * falloff, (height, width))
+    channels = layers[0] + 0.2 * layers[1:]  # (3, height, width): brightness, and a little colour
+    pixels = (127 + 50 * channels / channels.std()).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))

@@ -20,6 +20,14 @@ class PlainPyramid(nn.Module):
         return torch.cat([level(maps).flatten(1) for level in self.levels], dim=1)
 
 
+def plain_window_pooling(maps: Tensor, windows: Tensor, levels: Sequence[int] = (6, 3, 2, 1)) -> Tensor:
+    """Pools windows with one `roi_pool` per level: (N, C, H, W) and half-open cells (K, 5) -> (K, C * B)."""
+    from torchvision.ops import roi_pool  # takes as long to import as torch itself
+
+    inclusive = (windows - windows.new_tensor([0, 0, 0, 1, 1])).to(maps.dtype)
+    return torch.cat([roi_pool(maps, inclusive, n).flatten(1) for n in levels], dim=1)
+
+
 def plain_zf5(
     num_classes: int, levels: Sequence[int] = (6, 3, 2, 1), *, hidden: int = 4096, dropout: float = 0.5
 ) -> nn.Sequential:

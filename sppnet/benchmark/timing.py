@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,22 @@ from torch import Tensor, nn
 from sppnet.runtime.machine import keep_freed_memory
 
 Work = Callable[[], Any]
+
+
+class Laps:
+    """A stopwatch that adds up the seconds of several stages, including the work of the device."""
+
+    def __init__(self, stages: Sequence[str]) -> None:
+        self.seconds = dict.fromkeys(stages, 0.0)
+        _wait_for_device()
+        self._started = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        """Counts the time since the last call as that of `stage`."""
+        _wait_for_device()
+        now = time.perf_counter()
+        self.seconds[stage] += now - self._started
+        self._started = now
 
 
 class Ratio(NamedTuple):
@@ -59,16 +76,23 @@ def _wait_for_device() -> None:
         torch.cuda.synchronize()
 
 
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """Sets how many threads torch uses inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def on_one_thread(work: Work) -> Work:
     """Returns `work` with one thread in this process: idle threads would take cores away from loader workers."""
 
     def on_one_thread_work() -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with thread_count(1):
             work()
-        finally:
-            torch.set_num_threads(threads)
 
     return on_one_thread_work
 

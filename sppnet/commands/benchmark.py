@@ -10,15 +10,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppnet.classify.views import ViewProtocol, in_pixels
 from sppnet.commands.configs import CONFIGS
+from sppnet.commands.detect import read_proposer
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.settings import bound, plain, resolved
 from sppnet.commands.train import read_plan
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sppnet.benchmark.detection import DetectionSettings
     from sppnet.benchmark.stages import Stage, TrainingSetup
     from sppnet.results.page import Page
 
-WORDS = ("references", "--json")  # that Hydra does not know
+WORDS = ("references", "detection", "--json")  # that Hydra does not know
+_REFERENCE_ROUNDS, _DETECTION_ROUNDS = 5, 3
+_CLASSES = 1000  # of the network of a detector, as of one that was trained on ImageNet
 
 
 def main(words: set[str]) -> None:
@@ -29,18 +35,30 @@ def main(words: set[str]) -> None:
         with one_line_job("nothing was changed"):
             config = resolved(config)
             check(config)
-            page, records = (references if "references" in words else stages)(config)
+            page, records = _measurement(words)(config)
             print(json.dumps(records, indent=2) if "--json" in words else page.markdown())
 
     job()
 
 
+def _measurement(words: set[str]) -> "Callable[[DictConfig], tuple[Page, dict[str, Any]]]":
+    """Returns what the words of a command ask for."""
+    if {"references", "detection"} <= words:
+        raise ValueError("references, detection: must be one of them; they are two commands")
+    return references if "references" in words else detection if "detection" in words else stages
+
+
 def check(config: DictConfig) -> None:
     """Raises ValueError for wrong settings of the measurements."""
     for key, kinds in (("seconds", int | float), ("rounds", int)):
+        if config[key] is None and key == "rounds":
+            continue
         if not isinstance(config[key], kinds) or not 0 < config[key] <= 1e6:
             kind = "whole number" if kinds is int else "number"
             raise ValueError(f"{key}={config[key]}: must be a {kind} above 0, at most 1000000")
+    _detection_settings(config)
+    proposer, options = read_proposer(config.proposals)
+    proposer(**options)
 
 
 def references(config: DictConfig) -> tuple["Page", dict[str, Any]]:
@@ -57,7 +75,7 @@ def references(config: DictConfig) -> tuple["Page", dict[str, Any]]:
     results = []
     with SideBySide(device) as side_by_side:
         for comparison in side_by_side.comparisons():
-            ratio = compare(*comparison.works(), rounds=config.rounds, seconds=config.seconds)
+            ratio = compare(*comparison.works(), config.rounds or _REFERENCE_ROUNDS, config.seconds)
             print(f"{comparison.name}: {ratio.median:.2f}", file=sys.stderr, flush=True)
             results.append((comparison, ratio))
 
@@ -68,6 +86,27 @@ def references(config: DictConfig) -> tuple["Page", dict[str, Any]]:
         for comparison, ratio in results
     ]
     return page, {"comparisons": records, **machine}
+
+
+def detection(config: DictConfig) -> tuple["Page", dict[str, Any]]:
+    """Compares SPP-net's way of detection with R-CNN's, and poolings of windows: the page, and the same as values."""
+    plan = read_plan(config)
+    from sppnet.benchmark.detection import measure_detection, propose, read_image
+    from sppnet.benchmark.detection_report import detection_page, detection_record
+    from sppnet.classify.training import device_type
+    from sppnet.runtime.environment import environment
+
+    settings, device = _detection_settings(config), device_type(plan.machine)
+    image = read_image(settings)
+    proposer, options = read_proposer(config.proposals)
+    windows = propose(image, proposer(**options), settings.image or "image")
+    network = plan.build_network([str(i) for i in range(_CLASSES)]).to(device)
+    rounds = config.rounds or _DETECTION_ROUNDS
+    times = measure_detection(network, image, windows, settings, rounds=rounds, seconds=config.seconds)
+
+    machine = environment()
+    page = detection_page(f"Detection on {machine['hardware']}", settings, times)
+    return page, {"config": plain(config), **detection_record(settings, times), **machine}
 
 
 def stages(config: DictConfig) -> tuple["Page", dict[str, Any]]:
@@ -105,6 +144,14 @@ def stages(config: DictConfig) -> tuple["Page", dict[str, Any]]:
         **machine,
     }
     return page, records
+
+
+def _detection_settings(config: DictConfig) -> "DetectionSettings":
+    """Returns the settings of detection. Raises ValueError for wrong ones."""
+    from sppnet.benchmark.detection import DetectionSettings  # torch takes seconds, and --help should not
+
+    keys = ["windows", "scales", "precisions", "threads", "image"]
+    return DetectionSettings(**bound(OmegaConf.masked_copy(config, keys), DetectionSettings))
 
 
 def _read_protocols(config: DictConfig, crop_side: int) -> dict[str, ViewProtocol]:

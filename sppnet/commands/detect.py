@@ -127,7 +127,7 @@ def read_plan(config: DictConfig) -> "DetectionPlan":
         raise ValueError(f"tune_fraction={config.tune_fraction}: must be above 0 and below 1")
     if not 1 <= config.most_windows <= 1_000_000:
         raise ValueError(f"most_windows={config.most_windows}: must be from 1 to 1,000,000")
-    proposer, options = _proposer(config.proposals)
+    proposer, options = read_proposer(config.proposals)
     return DetectionPlan(
         rows=tuple(map(Row.parse, config.rows)),
         rules=WindowRules(
@@ -150,7 +150,7 @@ def read_plan(config: DictConfig) -> "DetectionPlan":
     )
 
 
-def _proposer(section: Any) -> tuple[Any, dict[str, Any]]:
+def read_proposer(section: Any) -> tuple[Any, dict[str, Any]]:
     """Returns the proposer that a section names, and its arguments."""
     from sppnet.detect.proposals import Dense, EdgeBoxes, SelectiveSearch
     from sppnet.detect.window_files import WindowFile

@@ -284,7 +284,11 @@ def pool_windows_at_scales(
     results = []
     for start in range(0, max(len(found), 1), at_once):  # without windows head is called once, to learn D
         scales, cells = found.scales[start : start + at_once], found.cells[start : start + at_once]
-        present = np.unique(scales).tolist() or [0]
-        pooled = [pool_many_windows(maps[i], cells[scales == i], levels) for i in present]
-        results.append(head(torch.cat(pooled).float()))
-    return torch.cat(results)[torch.from_numpy(found.places).to(results[0].device)]
+        pooled = torch.empty(len(cells), numbers, device=maps[0].device)
+        for i in np.unique(scales).tolist():
+            first, last = np.searchsorted(scales, [i, i + 1])
+            pooled[first:last] = pool_many_windows(maps[i], cells[first:last], levels)
+        results.append(head(pooled))
+    # Joining would copy the features of the only chunk.
+    joined = results[0] if len(results) == 1 else torch.cat(results)
+    return joined[torch.from_numpy(found.places).to(joined.device)]

@@ -3,7 +3,7 @@
 Letters: K windows, s pixels of the square's side, d values of a feature.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -57,6 +57,20 @@ def _span(start: float, end: float, length: int, side: int, context: int) -> tup
     return cut_first, cut_last, fill_first, fill_last
 
 
+def warped_batches(
+    network: SPPNet, image: Tensor, windows: np.ndarray, *, batch_size: int, side: int = CROP_SIDE
+) -> Iterator[Tensor]:
+    """Warps all windows of an image, and yields them in batches as input of the network.
+
+    Arguments are those of `warped_features`. Yields float32 (N, 3, s, s), channels last, on the device of the network.
+    """
+    device, fill = network.fc8.weight.device, torch.tensor(network.input_mean).round().to(torch.uint8)
+    for start in range(0, len(windows), batch_size):
+        warped = [warped_window(image, window, fill, side) for window in windows[start : start + batch_size]]
+        batch = torch.stack(warped).to(device, memory_format=torch.channels_last)
+        yield to_network_input(batch, network.input_mean, network.input_std)
+
+
 @torch.no_grad()
 def warped_features(
     network: SPPNet,
@@ -79,10 +93,5 @@ def warped_features(
 
     Returns (K, d).
     """
-    device, fill = network.fc8.weight.device, torch.tensor(network.input_mean).round().to(torch.uint8)
-    features = []
-    for start in range(0, len(windows), batch_size):
-        warped = [warped_window(image, window, fill, side) for window in windows[start : start + batch_size]]
-        images = to_network_input(torch.stack(warped).to(device), network.input_mean, network.input_std)
-        features.append(head(network.pool(network.maps(images))))
-    return torch.cat(features)
+    batches = warped_batches(network, image, windows, batch_size=batch_size, side=side)
+    return torch.cat([head(network.pool(network.maps(images))) for images in batches])

@@ -49,6 +49,7 @@ def made_detector(layer="fc7", *, regressed=True, **changes):
         regressors=BoxRegressors((*regressors, None), 0.25) if regressed else None,
         rules=RULES,
         aligned=True,
+        warped=False,
         test=TEST,
         proposals={**PROPOSER.settings(), "most": 60, "seed": 3},
     )
@@ -71,14 +72,15 @@ def found_in_tests(detectors, folder, autocast):
     proposals = compute_proposals(IMAGES, PROPOSER, folder / "proposals", workers=0, seed=3, most=60)
     hardware = Hardware(accelerator="cpu", precision=precision)
     maps = compute_maps(network, IMAGES, RULES.scales, folder / "maps", hardware=hardware)
-    rows = [DetectorRow(str(i), network, one.svms, one.regressors) for i, one in enumerate(detectors)]
-    data = WindowsOfImages(IMAGES, proposals, maps, network, RULES)
+    rows = [DetectorRow(str(i), network, one.svms, one.regressors, one.warped) for i, one in enumerate(detectors)]
+    data = WindowsOfImages(IMAGES, proposals, maps, network, RULES, autocast=autocast)
     return detect_by_rows(data, rows, TEST, folder / "found", about={}, autocast=autocast)
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_the_boxes_are_those_that_a_test_finds_bit_for_bit(tmp_path, autocast):
     detectors = [made_detector("fc7"), made_detector("pool5"), made_detector("fc6", regressed=False)]
+    detectors.append(made_detector("fc7", warped=True))
     for detector, found in zip(detectors, found_in_tests(detectors, tmp_path, autocast), strict=True):
         save_detector(detector, tmp_path / "detector.ckpt")
         loaded = load_detector(tmp_path / "detector.ckpt")

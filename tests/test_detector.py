@@ -143,6 +143,7 @@ def made_detector(network, regressors=True):
         regressors=BoxRegressors((one, None), 0.25) if regressors else None,
         rules=WindowRules(scales=(688, 480), context=1.25),
         aligned=True,
+        warped=True,
         test=SuppressionSettings(most=7),
         proposals={"proposer": "dense", "windows": 2000, "most": 2000, "seed": 1},
     )
@@ -156,7 +157,7 @@ def test_a_saved_detector_is_loaded_with_equal_values(network, tmp_path, regress
     assert torch.equal(loaded.svms.weights, detector.svms.weights)
     assert torch.equal(loaded.svms.biases, detector.svms.biases)
     assert (loaded.svms.layer, loaded.svms.factor) == ("fc7", 3.5)
-    for name in ("classes", "rules", "aligned", "test", "proposals"):
+    for name in ("classes", "rules", "aligned", "warped", "test", "proposals"):
         assert getattr(loaded, name) == getattr(detector, name)
     if regressors:
         assert torch.equal(loaded.regressors.of_class[0].weights, detector.regressors.of_class[0].weights)

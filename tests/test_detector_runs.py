@@ -246,7 +246,19 @@ def test_without_a_common_run_there_is_no_gain(tmp_path):
 
 
 def test_rows_are_in_the_papers_order(tmp_path):
-    names = ["pool5", "pool5_bb", "fc6", "fc7", "fc7_bb", "ftfc6", "ftfc7", "ftfc7_bb", "other"]
+    names = [
+        "pool5",
+        "pool5_bb",
+        "fc6",
+        "fc7",
+        "fc7_bb",
+        "ftfc6",
+        "ftfc7",
+        "ftfc7_bb",
+        "rcnn_pool5",
+        "rcnn_fc7",
+        "other",
+    ]
     for name in reversed(names):
         make_test(tmp_path / "a", OBJECTS, name)
     make_test(tmp_path / "b", OBJECTS, "pool5", network=IMAGENET)
@@ -263,6 +275,7 @@ def test_rows_are_in_the_papers_order(tmp_path):
         (["fc6", "fc7", "ftfc6", "ftfc7", "ftfc7_bb"], [None, "fc6", "fc6", "fc7", "ftfc7"]),
         (["pool5", "pool5_bb", "fc6"], [None, "pool5", "pool5"]),
         (["pool5_bb", "fc6", "ftfc7_bb"], [None, None, "fc6"]),
+        (["fc6", "fc7", "rcnn_fc7", "rcnn_fc7_bb"], [None, "fc6", "fc7", "rcnn_fc7"]),
     ],
 )
 def test_gains_are_counted_from_the_row_that_differs_least(tmp_path, names, before):

@@ -120,6 +120,23 @@ def test_a_saved_detector_finds_in_an_image_what_its_test_found(whole, splits):
             assert len(labels)
 
 
+def test_rows_of_both_ways_are_trained_in_one_run_each_on_its_own_features(splits, tmp_path):
+    plan = dataclasses.replace(
+        PLAN, rows=tuple(map(Row.parse, ("rcnn_fc7_bb", "fc7"))), proposer=Dense(windows=20), most_windows=20
+    )
+    rcnn, _ = train_and_test(made_network(), splits, plan, tmp_path / "run", tmp_path / "cache", about={})
+    detectors = {path.stem: load_detector(path) for path in (tmp_path / "run" / "detectors").glob("*.ckpt")}
+    assert {name: one.warped for name, one in detectors.items()} == {"rcnn_fc7_bb": True, "fc7": False}
+    assert not torch.allclose(detectors["fc7"].svms.weights, detectors["rcnn_fc7_bb"].svms.weights, atol=1e-3)
+    for i, expected in enumerate(rcnn):
+        image = decode_image(splits.test.read(i), expected.name)
+        boxes, labels, scores = map(np.asarray, detect_image(detectors["rcnn_fc7_bb"], image, name=expected.name))
+        np.testing.assert_array_equal(labels, expected.labels)
+        np.testing.assert_allclose(scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(boxes, expected.boxes, atol=1e-3)
+        assert len(labels)
+
+
 def test_images_without_objects_have_no_recall(splits):
     nothing = splits.test.objects(0).of(slice(0))
     images = annotated_files("", ["a.jpg", "b.jpg"], [nothing, nothing], splits.test.classes)
@@ -216,7 +233,9 @@ def test_other_objects_than_the_run_began_with_are_refused(whole, splits):
         train_and_test(made_network(), changed, PLAN, folder / "run", folder / "cache", about={})
 
 
-@pytest.mark.parametrize("name", ["conv5", "ftpool5", "fc8", "fc7_", "FC7", "", "ft"])
+@pytest.mark.parametrize(
+    "name", ["conv5", "ftpool5", "rcnn_ftfc7", "ftrcnn_fc7", "rcnn_", "fc8", "fc7_", "FC7", "", "ft"]
+)
 def test_rows_that_do_not_exist_are_refused(name):
     with pytest.raises(ValueError, match=r"rows: .* must be one of pool5, fc6, fc7, ftfc6 or ftfc7"):
         Row.parse(name)
@@ -225,6 +244,7 @@ def test_rows_that_do_not_exist_are_refused(name):
 def test_names_of_rows():
     assert Row.parse("ftfc7_bb") == Row("ftfc7_bb", True, "fc7", True)
     assert Row.parse("pool5") == Row("pool5", False, "pool5", False)
+    assert Row.parse("rcnn_fc6_bb") == Row("rcnn_fc6_bb", False, "fc6", True, warped=True)
 
 
 def test_data_json_is_whole(whole):

@@ -16,6 +16,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from sppnet.detect.maps import WindowRules, find_cells, image_maps, pool_windows_at_scales
 from sppnet.detect.proposals import Proposer, chosen_windows, saved_proposer
+from sppnet.detect.rcnn import warped_features
 from sppnet.detect.regression import BoxRegressor
 from sppnet.detect.suppression import DetectedBoxes, SuppressionSettings, detect, suppressed
 from sppnet.network import SPPNet, load_network
@@ -158,6 +159,7 @@ class Detector:
     regressors: BoxRegressors | None
     rules: WindowRules  # the scales of the maps, and the cells of a window
     aligned: bool  # whether images go through `network.aligned()`
+    warped: bool  # whether windows are warped and convolved one by one, as R-CNN does, instead of pooled from maps
     test: SuppressionSettings
     # What `Proposer.settings` returned, with "most", the windows of an image, and "seed", which chooses them.
     proposals: dict[str, Any]
@@ -204,11 +206,15 @@ def detect_image(
         raise ValueError(printable(f"{name}: {image.dtype} of shape {tuple(image.shape)}, must be uint8 (3, h, w)"))
     windows = proposed_windows(detector, image, name) if windows is None else np.asarray(windows)
     network, size = detector.maps_network, (image.shape[1], image.shape[2])
-    found = find_cells(windows, size, network.backbone, detector.rules)
-    maps = image_maps(network, image, detector.rules.scales, autocast=autocast)
-
     layers = layers_to_pool([detector.svms.layer])
-    pooled = pool_windows_at_scales(maps, found, network.pyramid.levels, head_of(network, layers, autocast))
+    head = head_of(network, layers, autocast)
+    if detector.warped:
+        pooled = warped_features(network, image, windows, head, autocast=autocast)
+    else:
+        found = find_cells(windows, size, network.backbone, detector.rules)
+        maps = image_maps(network, image, detector.rules.scales, autocast=autocast)
+        pooled = pool_windows_at_scales(maps, found, network.pyramid.levels, head)
+
     parts = pooled.split([layer_length(network, layer) for layer in layers], dim=1)
     boxes = torch.from_numpy(windows).to(pooled.device)
     features = dict(zip(layers, parts, strict=True))
@@ -245,6 +251,7 @@ def save_detector(detector: Detector, path: Path) -> None:
             "regression_factor": regressors and regressors.factor,
             "rules": vars(detector.rules) | {"scales": list(detector.rules.scales)},
             "aligned": detector.aligned,
+            "warped": detector.warped,
             "test": vars(detector.test),
             "proposals": detector.proposals,
         },
@@ -296,6 +303,7 @@ def _detector(network: SPPNet, values: dict[str, Any]) -> Detector:
         regressors=regressors,
         rules=WindowRules(**values["rules"] | {"scales": tuple(map(int, values["rules"]["scales"]))}),
         aligned=bool(values["aligned"]),
+        warped=bool(values["warped"]),
         test=SuppressionSettings(**values["test"]),
         proposals=dict(values["proposals"]),
     )

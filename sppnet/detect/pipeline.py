@@ -16,7 +16,6 @@ from sppnet.detect.detector import (
     LAYERS,
     BoxRegressors,
     Detector,
-    LinearSvms,
     layer_length,
     load_detector,
     save_detector,
@@ -43,22 +42,27 @@ from sppnet.runtime.hardware import Hardware
 
 
 class Row(NamedTuple):
-    """A row of the paper's Table 9: ftfc7_bb is fc7 of the fine-tuned network, with box regression."""
+    """A row of the paper's Table 9: ftfc7_bb is fc7 of the fine-tuned network, with box regression.
+
+    In rcnn_fc7 windows are warped to 224 x 224 and convolved one by one, as R-CNN does.
+    """
 
     name: str
     finetuned: bool
     layer: str
     regressed: bool
+    warped: bool = False
 
     @classmethod
     def parse(cls, name: str) -> "Row":
         """Reads a name. Raises ValueError for any that is none."""
-        match = re.fullmatch(r"(ft)?(pool5|fc6|fc7)(_bb)?", name)
-        if match is None or (match[1] and match[2] == "pool5"):
+        match = re.fullmatch(r"(ft|rcnn_)?(pool5|fc6|fc7)(_bb)?", name)
+        if match is None or (match[1] == "ft" and match[2] == "pool5"):
             raise ValueError(
-                f"rows: {name} must be one of {', '.join(LAYERS)}, ftfc6 or ftfc7, with _bb for box regression"
+                f"rows: {name} must be one of {', '.join(LAYERS)}, ftfc6 or ftfc7, with _bb for box regression; "
+                "or rcnn_pool5, rcnn_fc6 or rcnn_fc7 for R-CNN's way, with or without _bb"
             )
-        return cls(name, bool(match[1]), match[2], bool(match[3]))
+        return cls(name, match[1] == "ft", match[2], bool(match[3]), match[1] == "rcnn_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +191,9 @@ def _windows_of(
     )
 
     network = network.to(plan.hardware.device)
-    return WindowsOfImages(images, proposals, maps, network, plan.rules, plan.use_difficult)
+    return WindowsOfImages(
+        images, proposals, maps, network, plan.rules, plan.use_difficult, autocast=plan.hardware.autocast
+    )
 
 
 def _finetuned(network: SPPNet, train: WindowsOfImages, plan: DetectionPlan, run: Path) -> SPPNet:
@@ -243,35 +249,35 @@ def _trained_rows(
     rows = []
     for row, path in zip(plan.rows, paths, strict=True):
         saved = load_detector(path)
-        rows.append(DetectorRow(row.name, tuned if row.finetuned else network, saved.svms, saved.regressors))
+        used = tuned if row.finetuned else network
+        rows.append(DetectorRow(row.name, used, saved.svms, saved.regressors, row.warped))
     return rows
 
 
 def _train_rows(
     network: SPPNet, tuned: SPPNet, train: WindowsOfImages, plan: DetectionPlan, run: Path
 ) -> list[DetectorRow]:
-    svms: dict[tuple[bool, str], LinearSvms] = {}
-    for is_tuned, chosen in ((False, network), (True, tuned)):
-        layers = sorted({row.layer for row in plan.rows if row.finetuned == is_tuned})
-        if layers:
-            folder = run / "svms" / ("finetuned" if is_tuned else "frozen")
-            trained = train_svms(
-                train, chosen, layers, plan.svm, folder, autocast=plan.hardware.autocast, seed=plan.seed
-            )
-            svms |= {(is_tuned, one.layer): one for one in trained}
-
-    regressors: BoxRegressors | None = None
-    if any(row.regressed for row in plan.rows):
-        regressors = train_regressors(train, plan.regression, run / "regression", seed=plan.seed)
-    return [
-        DetectorRow(
-            row.name,
-            tuned if row.finetuned else network,
-            svms[row.finetuned, row.layer],
-            regressors if row.regressed else None,
+    """Trains the detectors of all rows, one kind of features after the other."""
+    trained: dict[str, DetectorRow] = {}
+    for name, is_tuned, is_warped in (("frozen", False, False), ("finetuned", True, False), ("rcnn", False, True)):
+        rows = [row for row in plan.rows if (row.finetuned, row.warped) == (is_tuned, is_warped)]
+        if not rows:
+            continue
+        used, data = tuned if is_tuned else network, train.warped_one_by_one() if is_warped else train
+        layers = sorted({row.layer for row in rows})
+        svms = train_svms(
+            data, used, layers, plan.svm, run / "svms" / name, autocast=plan.hardware.autocast, seed=plan.seed
         )
-        for row in plan.rows
-    ]
+
+        regressors: BoxRegressors | None = None
+        if any(row.regressed for row in rows):
+            # Fine-tuning does not change the pooled windows that regressors are trained on.
+            folder = run / ("regression_rcnn" if is_warped else "regression")
+            regressors = train_regressors(data, plan.regression, folder, seed=plan.seed)
+        for row in rows:
+            of_layer = svms[layers.index(row.layer)]
+            trained[row.name] = DetectorRow(row.name, used, of_layer, regressors if row.regressed else None, is_warped)
+    return [trained[row.name] for row in plan.rows]
 
 
 def _detector(row: DetectorRow, classes: tuple[str, ...], plan: DetectionPlan) -> Detector:
@@ -282,6 +288,7 @@ def _detector(row: DetectorRow, classes: tuple[str, ...], plan: DetectionPlan) -
         regressors=row.regressors,
         rules=plan.rules,
         aligned=plan.aligned,
+        warped=row.warped,
         test=plan.test,
         proposals=plan.proposer.settings() | {"most": plan.most_windows, "seed": plan.seed},
     )

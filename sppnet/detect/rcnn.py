@@ -78,6 +78,7 @@ def warped_features(
     windows: np.ndarray,
     head: Callable[[Tensor], Tensor],
     *,
+    autocast: torch.dtype | None = None,
     batch_size: int = 64,
     side: int = CROP_SIDE,
 ) -> Tensor:
@@ -86,12 +87,19 @@ def warped_features(
     Args:
         network: on its device, in eval mode.
         image: uint8 (3, h, w), on the CPU.
-        windows: (K, 4), K at least 1.
+        windows: (K, 4).
         head: pooled vectors (N, C * B) -> (N, d).
+        autocast: the dtype of convolutions, or None for float32.
         batch_size: windows per forward pass.
         side: of the warped windows.
 
     Returns (K, d).
     """
-    batches = warped_batches(network, image, windows, batch_size=batch_size, side=side)
-    return torch.cat([head(network.pool(network.maps(images))) for images in batches])
+    device, features = network.fc8.weight.device, []
+    if not len(windows):
+        return head(torch.empty(0, network.fc6.in_features, device=device))
+    for images in warped_batches(network, image, windows, batch_size=batch_size, side=side):
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            maps = network.maps(images)
+        features.append(head(network.pool(maps.float())))
+    return torch.cat(features)

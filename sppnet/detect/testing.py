@@ -27,12 +27,13 @@ _IMAGES_PER_PART = 50  # which are tested again after an interruption, at most
 
 
 class DetectorRow(NamedTuple):
-    """A row of a table: the SVMs on a layer of a network, and box regressors or None."""
+    """A row of a table: the SVMs on a layer of a network, box regressors or None, and whether windows are warped."""
 
     name: str
     network: SPPNet
     svms: LinearSvms
     regressors: BoxRegressors | None
+    warped: bool = False
 
 
 def detect_by_rows(
@@ -115,26 +116,27 @@ def _detect_in_image(
     index: int,
     autocast: torch.dtype | None,
 ) -> Iterator[ImageDetections]:
-    """Yields the detections in an image by every row. Windows are pooled once for each network among them."""
+    """Yields the detections in an image by every row. Rows of one kind of features share them."""
     windows = data.windows(index)
-    for network, of_network in _by_network(rows):
-        layers = layers_to_pool(row.svms.layer for row in of_network)
+    for group in _by_features(rows):
+        network, features_of = group[0].network, data.warped_one_by_one() if group[0].warped else data
+        layers = layers_to_pool(row.svms.layer for row in group)
         lengths = [layer_length(network, layer) for layer in layers]
-        parts = data.features(index, windows, head_of(network, layers, autocast)).split(lengths, dim=1)
+        parts = features_of.features(index, windows, head_of(network, layers, autocast)).split(lengths, dim=1)
         features = dict(zip(layers, parts, strict=True))
         boxes = torch.from_numpy(windows).to(parts[0].device)
 
-        for row in of_network:
+        for row in group:
             found = detect_in_features(features, boxes, data.size(index), row.svms, row.regressors, settings)
             labels, scores, found_boxes = (values.cpu().numpy() for values in (found.labels, found.scores, found.boxes))
             yield ImageDetections(data.images.name(index), labels, scores, found_boxes)
 
 
-def _by_network(rows: Sequence[DetectorRow]) -> list[tuple[SPPNet, list[DetectorRow]]]:
-    """Groups rows that follow each other by their network."""
-    groups: list[tuple[SPPNet, list[DetectorRow]]] = []
+def _by_features(rows: Sequence[DetectorRow]) -> list[list[DetectorRow]]:
+    """Groups rows that follow each other by their network, and by whether windows are warped."""
+    groups: list[list[DetectorRow]] = []
     for row in rows:
-        if not groups or groups[-1][0] is not row.network:
-            groups.append((row.network, []))
-        groups[-1][1].append(row)
+        if not groups or groups[-1][0].network is not row.network or groups[-1][0].warped != row.warped:
+            groups.append([])
+        groups[-1].append(row)
     return groups

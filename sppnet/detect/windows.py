@@ -4,19 +4,20 @@ Letters: K windows of an image, k objects in it, C classes, d values of a featur
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.data.images import encoded_image_size
+from sppnet.data.images import decode_image, encoded_image_size
 from sppnet.data.objects import AnnotatedImages, Objects
 from sppnet.detect.map_files import MapFiles
 from sppnet.detect.maps import WindowRules, find_cells, pool_windows_at_scales
 from sppnet.detect.matching import best_overlaps
 from sppnet.detect.proposal_files import Proposals
+from sppnet.detect.rcnn import warped_features
 from sppnet.network import SPPNet
 from sppnet.runtime.progress import Progress
 
@@ -34,6 +35,8 @@ class WindowsOfImages:
     network: pools; its fully connected layers are not used.
     rules: the scales of the maps, and the cells of a window.
     use_difficult: whether difficult objects are objects to train on.
+    autocast: the dtype of convolutions of warped windows, or None for float32.
+    warped: whether windows are not pooled from the maps but warped and convolved one by one, as R-CNN does.
     """
 
     images: AnnotatedImages
@@ -42,6 +45,8 @@ class WindowsOfImages:
     network: SPPNet
     rules: WindowRules
     use_difficult: bool = False
+    autocast: torch.dtype | None = None
+    warped: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
@@ -72,10 +77,20 @@ class WindowsOfImages:
 
     def features(self, index: int, windows: np.ndarray, head: Head, *, mirrored: bool = False) -> Tensor:
         """Computes features of windows (K, 4) of an image, or of the same windows of its mirror image: (K, d)."""
+        if self.warped:
+            return self._warped_features(index, windows, head)
         found = find_cells(windows, self.size(index), self.network.backbone, self.rules, mirrored=mirrored)
         maps = [one.to(self.network.fc8.weight.device) for one in self.maps.read(index, mirrored=mirrored)]
         with torch.no_grad():
             return pool_windows_at_scales(maps, found, self.network.pyramid.levels, head)
+
+    def _warped_features(self, index: int, windows: np.ndarray, head: Head) -> Tensor:
+        image = decode_image(self.images.read(index), self.images.name(index))
+        return warped_features(self.network, image, windows, head, autocast=self.autocast)
+
+    def warped_one_by_one(self) -> "WindowsOfImages":
+        """Returns the same windows, whose features are computed as R-CNN does."""
+        return replace(self, warped=True)
 
     def overlaps(self, index: int, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns `best_overlaps` of windows (K, 4) with the objects of an image to train on."""

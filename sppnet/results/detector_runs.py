@@ -289,22 +289,23 @@ def by_protocol(rows: Sequence[TestedRow]) -> list[list[TestedRow]]:
 
 
 def row_order(name: str) -> tuple[int, str]:
-    """Sorts rows as Table 9 does, fc7 before the fine-tuned ones; names of other forms last."""
-    match = re.fullmatch(r"(ft)?(pool5|fc6|fc7)(_bb)?", name)
+    """Sorts rows as Table 9 does, fc7 before the fine-tuned ones, R-CNN's after them; names of other forms last."""
+    match = re.fullmatch(r"(|ft|rcnn_)(pool5|fc6|fc7)(_bb)?", name)
     if match is None:
         return 99, name
     layers = ("pool5", "fc6", "fc7")
-    return 2 * (len(layers) * bool(match[1]) + layers.index(match[2])) + bool(match[3]), name
+    way = ("", "ft", "rcnn_").index(match[1])
+    return 2 * (len(layers) * way + layers.index(match[2])) + bool(match[3]), name
 
 
 def row_before(row: TestedRow, rows: Sequence[TestedRow]) -> TestedRow | None:
     """Returns the row of the same detector that gains are counted from.
 
-    With box regression it is the row without it; after fine-tuning it is the same layer before; in other cases, and if
-    that was not tested, it is the row before it without box regression.
+    With box regression it is the row without it; after fine-tuning it is the same layer before; for R-CNN it is the
+    same row of SPP-net; in other cases, and if that was not tested, it is the row before it without box regression.
     """
     others = {other.name: other for other in rows if _same_detector(other, row) and other.name != row.name}
-    for name in (row.name.removesuffix("_bb"), row.name.removeprefix("ft")):
+    for name in (row.name.removesuffix("_bb"), row.name.removeprefix("ft"), row.name.removeprefix("rcnn_")):
         if name in others:
             return others[name]
     before = [

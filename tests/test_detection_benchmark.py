@@ -150,7 +150,8 @@ def made_ways(windows=2000, precision="float32", ratio=30.0):
     return TimedWays(windows, 1300, precision, 64, [seconds], slower)
 
 
-def test_goals_are_for_one_thread_of_a_cpu_and_two_thousand_windows():
+def test_goals_are_for_one_thread_of_a_cpu_and_two_thousand_windows(monkeypatch):
+    monkeypatch.setattr(detection, "core_count", lambda: 4)
     assert goal(settings(), made_ways(), TOTAL, "cpu") == 20
     assert goal(settings(), made_ways(precision="bf16"), TOTAL, "cpu") == 45
     assert goal(settings(), made_ways(1995), "convolutions", "cpu") == 100
@@ -160,6 +161,7 @@ def test_goals_are_for_one_thread_of_a_cpu_and_two_thousand_windows():
         goal(five, made_ways(), TOTAL, "cpu"),
         goal(settings(scales=[600]), made_ways(), TOTAL, "cpu"),
         goal(settings(), made_ways(200), TOTAL, "cpu"),
+        goal(settings(threads=4), made_ways(), TOTAL, "cpu"),
         goal(settings(), made_ways(), TOTAL, "cuda"),
         goal(settings(), made_ways(), "fully connected", "cpu"),
     ):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def test_two_processes_learn_what_one_does(tmp_path, run_here):
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_as_an_undisturbed_one(folder, tmp_path, run_here):
     arguments = [*SMALL, f"data.root={folder}"]
-    undisturbed = train(*arguments, "run=undisturbed", cwd=tmp_path)
+    undisturbed = run_here("train", *arguments, "run=undisturbed", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
     assert undisturbed.stderr == ""
     lines = [line for line in undisturbed.stdout.splitlines() if line.startswith("epoch")]
@@ -179,14 +180,14 @@ def test_a_sweep_that_is_stopped_does_not_start_its_next_job(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_it_in_one_line(folder, tmp_path):
+def test_a_full_disk_stops_it_in_one_line(folder, tmp_path, run_here):
     """A limit on the size of files fails as a full disk does."""
-    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); " + (
-        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    )
-    command = [sys.executable, "-c", limited.format(150_000), SCRIPT[1], *SMALL, f"data.root={folder}", "run=full"]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    done = run_process(command, cwd=tmp_path, env=environment)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, before[1]))
+    try:
+        done = run_here("train", *SMALL, f"data.root={folder}", "run=full", cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().splitlines()[-1] == (
         "error: full/checkpoints/last.ckpt: cannot write a checkpoint (File too large); there is none yet"

@@ -236,23 +236,27 @@ def test_size_limit_counts_pixels_before_decoding():
         decode_image(JPEG[:-200], "a.jpg", max_pixels=80 * 60 - 1)  # truncated: decoding it would say so
 
 
-@pytest.mark.parametrize(
-    ("limit", "message"),
-    [
-        ("4799", "a.jpg: 80x60 pixels, more than SPPNET_MAX_PIXELS=4799"),
-        ("1e9", "SPPNET_MAX_PIXELS=1e9: must be a whole number above 0"),
-        ("400000000", "400000000"),
-    ],
-)
-def test_the_environment_sets_how_much_is_decoded(limit, message, tmp_path):
+def test_the_environment_sets_how_much_is_decoded(tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
-    code = (
-        "from sppnet.data.images import decode_image; decode_image(open('a.jpg', 'rb').read(), 'a.jpg'); "
-        "from PIL import Image; exit(str(Image.MAX_IMAGE_PIXELS))"
-    )
-    environment = os.environ | {"SPPNET_MAX_PIXELS": limit, "PYTHONPATH": str(Path(__file__).parents[1])}
+    code = "from sppnet.data.images import decode_image; decode_image(open('a.jpg', 'rb').read(), 'a.jpg')"
+    environment = os.environ | {"SPPNET_MAX_PIXELS": "4799", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = run_process([sys.executable, "-c", code], cwd=tmp_path, env=environment)
-    assert done.stderr.strip().endswith(message)
+    assert done.stderr.strip().endswith("a.jpg: 80x60 pixels, more than SPPNET_MAX_PIXELS=4799")
+
+
+def test_pillow_takes_as_many_pixels_as_the_environment_sets(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 178956970)
+    for limit, most in (("4799", 178956970), ("400000000", 400000000)):
+        monkeypatch.setenv("SPPNET_MAX_PIXELS", limit)
+        assert images._max_pixels() == int(limit)
+        assert most == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("limit", ["1e9", "0", "-1", ""])
+def test_a_limit_that_is_no_number_of_pixels_is_refused(limit, monkeypatch):
+    monkeypatch.setenv("SPPNET_MAX_PIXELS", limit)
+    with pytest.raises(ValueError, match=f"^SPPNET_MAX_PIXELS={limit}: must be a whole number above 0$"):
+        images._max_pixels()
 
 
 # Reading.

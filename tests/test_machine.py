@@ -2,13 +2,14 @@
 
 import ctypes
 import os
-import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from conftest import run_process, started_process
+from conftest import run_process
+from forks import exit_code, start_process
 from sppnet.runtime.machine import bf16_is_fast, busy_machine, claim_gpu, most_processes, processes_here, worker_count
 
 
@@ -110,43 +111,48 @@ def test_a_machine_whose_load_exceeds_its_cores_is_busy(monkeypatch):
 
 
 def test_processes_claim_different_gpus_until_they_end(tmp_path):
-    code = f"""
-from pathlib import Path
-from sppnet.runtime.machine import claim_gpu
-print(claim_gpu(2, Path({str(tmp_path)!r})), claim_gpu(2, Path({str(tmp_path)!r})), flush=True)
-input()
-"""
+    @contextmanager
+    def claiming():
+        """Another process claims a GPU for two jobs, and ends after the block, which gets what it claimed."""
+        claimed, claims = os.pipe()
+        ended, ends = os.pipe()
 
-    def start():
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        return started_process([sys.executable, "-c", code], **pipes)
+        def work():
+            claim_gpu.cache_clear()  # as in a new process
+            os.write(claims, bytes([claim_gpu(2, tmp_path), claim_gpu(2, tmp_path)]))
+            os.read(ended, 1)
 
-    with start() as first, start() as second:
-        claims = [process.stdout.readline() for process in (first, second)]
-        assert sorted(claims) == ["0 0\n", "1 1\n"]  # a second job of one process keeps its GPU
-        assert claim_gpu(2, tmp_path) in (0, 1)  # none is free: share
-        first.communicate("\n")
-        with start() as third:
-            assert third.stdout.readline() == claims[0]
-            third.communicate("\n")
-        second.communicate("\n")
+        process = start_process(work)
+        yield tuple(os.read(claimed, 2))
+        os.write(ends, b"x")
+        assert exit_code(process) == 0
+        for descriptor in (claimed, claims, ended, ends):
+            os.close(descriptor)
+
+    with claiming() as second:
+        with claiming() as first:
+            assert sorted([first, second]) == [(0, 0), (1, 1)]  # a second job of one process keeps its GPU
+            assert claim_gpu(2, tmp_path) in (0, 1)  # none is free: share
+        with claiming() as third:
+            assert third == first
 
 
 NEW_PAGES = """
-import resource, sys, torch
+import resource, torch
 from sppnet.runtime.machine import keep_freed_memory
 
-keep_freed_memory(sys.argv[1] == "keep")
-for i in range(40):
-    torch.ones(2**24)  # 64 MB
-    if i == 29:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+for keep in (False, True):
+    keep_freed_memory(keep)
+    for i in range(40):
+        torch.ones(2**24)  # 64 MB
+        if i == 29:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
 def test_kept_memory_is_not_mapped_again():
-    kept, mapped = (int(run_process([sys.executable, "-c", NEW_PAGES, word]).stdout) for word in ("keep", "give back"))
+    mapped, kept = map(int, run_process([sys.executable, "-c", NEW_PAGES]).stdout.split())
     assert kept * 100 < mapped

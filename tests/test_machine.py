@@ -123,11 +123,14 @@ def test_processes_claim_different_gpus_until_they_end(tmp_path):
             os.read(ended, 1)
 
         process = start_process(work)
-        yield tuple(os.read(claimed, 2))
-        os.write(ends, b"x")
-        assert exit_code(process) == 0
-        for descriptor in (claimed, claims, ended, ends):
-            os.close(descriptor)
+        os.close(claims)  # so that reading ends if the other process does
+        try:
+            yield tuple(os.read(claimed, 2))
+        finally:
+            os.write(ends, b"x")
+            assert exit_code(process) == 0
+            for descriptor in (claimed, ended, ends):
+                os.close(descriptor)
 
     with claiming() as second:
         with claiming() as first:

@@ -1,6 +1,5 @@
 """Image files made on the fly, and ways to run the commands: in a process of their own, or in this one."""
 
-import gc
 import io
 import os
 import pickle
@@ -252,9 +251,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("gpu")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-
-
-def pytest_collection_finish() -> None:
-    """Leaves what is loaded by now out of garbage collections: a fifteenth of the time where many objects are made."""
-    gc.collect()
-    gc.freeze()

@@ -35,6 +35,7 @@ class SvmSettings:
     hard_score: float = -1.3  # negatives with at least this score are cached; the margin ends at -1
     easy_score: float = -1.5  # cached negatives below this score are dropped after a training
     train_after: int = 2000  # new negatives of a class after which its SVM is trained again, if it had no more before
+    mirrored: bool = False  # whether the mirror images are trained on as well
     gigabytes: float = 4.0  # of memory for the negatives of all classes
 
     def __post_init__(self) -> None:

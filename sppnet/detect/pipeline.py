@@ -103,7 +103,8 @@ def train_and_test(
     """
     network = network.aligned().eval() if plan.aligned else network
     _check_data(splits, run)
-    train = _windows_of(splits.train, network, plan, cache, "training images", mirrored=_finetunes(plan.rows))
+    mirrored = _finetunes(plan.rows) or plan.svm.mirrored
+    train = _windows_of(splits.train, network, plan, cache, "training images", mirrored=mirrored)
     tuned = _finetuned(network, train, plan, run) if _finetunes(plan.rows) else network
     rows = _trained_rows(network, tuned, train, plan, run)
 

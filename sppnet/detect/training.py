@@ -105,11 +105,11 @@ def train_svms(
     factors = [AVERAGE_NORM / norm if norm > 0 else 1.0 for norm in average_norms(data, head, lengths, seed)]
     scale = torch.cat([torch.full((length,), factor) for length, factor in zip(lengths, factors, strict=True)])
 
-    def features(index: int, windows: np.ndarray) -> list[np.ndarray]:
-        rows = (scale * data.features(index, windows, head).cpu()).half()
+    def features(index: int, windows: np.ndarray, mirrored: bool) -> list[np.ndarray]:
+        rows = (scale * data.features(index, windows, head, mirrored=mirrored).cpu()).half()
         return [part.numpy() for part in rows.split(lengths, dim=1)]
 
-    objects = _features_of_objects(data, features, len(layers))
+    objects = _features_of_objects(data, features, settings, len(layers))
     miners = [NegativeMiner(positives, settings) for positives in objects]
     _mine(data, features, miners, settings, folder / "mining.npz")
     for layer, miner in zip(layers, miners, strict=True):
@@ -122,19 +122,27 @@ def train_svms(
     ]
 
 
-# Computes the features of windows of an image by each of some layers: float16 (K, d) each.
-_Features = Callable[[int, np.ndarray], list[np.ndarray]]
+# Computes the features of windows of an image, or of its mirror image, by each of some layers: float16 (K, d) each.
+_Features = Callable[[int, np.ndarray, bool], list[np.ndarray]]
 
 
-def _features_of_objects(data: WindowsOfImages, features: _Features, layers: int) -> list[list[np.ndarray]]:
+def _sides(settings: SvmSettings) -> tuple[bool, ...]:
+    """Returns whether an image is mirrored, for each of the ways in which it is trained on."""
+    return (False, True) if settings.mirrored else (False,)
+
+
+def _features_of_objects(
+    data: WindowsOfImages, features: _Features, settings: SvmSettings, layers: int
+) -> list[list[np.ndarray]]:
     """Computes the features of all objects: for each layer and class, float16 (p, d)."""
     found: list[list[list[np.ndarray]]] = [[[] for _ in data.classes] for _ in range(layers)]
     with Progress("features of objects", len(data)) as progress:
         for index in range(len(data)):
             objects = data.objects(index)
-            for of_layer, rows in zip(found, features(index, objects.boxes), strict=True):
-                for label, of_class in enumerate(of_layer):
-                    of_class.append(rows[objects.labels == label])
+            for mirrored in _sides(settings):
+                for of_layer, rows in zip(found, features(index, objects.boxes, mirrored), strict=True):
+                    for label, of_class in enumerate(of_layer):
+                        of_class.append(rows[objects.labels == label])
             progress.add(1)
     return [[np.concatenate(of_class) for of_class in of_layer] for of_layer in found]
 
@@ -148,8 +156,9 @@ def _mine(
         for index in range(start, len(data)):
             windows = data.windows(index)
             negative = data.is_negative(index, windows, settings.negative_overlap)
-            for miner, rows in zip(miners, features(index, windows), strict=True):
-                miner.add(rows, negative)
+            for mirrored in _sides(settings):
+                for miner, rows in zip(miners, features(index, windows, mirrored), strict=True):
+                    miner.add(rows, negative)
             progress.add(1)
 
             if signals.received is not None or time.monotonic() - saved_at > SECONDS_BETWEEN_SAVES:

@@ -20,6 +20,7 @@ from sppnet.detect.proposal_files import Proposals
 from sppnet.detect.rcnn import warped_features
 from sppnet.network import SPPNet
 from sppnet.runtime.progress import Progress
+from sppnet.windows import mirrored_windows
 
 # Computes features of pooled windows: float32 (M, C * B) -> (M, d), row by row.
 Head = Callable[[Tensor], Tensor]
@@ -78,14 +79,16 @@ class WindowsOfImages:
     def features(self, index: int, windows: np.ndarray, head: Head, *, mirrored: bool = False) -> Tensor:
         """Computes features of windows (K, 4) of an image, or of the same windows of its mirror image: (K, d)."""
         if self.warped:
-            return self._warped_features(index, windows, head)
+            return self._warped_features(index, windows, head, mirrored)
         found = find_cells(windows, self.size(index), self.network.backbone, self.rules, mirrored=mirrored)
         maps = [one.to(self.network.fc8.weight.device) for one in self.maps.read(index, mirrored=mirrored)]
         with torch.no_grad():
             return pool_windows_at_scales(maps, found, self.network.pyramid.levels, head)
 
-    def _warped_features(self, index: int, windows: np.ndarray, head: Head) -> Tensor:
+    def _warped_features(self, index: int, windows: np.ndarray, head: Head, mirrored: bool) -> Tensor:
         image = decode_image(self.images.read(index), self.images.name(index))
+        if mirrored:
+            image, windows = image.flip(-1), mirrored_windows(windows, image.shape[2])
         return warped_features(self.network, image, windows, head, autocast=self.autocast)
 
     def warped_one_by_one(self) -> "WindowsOfImages":

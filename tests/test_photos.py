@@ -178,7 +178,7 @@ def test_reading_ahead_ends_with_the_photos(place, detector):
     assert threading.active_count() <= before
 
 
-# The command, mostly without composing its configuration anew, which would take most of the time.
+# The command. Most tests do not compose its configuration again, which would take most of the time.
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def draw_images(root: Path, count: int, height: int = 375, width: int = 500) -> 
 
 
 def drawn_pixels(random: np.random.Generator, height: int = 375, width: int = 500) -> np.ndarray:
-    """Draws an image, uint8 (h, w, 3), in which the spectrum falls as 1/f, as in photographs.
+    """Draws a random image, uint8 (h, w, 3), with the 1/f spectrum of photos.
 
     Brightness varies more than colour.
     """

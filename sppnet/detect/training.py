@@ -127,7 +127,7 @@ _Features = Callable[[int, np.ndarray, bool], list[np.ndarray]]
 
 
 def _sides(settings: SvmSettings) -> tuple[bool, ...]:
-    """Returns whether an image is mirrored, for each of the ways in which it is trained on."""
+    """Returns whether to mirror an image, for each time that it is trained on."""
     return (False, True) if settings.mirrored else (False,)
 
 

@@ -51,11 +51,36 @@ def test_pictures_are_inside_the_html_and_counted_in_markdown(tmp_path):
     result.pictures([(b"\xff\xd8\xff", 'a "<cat>"'), (b"\xff\xd8", "b")])
     result.pictures([(b"\xff", "c")])
     html = result.html()
-    assert '<img src="data:image/jpeg;base64,/9j/" alt="a &quot;&lt;cat&gt;&quot;">' in html
-    assert "<figcaption>a &quot;&lt;cat&gt;&quot;</figcaption>" in html
+    assert '<img src="data:image/jpeg;base64,/9j/" alt="a &#34;&lt;cat&gt;&#34;">' in html
+    assert "<figcaption>a &#34;&lt;cat&gt;&#34;</figcaption>" in html
     assert html.count("<img") == 3
     assert result.markdown() == "# Pictures\n\n(2 pictures, in the HTML file)\n\n(1 picture, in the HTML file)\n"
     assert [path.name for path in result.write(tmp_path, "page")] == ["page.md", "page.html"]
+
+
+def test_png_pictures_are_named_as_such():
+    result = Page("Pictures")
+    result.pictures([(b"\x89PNG\r\n", "map")])
+    assert '<img src="data:image/png;base64,iVBORw0K" alt="map">' in result.html()
+
+
+def test_links_lead_to_other_pages():
+    result = Page("Index")
+    result.links([("A & B", "a b.html"), ("classes", "classes.html")])
+    assert '<nav><a href="a b.html">A &amp; B</a><a href="classes.html">classes</a></nav>' in result.html()
+    assert "[A & B](a b.html), [classes](classes.html)" in result.markdown()
+
+
+def test_numbers_are_aligned_to_the_right():
+    html = page().html()
+    assert '<tr><th>name</th><th class="number">error</th></tr>' in html
+    assert '<tr><td>a|b</td><td class="number">1.00</td></tr>' in html
+
+
+def test_a_page_fits_a_phone_and_follows_its_colors():
+    html = page().html()
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert "prefers-color-scheme: dark" in html
 
 
 def test_a_table_may_be_empty():

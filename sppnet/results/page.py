@@ -1,30 +1,18 @@
 """A page of headings, text, tables and plots, written as Markdown and as one self-contained HTML file."""
 
 import base64
-import html
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sppnet.runtime.files import atomic_file
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2330; background: #fff }
-body { max-width: 72em; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em }
-.wide { overflow-x: auto } table { border-collapse: collapse; margin: 1em 0 }
-th, td { padding: .3em .8em; border-bottom: 1px solid #dde2ea; text-align: left; vertical-align: top }
-th { border-bottom: 2px solid #8a94a6 }
-td:first-child { white-space: nowrap }
-th.number { text-align: right }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
-.pictures { display: flex; flex-wrap: wrap; gap: .8em } .pictures figure { margin: 0; max-width: var(--width) }
-.pictures figcaption { font-size: .8em; overflow-wrap: anywhere } .pictures img { max-width: 100% }
-code { background: #f0f2f6; padding: .1em .3em; border-radius: 3px } svg { max-width: 100%; height: auto }
-"""
+from sppnet.runtime.files import atomic_file
 
 
 @dataclass
@@ -44,7 +32,12 @@ class Page:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Adds a table. Words between backticks are set as code."""
-        self.blocks.append(("table", (list(headers), [list(row) for row in rows])))
+        table = {"headers": headers, "rows": rows, "numbers": _number_columns(headers, rows)}
+        self.blocks.append(("table", table))
+
+    def links(self, links: Sequence[tuple[str, str]]) -> None:
+        """Adds a row of links: texts, and addresses relative to the page, such as "runs.html"."""
+        self.blocks.append(("links", list(links)))
 
     def figure(self, figure: Any, description: str) -> None:
         """Adds a plot.
@@ -56,16 +49,17 @@ class Page:
         file = io.StringIO()
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
         svg = file.getvalue()
-        self.blocks.append(("figure", (svg[svg.index("<svg") :], description)))
+        self.blocks.append(("figure", {"svg": svg[svg.index("<svg") :], "description": description}))
 
     def pictures(self, pictures: Sequence[tuple[bytes, str]], width: int = 360) -> None:
-        """Adds pictures side by side, which are in the HTML file only. Each is a JPEG file and a line of text.
+        """Adds pictures side by side, which are in the HTML file only. Each is a JPEG or PNG file and a line of text.
 
         Args:
             pictures: the files and texts.
             width: of the widest one in pixels, at which its text is broken.
         """
-        self.blocks.append(("pictures", (list(pictures), width)))
+        shown = [(_data_address(file), text) for file, text in pictures]
+        self.blocks.append(("pictures", {"pictures": shown, "width": width}))
 
     def markdown(self, figures: Sequence[str] = ()) -> str:
         """Returns the page as Markdown.
@@ -80,36 +74,23 @@ class Page:
             elif kind == "text":
                 parts.append(content)
             elif kind == "table":
-                parts.append(markdown_table(*content))
+                parts.append(markdown_table(content["headers"], content["rows"]))
+            elif kind == "links":
+                parts.append(", ".join(f"[{text}]({address})" for text, address in content))
             elif kind == "pictures":
-                parts.append(f"({len(content[0])} picture{'s' * (len(content[0]) != 1)}, in the HTML file)")
+                count = len(content["pictures"])
+                parts.append(f"({count} picture{'s' * (count != 1)}, in the HTML file)")
             elif figures:
-                parts.append(f"![{content[1]}]({next(names)})")
+                parts.append(f"![{content['description']}]({next(names)})")
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
-        """Returns the page as one HTML file, plots included."""
-        parts = [f"<h1>{html.escape(self.title)}</h1>"]
-        for kind, content in self.blocks:
-            if kind == "heading":
-                parts.append(f"<h2>{html.escape(content)}</h2>")
-            elif kind == "text":
-                parts.append(f"<p>{_inline(content)}</p>")
-            elif kind == "table":
-                parts.append(_html_table(*content))
-            elif kind == "pictures":
-                pictures, width = content
-                shown = "".join(map(_html_picture, pictures))
-                parts.append(f'<div class="pictures" style="--width: {width}px">{shown}</div>')
-            else:
-                svg, description = content
-                parts.append(f'<figure role="img" aria-label="{html.escape(description)}">{svg}</figure>')
-        head = f'<meta charset="utf-8"><title>{html.escape(self.title)}</title><style>{_STYLE}</style>'
-        return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        """Returns the page as one HTML file, plots and pictures included."""
+        return _template().render(page=self)
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Writes NAME.md, NAME.html and a NAME-i.svg per plot into `folder`, each atomically; returns their paths."""
-        svgs = [content[0] for kind, content in self.blocks if kind == "figure"]
+        svgs = [content["svg"] for kind, content in self.blocks if kind == "figure"]
         plots = {f"{name}-{i}.svg": svg for i, svg in enumerate(svgs, start=1)}
         files = {f"{name}.md": self.markdown(list(plots)), f"{name}.html": self.html(), **plots}
 
@@ -136,29 +117,6 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
 
 
-def _html_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    numbers = _number_columns(headers, rows)
-    head = "".join(
-        f"<th{' class=number' if number else ''}>{html.escape(header)}</th>"
-        for header, number in zip(headers, numbers, strict=True)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<td class="number">{html.escape(cell)}</td>' if number else f"<td>{_inline(cell)}</td>"
-            for cell, number in zip(row, numbers, strict=True)
-        )
-        + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
-
-
-def _html_picture(picture: tuple[bytes, str]) -> str:
-    data, text = base64.b64encode(picture[0]).decode(), html.escape(picture[1])
-    return f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>\n'
-
-
 def _number_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
     """Returns which columns hold only numbers and blanks. ± 0.3, (1.2 to 3.4) and < 0.001 count as numbers."""
     columns = list(zip(*rows, strict=True)) or [()] * len(headers)
@@ -166,7 +124,22 @@ def _number_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> li
     return [any(column) and not any(number.sub("", cell) for cell in column) for column in columns]
 
 
-def _inline(text: str) -> str:
+@cache
+def _template() -> Template:
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
+    environment.filters["inline"] = _inline
+    return environment.get_template("page.html.jinja")
+
+
+def _data_address(picture: bytes) -> str:
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _inline(text: str) -> Markup:
     """Returns the text escaped for HTML, with words between backticks as code."""
-    pieces = html.escape(text).split("`")
-    return "".join(f"<code>{piece}</code>" if i % 2 else piece for i, piece in enumerate(pieces))
+    pieces = (escape(piece) for piece in text.split("`"))
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if i % 2 else piece for i, piece in enumerate(pieces)
+    )

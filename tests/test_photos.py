@@ -23,13 +23,12 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.detect import detect
 from sppnet.commands.detect_photos import find_detector
 from sppnet.commands.settings import plain, resolved
-from sppnet.data.folders import NamedFiles
 from sppnet.data.images import decode_image
-from sppnet.data.photos import find_photos
+from sppnet.data.photos import PhotoFiles, find_photos
 from sppnet.detect.detector import detect_image, proposed_windows, save_detector
 from sppnet.detect.photos import detect_in_photos
-from sppnet.results.photo_boxes import PhotoBoxes
-from sppnet.results.photo_page import photo_picture
+from sppnet.results.photo_boxes import boxes_record
+from sppnet.results.photo_page import boxes_picture
 from test_detect_image import made_detector
 
 PHOTOS = {"a.jpg": (70, 93), "b/<i>.png": (93, 71), "b/c.JPG": (40, 60), "z.jpeg": (64, 64)}
@@ -152,10 +151,10 @@ def test_photos_come_in_their_order_whichever_is_read_first(place, detector):
         return proposed_windows(detector, image, name)
 
     found = detected(place, detector, threads=3, propose=slow_at_first)
-    assert [photo.found.name for photo in found] == sorted(PHOTOS)
-    for photo in found:
-        assert photo.found.rows() == expected(place, detector, photo.found.name, 0.0)
-        assert photo.found.size == photo.image.shape[1:] == PHOTOS[photo.found.name]
+    assert [photo.record["image"] for photo in found] == sorted(PHOTOS)
+    for record, _ in found:
+        assert record["boxes"] == expected(place, detector, record["image"], 0.0)
+        assert (record["height"], record["width"]) == PHOTOS[record["image"]]
 
 
 def test_errors_of_the_code_are_not_taken_for_those_of_a_photo(place, detector):
@@ -168,7 +167,7 @@ def test_errors_of_the_code_are_not_taken_for_those_of_a_photo(place, detector):
 
 def test_reading_ahead_ends_with_the_photos(place, detector):
     before = threading.active_count()
-    photos = NamedFiles(str(place / "photos"), np.array([b"a.jpg"] * 50))
+    photos = PhotoFiles(str(place / "photos"), np.array([b"a.jpg"] * 50))
     options = {"least_score": 0.0, "threads": 2, "autocast": None}
     with closing(detect_in_photos(detector, photos, partial(proposed_windows, detector), **options)) as arriving:
         next(arriving)
@@ -269,8 +268,8 @@ def test_a_page_shows_every_photo_with_its_boxes(place, run, tmp_path):
 def test_boxes_are_drawn_in_the_colour_of_their_class_the_highest_score_on_top():
     boxes = np.array([[10, 20, 60, 80], [10, 20, 60, 80], [70, 5, 110, 95]], np.float32)
     scores = np.array([2.5, 1, 0.5], np.float32)
-    photo = PhotoBoxes("<a>.jpg", (100, 120), np.array([1, 0, 8]), ["b", "a", "i"], scores, boxes)
-    encoded, text = photo_picture(torch.full((3, 100, 120), 128, dtype=torch.uint8), photo)
+    record = boxes_record("<a>.jpg", (100, 120), ["b", "a", "i"], scores, boxes)
+    encoded, text = boxes_picture(torch.full((3, 100, 120), 128, dtype=torch.uint8), record, "abcdefghi")
     assert text == "<a>.jpg: b 2.50, a 1.00, i 0.50"
     picture = np.asarray(Image.open(io.BytesIO(encoded)), int)
     for y, x, color in ((50, 11, (0xB3, 0x47, 0x00)), (60, 71, (0x00, 0x72, 0xB2)), (60, 35, (128, 128, 128))):
@@ -278,9 +277,9 @@ def test_boxes_are_drawn_in_the_colour_of_their_class_the_highest_score_on_top()
 
 
 def test_the_line_of_a_picture_names_ten_boxes():
-    boxes, labels = np.tile(np.array([[1, 1, 9, 9]], np.float32), (12, 1)), np.zeros(12, np.int64)
-    photo = PhotoBoxes("a\n.jpg", (10, 10), labels, ["b"] * 12, np.arange(12, dtype=np.float32)[::-1], boxes)
-    _, text = photo_picture(torch.zeros((3, 10, 10), dtype=torch.uint8), photo)
+    boxes, scores = np.tile(np.array([[1, 1, 9, 9]], np.float32), (12, 1)), np.arange(12, dtype=np.float32)[::-1]
+    record = boxes_record("a\n.jpg", (10, 10), ["b"] * 12, scores, boxes)
+    _, text = boxes_picture(torch.zeros((3, 10, 10), dtype=torch.uint8), record, ["b"])
     assert text.startswith("a\\n.jpg: b 11.00, b 10.00, ")
     assert text.endswith(", b 2.00 and 2 more")
 
@@ -338,20 +337,26 @@ def test_own_windows_of_a_file_are_scored(run, tmp_path):
     assert set(shown) <= given
 
 
-def test_an_interrupted_command_leaves_the_old_file(place, run_here, tmp_path, monkeypatch):
-    out = tmp_path / "boxes.csv"
+def test_an_interrupted_command_leaves_the_old_file_and_resumes(place, run_here, run, tmp_path, monkeypatch):
+    out, page = tmp_path / "boxes.csv", tmp_path / "boxes.html"
     out.write_text("before")
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sppnet.results.photo_page.photo_picture", interrupted)
-    words = [f"out={out}", f"page={tmp_path / 'boxes.html'}", *CPU]
-    done = run_here("detect", "run=run", "images=photos", *words, cwd=place)
+    with monkeypatch.context() as patched:
+        patched.setattr("sppnet.results.photo_page.boxes_picture", interrupted)
+        done = run_here("detect", "run=run", "images=photos", f"out={out}", f"page={page}", *CPU, cwd=place)
     assert done.returncode == 130
-    assert done.stderr == "interrupted; no file was written\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["boxes.csv"]
+    assert done.stderr == "interrupted; the same command resumes\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".boxes.csv.unfinished", "boxes.csv"]
     assert out.read_text() == "before"
+
+    assert f"{out}: resuming after 4 of 4 photos\n" in run(out=str(out), page=str(page)).stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.csv", "boxes.html"]
+    resumed = out.read_bytes()
+    run(out=str(out))
+    assert out.read_bytes() == resumed
 
 
 def test_a_detector_that_needs_opencv_says_what_to_install(run, tmp_path, monkeypatch):

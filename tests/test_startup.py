@@ -58,7 +58,9 @@ def interrupted(script, fifo, packages):
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "transfer", "detect", "prepare_data", "benchmark", "tables"])
+@pytest.mark.parametrize(
+    "script", ["train", "evaluate", "transfer", "detect", "predict", "prepare_data", "benchmark", "tables"]
+)
 def test_ctrl_c_during_imports_is_one_line(script, tmp_path):
     """A package of this name replaces the one that takes long to import."""
     (tmp_path / "hydra").mkdir()

@@ -20,7 +20,7 @@ from sppnet.windows import mirrored_windows, pool_image_windows
 
 
 class Scorer:
-    """Computes the mean softmax scores of images over the views of a protocol.
+    """Computes the mean softmax scores of images over the views of a protocol, or their mean logits.
 
     Everything goes through the network with the paddings of training, and a window on maps takes the cells that a crop
     has (`crop_to_cells`). With `protocol.aligned`, whole images and windows on maps go through `network.aligned()`
@@ -32,12 +32,19 @@ class Scorer:
         protocol: the views.
         pixels: input pixels of one forward pass, which limits the memory; a single image may have more.
         autocast: the dtype of convolutions, or None for float32.
+        logits: whether to compute logits.
 
     Raises ValueError for a protocol that does not suit the network: one that needs a pyramid, or too small views.
     """
 
     def __init__(
-        self, network: SPPNet, protocol: ViewProtocol, *, pixels: int, autocast: torch.dtype | None = None
+        self,
+        network: SPPNet,
+        protocol: ViewProtocol,
+        *,
+        pixels: int,
+        autocast: torch.dtype | None = None,
+        logits: bool = False,
     ) -> None:
         if reason := protocol.unsuited_to(network):
             side = network.input_side
@@ -47,7 +54,7 @@ class Scorer:
         if smallest < needed:
             raise ValueError(f"views of {smallest} pixels: the backbone needs at least {needed}")
 
-        self.protocol, self.pixels, self.autocast = protocol, pixels, autocast
+        self.protocol, self.pixels, self.autocast, self.logits = protocol, pixels, autocast, logits
         self.network = network.to(memory_format=torch.channels_last)
         self.map_network = self.network.aligned() if protocol.aligned else self.network
         self.device = network.fc8.weight.device
@@ -67,7 +74,7 @@ class Scorer:
         images = torch.cat([inputs.tensors[0] for inputs in batch])
         per_pass = max(1, 3 * self.pixels // images[0].numel())
         for mirrored in self._sides():
-            scores = [_softmax(self.network(self._input(part, mirrored))) for part in images.split(per_pass)]
+            scores = [self._scores(self.network(self._input(part, mirrored))) for part in images.split(per_pass)]
             yield torch.cat(scores).unflatten(0, (len(batch), -1))
 
     def _map_views(self, batch: Sequence[Inputs]) -> Iterator[Tensor]:
@@ -90,7 +97,10 @@ class Scorer:
         return pool_image_windows(self.map_network, maps, windows, self._class_scores, crop_side=crop_side)
 
     def _class_scores(self, pooled: Tensor) -> Tensor:
-        return _softmax(self.map_network.classify(pooled))
+        return self._scores(self.map_network.classify(pooled))
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits.float() if self.logits else logits.float().softmax(dim=1)
 
     def _sides(self) -> tuple[bool, ...]:
         """Returns whether to mirror, (False,), or (False, True) if mirror images are views too."""
@@ -101,10 +111,6 @@ class Scorer:
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         images = images.flip(-1) if mirrored else images
         return to_network_input(images, self.network.input_mean, self.network.input_std)
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.float().softmax(dim=1)
 
 
 def score_images(

@@ -49,8 +49,8 @@ _OUTCOME = (
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="detect")
 def main(config: DictConfig) -> None:
     """Runs the command on a configuration that Hydra composed."""
-    trains = config.get("images") is None
-    with one_line_job("the same command resumes" if trains else "no file was written"):
+    resumes = config.get("images") is None or config.get("out") is not None
+    with one_line_job("the same command resumes" if resumes else "no file was written"):
         detect(resolved(config))
 
 
@@ -72,7 +72,7 @@ def settings(
     runs: str,
     cache: str,
     exclude: list[str],
-    images: str | None,
+    images: Any,
     row: str | None,
     score: float | None,
     out: str | None,

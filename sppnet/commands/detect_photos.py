@@ -1,9 +1,8 @@
-"""Uses a trained detector on photos: `sppnet detect run=DETECTOR images=PLACE`."""
+"""Uses a trained detector on photos: `sppnet detect run=DETECTOR images=PLACE`, or `sppnet predict`."""
 
 import math
-import sys
-import time
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,17 +10,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.configs import CONFIGS
+from sppnet.commands.photos import (
+    PhotoWork,
+    check_photo_settings,
+    open_photos,
+    photo_hardware,
+    photo_places,
+    record_photos,
+    report_photos,
+)
 from sppnet.commands.settings import bound, plain
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
-from sppnet.runtime.files import atomic_file
-from sppnet.runtime.names import listing
+from sppnet.runtime.run_directory import checkpoint_digest
 
 if TYPE_CHECKING:
-    from sppnet.data.folders import NamedFiles
+    from sppnet.data.photos import Photos
     from sppnet.detect.detector import Detector
     from sppnet.detect.photos import Propose
-    from sppnet.results.photo_boxes import PhotoBoxes
+    from sppnet.detect.window_files import WindowFile
+    from sppnet.results.page import Page
+    from sppnet.results.record_files import Record
+    from sppnet.runtime.hardware import Hardware
 
 # The keys that are used with photos; all others are for training. Proposals may come from a file.
 _KEYS = ("images", "run", "row", "score", "out", "page", "proposals", "hardware")
@@ -29,24 +39,21 @@ _KEYS = ("images", "run", "row", "score", "out", "page", "proposals", "hardware"
 
 def check_photos(config: DictConfig) -> None:
     """Raises ValueError for a configuration with `images` that cannot be run. Opens no photo and loads no detector."""
-    from sppnet.results.photo_boxes import FORMATS  # NumPy and torch take seconds, and --help should not
-    from sppnet.runtime.hardware import Hardware
-
     if config.network is not None or config.get("data") is not None:
         raise ValueError(f"images={config.images}: uses a detector that is trained; network and data are to train one")
     if config.run is None:
         raise ValueError("run: missing; give run=RUN, the run directory of a detector, or run=FILE.ckpt")
     _check_other_keys(config)
-    if config.score is not None and not math.isfinite(config.score):
-        raise ValueError(f"score={config.score}: must be finite")
-    for key, suffixes in (("out", list(FORMATS)), ("page", [".html"])):
-        if config[key] is not None and Path(config[key]).suffix not in suffixes:
-            raise ValueError(f"{key}={config[key]}: must end in {' or '.join(suffixes)}")
-
+    check_score("score", config.score)
+    check_photo_settings(photo_places(config.images), config.out, config.page)
     _windows_of_file(config)
-    hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
-    if (hardware.devices or 1) > 1:
-        raise ValueError(f"hardware.devices={hardware.devices}: photos are looked at on one device")
+    photo_hardware(config.hardware)
+
+
+def check_score(key: str, score: float | None) -> None:
+    """Raises ValueError for a score that is not finite."""
+    if score is not None and not math.isfinite(score):
+        raise ValueError(f"{key}={score}: must be finite")
 
 
 def _check_other_keys(config: DictConfig) -> None:
@@ -68,7 +75,7 @@ def _flat(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return values
 
 
-def _windows_of_file(config: DictConfig) -> "Propose | None":
+def _windows_of_file(config: DictConfig) -> "WindowFile | None":
     """Returns what looks up windows in a file of the user, None without one."""
     from sppnet.detect.window_files import WindowFile
 
@@ -78,30 +85,50 @@ def _windows_of_file(config: DictConfig) -> "Propose | None":
     return WindowFile(**bound(options, WindowFile, "proposals."))
 
 
+class DetectorUse(NamedTuple):
+    """What to detect with which detector, as the user gives it."""
+
+    run: str  # a run directory, or the checkpoint of a detector
+    row: str | None  # the name of the detector in a run directory
+    images: Any
+    score: float | None  # from which boxes are shown
+    out: str | None
+    page: str | None
+    hardware: "Hardware"
+    windows: "WindowFile | None" = None  # None: proposals as in training
+    score_key: str = "score"
+
+
 def detect_photos(config: DictConfig) -> None:
-    """Detects objects in the photos that a checked configuration names, and writes or prints the boxes.
+    """Detects objects in the photos that a checked configuration of `detect` names."""
+    use_detector(
+        DetectorUse(
+            run=config.run,
+            row=config.row,
+            images=photo_places(config.images),
+            score=config.score,
+            out=config.out,
+            page=config.page,
+            hardware=photo_hardware(config.hardware),
+            windows=_windows_of_file(config),
+        )
+    )
+
+
+def use_detector(use: DetectorUse) -> None:
+    """Detects objects in photos, and writes or prints the boxes.
 
     Exits with code 1 at the end if a photo could not be used.
     """
-    from sppnet.data.photos import find_photos
     from sppnet.detect.detector import load_detector
 
-    path = find_detector(Path(config.run), config.row)
-    photos = find_photos(config.images)
-    for place in filter(None, (config.out, config.page)):
-        _check_place(Path(place))
+    path = find_detector(Path(use.run), use.row)
+    photos = open_photos(use.images, use.out, use.page)
     detector = load_detector(path)
-    score = _least_score(config.score, detector.test.least_score)
-    work = _Work(config, path, detector, photos, _propose(config, detector), score)
-
+    score = _least_score(use.score_key, use.score, detector.test.least_score)
+    propose = use.windows or _own_proposals(detector)
     print(f"{path}: {len(detector.classes)} classes, {detector.network.summary()}", flush=True)
-    started = time.perf_counter()
-    seen = _detect(work)
-    _show(work, seen, time.perf_counter() - started)
-    if seen.unusable:
-        names = listing([photo.name for photo in seen.unusable])
-        print(f"warning: {len(seen.unusable):,} of {len(photos):,} photos could not be used: {names}", file=sys.stderr)
-        sys.exit(1)
+    _detect(_Detection(use, path, detector, photos, propose, score))
 
 
 def find_detector(run: Path, row: str | None) -> Path:
@@ -131,112 +158,102 @@ def find_detector(run: Path, row: str | None) -> Path:
     return run / "detectors" / f"{row or rows[-1]}.ckpt"
 
 
-def _check_place(path: Path) -> None:
-    """Raises ValueError for a file that cannot be made: better now than after hours of work for it."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir():
-        raise ValueError(f"{path}: must be a file, and is a folder")
-    if not folder.is_dir():
-        raise ValueError(f"{path}: must be in a folder, and {folder} is a file")
-
-
-def _least_score(given: float | None, of_detector: float) -> float:
+def _least_score(key: str, given: float | None, of_detector: float) -> float:
     """Returns the score from which boxes are shown. Raises ValueError for one below which there are none."""
     if given is None:
         return max(0.0, of_detector)
     if given < of_detector:
-        raise ValueError(f"score={given}: must be at least {of_detector}, below which this detector keeps nothing")
+        raise ValueError(f"{key}={given}: must be at least {of_detector}, below which this detector keeps nothing")
     return given
 
 
-def _propose(config: DictConfig, detector: "Detector") -> "Propose":
-    """Returns what proposes the windows of a photo. Raises ValueError if nothing can."""
+def _own_proposals(detector: "Detector") -> "Propose":
+    """Returns what proposes the windows of a photo as in training. Raises ValueError if nothing can."""
     from sppnet.detect.detector import proposed_windows
 
-    if (given := _windows_of_file(config)) is not None:
-        return given
     if detector.proposals.get("proposer") == "file":
         raise ValueError(
-            "proposals: the detector was trained on windows of a file; give those of the photos by proposals=file "
-            "proposals.path=FILE"
+            "proposals: the detector was trained on windows of a file; give those of the photos by "
+            f"{shown_command('detect')} proposals=file proposals.path=FILE"
         )
     detector.proposer()
     return partial(proposed_windows, detector)
 
 
-class _Work(NamedTuple):
-    """What to detect, and by what."""
-
-    config: DictConfig
+class _Detection(NamedTuple):
+    use: DetectorUse
     path: Path  # of the detector
     detector: "Detector"
-    photos: "NamedFiles"
+    photos: "Photos"
     propose: "Propose"
     score: float  # from which boxes are shown
 
 
-class _Seen(NamedTuple):
-    """What the photos so far held."""
+def _detect(task: _Detection) -> None:
+    """Detects objects in all photos; writes the boxes, or prints them in a table."""
+    from sppnet.results.photo_boxes import BOXES_TABLE, boxes_table
+    from sppnet.runtime.hardware import prepare_device
 
-    counts: list[int]  # of boxes, by photo
-    highest: list[float]  # scores, by photo, also of boxes that were left out
-    listed: "list[PhotoBoxes]"  # all photos, if they are shown in a table
-    unusable: "list[PhotoBoxes]"
-    pictures: list[tuple[bytes, str]]  # for the page
+    use = task.use
+    task.detector.network.to(prepare_device(0, use.hardware))
+    listed: list[Record] = []
+    highest: list[float] = []
+    work = PhotoWork(
+        title="detecting",
+        photos=task.photos,
+        out=use.out,
+        page=use.page,
+        table=BOXES_TABLE,
+        identity={
+            "detector": checkpoint_digest(task.path),
+            "score": task.score,
+            "precision": str(use.hardware.autocast),
+            "proposals": None if use.windows is None else use.windows.settings(),
+        },
+        make=lambda start: _records(task, start, highest),
+        show=lambda record: None if use.out else listed.append(record),
+        counted=lambda record: len(record.get("boxes", ())),
+        make_page=partial(_page, task),
+    )
+
+    recorded = record_photos(work)
+    if not use.out:
+        print(markdown_table(*boxes_table(listed)))
+    if not recorded.counted and highest:
+        print(f"the highest of all scores is {max(highest):.4f}; a lower {use.score_key}=... shows more")
+    report_photos(work, recorded, _words(task, recorded.counted))
 
 
-def _detect(work: _Work) -> _Seen:
-    """Detects objects in all photos, and writes the boxes to the file `out`."""
+def _words(task: _Detection, boxes: int) -> str:
+    photos = len(task.photos)
+    plurals = "es" * (boxes != 1), "s" * (photos != 1)
+    return f"{boxes:,} box{plurals[0]} of score {task.score:g} or more in {photos:,} photo{plurals[1]}"
+
+
+def _page(task: _Detection, boxes: int, records: "Iterable[Record]") -> "Page":
+    from sppnet.results.photo_page import WITH_BOXES, boxes_picture, photo_page
+
+    classes, network = task.detector.classes, task.detector.network.summary()
+    about = f"{_words(task, boxes)}, found by `{task.path}`: {len(classes)} classes, {network}."
+    draw = partial(boxes_picture, classes=classes)
+    return photo_page("Objects found in photos", about, task.photos, records, draw, WITH_BOXES)
+
+
+def _records(task: _Detection, start: int, highest: list[float]) -> "Generator[Record, None, None]":
+    """Yields the records of the photos from `start` on, and adds the highest score of each to `highest`."""
     from sppnet.detect.photos import detect_in_photos
-    from sppnet.results.photo_boxes import boxes_file
-    from sppnet.results.photo_page import MOST_PICTURES, photo_picture
-    from sppnet.runtime.hardware import Hardware, prepare_device
-    from sppnet.runtime.progress import Progress
 
-    out, page, seen = work.config.out, work.config.page, _Seen([], [], [], [], [])
-    hardware = Hardware(**bound(work.config.hardware, Hardware, "hardware."))
-    work.detector.network.to(prepare_device(0, hardware))
+    hardware = task.use.hardware
     arriving = detect_in_photos(
-        work.detector,
-        work.photos,
-        work.propose,
-        least_score=work.score,
+        task.detector,
+        task.photos,
+        task.propose,
+        least_score=task.score,
         threads=max(1, hardware.loaders),
         autocast=hardware.autocast,
+        start=start,
     )
-    with ExitStack() as stack:
-        write = stack.enter_context(boxes_file(Path(out))) if out else seen.listed.append
-        progress = stack.enter_context(Progress("detecting", len(work.photos)))
-        for found, image, highest in stack.enter_context(closing(arriving)):
-            write(found)
-            seen.counts.append(len(found.boxes))
-            seen.highest.extend([] if highest is None else [highest])
-            if found.error:
-                seen.unusable.append(found)
-            elif image is not None and page and len(seen.pictures) < MOST_PICTURES:
-                seen.pictures.append(photo_picture(image, found))
-            progress.add(1)
-    return seen
-
-
-def _show(work: _Work, seen: _Seen, seconds: float) -> None:
-    """Prints a table of the boxes, or which files hold them, and writes the page."""
-    from sppnet.results.photo_boxes import boxes_table
-    from sppnet.results.photo_page import photo_page
-
-    config, detector = work.config, work.detector
-    if not config.out:
-        print(markdown_table(*boxes_table(seen.listed)))
-    count, boxes = len(seen.counts), sum(seen.counts)
-    plurals = "es" * (boxes != 1), "s" * (count != 1)
-    words = f"{boxes:,} box{plurals[0]} of score {work.score:g} or more in {count:,} photo{plurals[1]}"
-    if config.page:
-        about = f"{words}, found by `{work.path}`: {len(detector.classes)} classes, {detector.network.summary()}."
-        with atomic_file(Path(config.page)) as file:
-            file.write(photo_page(about, seen.pictures, count, seen.unusable).html().encode())
-
-    print(f"{words}, {count / seconds:.3g} photos/s")
-    if not boxes and seen.highest:
-        print(f"the highest of all scores is {max(seen.highest):.4f}; a lower score=... shows more")
-    if written := [place for place in (config.out, config.page) if place]:
-        print(f"written: {', '.join(written)}")
+    with closing(arriving):
+        for photo in arriving:
+            highest.extend([] if photo.highest is None else [photo.highest])
+            yield photo.record

@@ -20,7 +20,7 @@ from sppnet.runtime.names import is_utf8, listing, printable
 
 @dataclass(frozen=True, eq=False)
 class NamedFiles:
-    """Image files under `root`; a name is the path from there, with slashes."""
+    """Image files under `root`; a name is the path from there, with slashes. With root "", from the current folder."""
 
     root: str
     paths: np.ndarray  # (n,) of bytes: one array, not a Python object per image
@@ -30,7 +30,7 @@ class NamedFiles:
 
     def read(self, index: int) -> bytes:
         name = self.name(index)
-        return read_image_file(f"{self.root}/{name}", name)
+        return read_image_file(os.path.join(self.root, name), name)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.paths[index])

@@ -44,7 +44,7 @@ def _max_pixels() -> int:
 
 
 _MAX_PIXELS = _max_pixels()
-_MAX_FILE_BYTES = 3 * _MAX_PIXELS + 2**24  # the largest image without compression, and 16 MB for metadata
+MAX_FILE_BYTES = 3 * _MAX_PIXELS + 2**24  # the largest image without compression, and 16 MB for metadata
 
 # The most memory that decoding takes, with the 3 bytes of the result. A test measures it for every kind of image.
 BYTES_PER_PIXEL = 7
@@ -93,7 +93,7 @@ class UnreadableImage(ValueError):  # noqa: N818 (names what is wrong with the f
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def read_image_file(path: str, name: str, max_bytes: int = _MAX_FILE_BYTES) -> bytes:
+def read_image_file(path: str, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """Reads an image file.
 
     Raises UnreadableImage, with `name` and the reason, for a file that cannot be opened or read, has more than

@@ -137,7 +137,7 @@ def _load_in_threads(inputs: ImageInputs, indices: Sequence[int], batch_size: in
     step = threads * batch_size
     try:
         # Decoding and resizing release the GIL; with threads of torch's own in each of these there would be too many.
-        with ThreadPoolExecutor(threads, initializer=_compute_in_one_thread) as pool:
+        with ThreadPoolExecutor(threads, initializer=compute_in_one_thread) as pool:
             for start in range(0, len(indices), step):
                 # Decoding changes the filters of warnings, which all threads share, and restores them in any order.
                 with warnings.catch_warnings():
@@ -148,7 +148,7 @@ def _load_in_threads(inputs: ImageInputs, indices: Sequence[int], batch_size: in
         torch.set_num_threads(threads)  # for threads to come; that of this one has not changed
 
 
-def _compute_in_one_thread() -> None:
+def compute_in_one_thread() -> None:
     """Makes torch compute in this thread alone, for whatever runs in it later."""
     torch.get_num_threads()  # a thread's first call takes the number of other threads; the next one decides
     torch.set_num_threads(1)

@@ -1,30 +1,121 @@
-"""Image files of no data set, named by a path or a pattern."""
+"""Image files of no data set: those that the user names, and reading them ahead in threads."""
 
 import glob
+import hashlib
 import os
-from collections.abc import Iterator
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sppnet.data.folders import IMAGE_SUFFIXES, NamedFiles, image_paths
+from sppnet.data.images import MAX_FILE_BYTES, UnreadableImage, decode_image, encoded_image_size
+from sppnet.data.inputs import compute_in_one_thread
+
+STANDARD_INPUT = "-"
+# How images begin that may be too damaged for their header to be read, and names of files hardly ever.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
+
+Prepared = TypeVar("Prepared")
 
 
-def find_photos(place: str) -> NamedFiles:
-    """Finds image files: one file, all those below a folder, or those that a pattern matches; sorted by name.
+class Photos(Protocol):
+    """Image files by index, from 0."""
 
-    Names are paths from the folder; with a pattern, from its last folder without a wildcard. A pattern may match
-    folders too, and ** stands for any folders. A file that is named by itself may have any suffix.
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """Returns the content of a file. Raises UnreadableImage if it cannot be read."""
+
+    def name(self, index: int) -> str:
+        """Returns the name of a file."""
+
+    def digest(self) -> str:
+        """Returns a hash that changes with the files: with their names, sizes and times of change."""
+
+
+class PhotoFiles(NamedFiles):
+    """Image files that the user names."""
+
+    def digest(self) -> str:
+        """Returns a hash of the names, sizes and times of change of the files."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            path = Path(self.root, self.name(index))
+            try:
+                status = path.stat()
+                known = (status.st_size, status.st_mtime_ns)
+            except OSError:
+                known = (0, 0)
+            digest.update(f"{str(path.absolute())!r} {known}\n".encode())
+        return digest.hexdigest()
+
+
+class OneImage:
+    """A single image that was read from standard input, with the name "-"."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, index: int) -> bytes:
+        """Returns the content of the image."""
+        return self.encoded
+
+    def name(self, index: int) -> str:
+        """Returns "-"."""
+        return STANDARD_INPUT
+
+    def digest(self) -> str:
+        """Returns a hash of the content."""
+        return hashlib.sha256(self.encoded).hexdigest()
+
+
+def find_photos(places: str | Sequence[str]) -> Photos:
+    """Finds the image files that a place names, or several places in their order.
+
+    A place is a file, a folder with everything below it, a pattern, in which ** stands for any folders and which may
+    match folders too, or "-" for standard input: names of files, one per line (or with a zero byte after each), or a
+    single image. The files of a folder or pattern are sorted by name. A file that is named by itself may have any
+    suffix.
+
+    Names of a folder's files are paths from it, those of a pattern's from its last folder without a wildcard; those of
+    several places begin with the place. A file that several places name is taken once; names from standard input are
+    taken as they come, existing or not.
 
     Raises FileNotFoundError if there is no such file or folder, and ValueError for a folder without images.
     """
+    if isinstance(places, str):
+        return photos_in(sys.stdin.buffer) if places == STANDARD_INPUT else _files_in(places)
+    if STANDARD_INPUT in places:
+        raise ValueError(f"images={list(places)}: - is for standard input, and cannot be one of several places")
+    found = [files for place in places for files in _paths(_files_in(place))]
+    return PhotoFiles("", np.array([os.fsencode(path) for path in dict.fromkeys(found)]))
+
+
+def _paths(files: PhotoFiles) -> Iterator[str]:
+    for index in range(len(files)):
+        yield os.path.normpath(os.path.join(files.root, files.name(index)))
+
+
+def _files_in(place: str) -> PhotoFiles:
+    """Finds the files of one place."""
     path = Path(place)
     if path.is_file():
-        return NamedFiles(str(path.parent), np.array([os.fsencode(path.name)]))
+        return PhotoFiles(str(path.parent), np.array([os.fsencode(path.name)]))
     top = path if path.is_dir() else _folder_without_wildcards(path)
     found = sorted(set(image_paths(top) if top == path else _matches(place, top)))
     if found:
-        return NamedFiles(str(top), np.array([os.fsencode(name) for name in found]))
+        return PhotoFiles(str(top), np.array([os.fsencode(name) for name in found]))
     if not glob.glob(place, recursive=True):
         raise FileNotFoundError(f"images={place}: there is no such file or folder, and no file matches")
     raise ValueError(f"images={place}: no images there, expected files such as {', '.join(IMAGE_SUFFIXES[:5])}")
@@ -46,3 +137,73 @@ def _matches(pattern: str, top: Path) -> Iterator[str]:
             yield from image_paths(match, "" if name == "." else name)
         elif name.lower().endswith(IMAGE_SUFFIXES):
             yield name
+
+
+def photos_in(stream: BinaryIO) -> Photos:
+    """Reads an image, or names of image files, from a stream up to its end.
+
+    Raises ValueError for a terminal, which would be waited for, and for a stream that holds neither.
+    """
+    if stream.isatty():
+        raise ValueError("images=-: standard input is a terminal; pipe the names of files, or an image, into it")
+    content = stream.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"images=-: more than {MAX_FILE_BYTES:,} bytes on standard input")
+    if _is_image(content):
+        return OneImage(content)
+    names = [name.removesuffix(b"\r") for name in content.split(b"\0" if b"\0" in content else b"\n")]
+    if not any(names):
+        raise ValueError("images=-: standard input is empty; pipe the names of files, or an image, into it")
+    return PhotoFiles("", np.array([name for name in names if name]))
+
+
+def _is_image(content: bytes) -> bool:
+    if content.startswith(_BEGINNINGS):
+        return True
+    try:
+        encoded_image_size(content, STANDARD_INPUT)
+    except UnreadableImage:
+        return False
+    return True
+
+
+def read_ahead(
+    photos: Photos,
+    prepare: Callable[[Tensor, str], Prepared],
+    *,
+    threads: int,
+    ahead: int | None = None,
+    start: int = 0,
+) -> Generator[tuple[str, Future[Prepared]], None, None]:
+    """Yields the name of every photo in order, and what `prepare` makes of it, while threads read the next ones.
+
+    Results raise UnreadableImage for a photo that cannot be read, and what `prepare` raises. Close it to end its
+    threads.
+
+    Args:
+        photos: the files.
+        prepare: called in a thread with the image, uint8 (3, h, w), and its name.
+        threads: that read and prepare photos.
+        ahead: how many photos are read before they are taken; None: as many as there are threads.
+        start: index of the first photo.
+    """
+
+    def read(index: int, name: str) -> Prepared:
+        return prepare(decode_image(photos.read(index), name), name)
+
+    waiting: deque[tuple[str, Future[Prepared]]] = deque()
+    # Decoding changes the filters of warnings, which all threads share, and restores them in any order.
+    with warnings.catch_warnings():
+        own_threads = torch.get_num_threads()
+        # Decoding and resizing release the GIL; with threads of torch's own in each of these there would be too many.
+        pool = ThreadPoolExecutor(threads, initializer=compute_in_one_thread)
+        try:
+            for index in range(start, len(photos)):
+                name = photos.name(index)
+                waiting.append((name, pool.submit(read, index, name)))
+                if len(waiting) > (ahead or threads):
+                    yield waiting.popleft()
+            yield from waiting
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(own_threads)  # for threads to come; that of this one has not changed

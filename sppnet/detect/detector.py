@@ -261,6 +261,14 @@ def save_detector(detector: Detector, path: Path) -> None:
         torch.save(content, file)
 
 
+def is_detector(path: Path) -> bool:
+    """Whether a file is the checkpoint of a detector, rather than of a classifier or something else."""
+    try:
+        return "detector" in torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # torch.load fails on foreign files in a dozen ways
+        return False
+
+
 def load_detector(path: Path) -> Detector:
     """Loads a detector that `save_detector` wrote: on the CPU, in eval mode.
 

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sppnet.backbones import Backbone, Convolution, build_backbone
+from sppnet.backbones import Backbone, build_backbone
 from sppnet.geometry import CROP_SIDE
+from sppnet.initialization import INITIALIZATIONS
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import check_names, first_line
-from sppnet.runtime.run_directory import checkpoint_file
+from sppnet.runtime.published import CONFIG_FILE, WEIGHTS_FILE, local_folder, read_published
+from sppnet.runtime.run_directory import checkpoint_file, file_digest
 from sppnet.timm_backbone import TimmBackbone
 
 # Mean of ImageNet's RGB values in 0..255, and their standard deviation.
@@ -286,44 +289,6 @@ def _check_parameters(pooled: int, levels: tuple[int, ...], hidden: int, num_cla
         )
 
 
-@torch.no_grad()
-def _initialize_as_paper(network: SPPNet) -> None:
-    """Draws Gaussian weights of standard deviation 0.01, for inputs of 0..255 minus the mean.
-
-    Biases are 0.1 in conv2, conv4, conv5, fc6 and fc7, and 0 elsewhere. AlexNet and the authors' release use 1; with 1
-    the loss stays flat for long (Caffe's AlexNet notes the same and uses 0.1).
-    A timm backbone keeps timm's own initialization.
-    """
-    for name, module in network.named_modules():
-        if isinstance(module, (Convolution, nn.Linear)) and not name.startswith("backbone.body"):
-            nn.init.normal_(module.weight, std=0.01)
-            raised = name.split(".")[-1] in {"conv2", "conv4", "conv5", "fc6", "fc7"}
-            assert module.bias is not None
-            nn.init.constant_(module.bias, 0.1 if raised else 0.0)
-
-
-@torch.no_grad()
-def _initialize_by_fan_in(network: SPPNet) -> None:
-    """Draws Gaussian weights of variance 2 / fan-in, with zero biases, for inputs of unit variance.
-
-    The last layer starts at standard deviation 0.01, so that the loss starts at ln(num_classes).
-    A timm backbone keeps timm's own initialization.
-    """
-    for name, module in network.named_modules():
-        if isinstance(module, (Convolution, nn.Linear)) and not name.startswith("backbone.body"):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
-    nn.init.normal_(network.fc8.weight, std=0.01)
-
-
-def _keep_as_built(network: SPPNet) -> None:
-    """Does nothing, because the weights come from a checkpoint."""
-
-
-INITIALIZATIONS = {"paper": _initialize_as_paper, "fan_in": _initialize_by_fan_in, "none": _keep_as_built}
-
-
 def weights_digest(network: SPPNet) -> str:
     """Returns a hash of a network's description and weights: 16 hexadecimal digits."""
     return _digest(network.description(), network.state_dict())
@@ -357,29 +322,48 @@ def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
 
 
 def load_network(path: str | os.PathLike[str]) -> SPPNet:
-    """Loads the trained network of a run directory (its last checkpoint) or checkpoint file: on the CPU, in eval mode.
+    """Loads a trained network: on the CPU, in eval mode.
 
-    Safe for files from strangers: it reads plain values and tensors only (`weights_only=True`), runs no code, downloads
-    nothing, and takes no memory for weights that the file does not hold.
+    Safe for files from strangers: it reads plain values and tensors only (`weights_only=True`, or safetensors), runs no
+    code, and takes no memory for weights that the file does not hold.
 
-    Raises FileNotFoundError if there is no such file, ValueError if it holds no network.
+    Args:
+        path: a run directory (its last checkpoint), a checkpoint, a folder that `publish` wrote, or "hf://OWNER/NAME",
+            perhaps with "@REVISION", which is downloaded from the Hugging Face Hub. Nothing else is.
+
+    Raises FileNotFoundError if there is no such file, ValueError if it holds no network, and what
+    `sppnet.runtime.published.local_folder` raises.
     """
-    file = checkpoint_file(Path(path))
+    file = checkpoint_file(local_folder(path))
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such checkpoint")
     try:
-        # Mapped, not read: a compressed entry can expand to any size, and the optimizer's state is not needed.
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        prefix = "network."
-        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        description, state = _read_published(file) if file.name == WEIGHTS_FILE else _read_checkpoint(file)
         with torch.device("meta"):
-            outline = SPPNet.from_description(checkpoint["network"])
+            outline = SPPNet.from_description(description)
         _check_weights(outline.state_dict(), state, file.stat().st_size)
-        network = SPPNet.from_description(checkpoint["network"])
+        network = SPPNet.from_description(description)
         network.load_state_dict(state)
     except Exception as error:  # torch.load fails on truncated and foreign files in a dozen ways
         raise ValueError(f"{file}: not a checkpoint of sppnet ({first_line(error)})") from error
     return network.eval()
+
+
+def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the description and the weights in a checkpoint."""
+    # Mapped, not read: a compressed entry can expand to any size, and the optimizer's state is not needed.
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    prefix = "network."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    return checkpoint["network"], state
+
+
+def _read_published(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the description and the weights of a published network."""
+    config = read_published(file.parent)
+    if config["weights"] != file_digest(file):
+        raise ValueError(f"{CONFIG_FILE} describes other weights than these; download or publish both again")
+    return config["network"], load_file(file)
 
 
 def _check_weights(expected: dict[str, Tensor], state: dict[str, Tensor], file_bytes: int) -> None:

@@ -34,7 +34,7 @@ PAGES = [
 TEXTS = {str(page.relative_to(PROJECT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "predict", "prepare_data", "benchmark")
+HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "predict", "publish", "prepare_data", "benchmark")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
@@ -129,6 +129,7 @@ def test_there_are_commands():
         "transfer": 15,
         "detect": 4,
         "predict": 4,
+        "publish": 2,
         "tables": 6,
         "prepare_data": 2,
         "benchmark": 3,

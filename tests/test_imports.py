@@ -19,6 +19,7 @@ ORDER = (
     {"geometry", "metrics", "runtime"},
     {"pyramid", "normalization", "timm_backbone"},
     {"backbones"},
+    {"initialization"},
     {"network", "data"},
     {"windows", "results", "lightning_checkpoints"},
     {"classify", "transfer", "detect", "use"},

@@ -59,7 +59,7 @@ def interrupted(script, fifo, packages):
 
 
 @pytest.mark.parametrize(
-    "script", ["train", "evaluate", "transfer", "detect", "predict", "prepare_data", "benchmark", "tables"]
+    "script", ["train", "evaluate", "transfer", "detect", "predict", "publish", "prepare_data", "benchmark", "tables"]
 )
 def test_ctrl_c_during_imports_is_one_line(script, tmp_path):
     """A package of this name replaces the one that takes long to import."""

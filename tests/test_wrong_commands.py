@@ -136,7 +136,7 @@ TRAIN = [
     ("--info everything", "--info/-i: invalid choice: 'everything'"),
     ("--resolve", "--resolve flag can only be used"),
     ("--config-name", "--config-name/-cn: expected one argument"),
-    ("--config-name=x", "--config-name=x: must be one of benchmark, detect, evaluate, predict, prepare_data, tr"),
+    ("--config-name=x", "--config-name=x: must be one of benchmark, detect, evaluate, predict, prepare_data, publish"),
     ("--config-dir=nowhere", "nowhere' not found"),
     ("--config-path=nowhere", "--config-path=nowhere: must be an absolute folder", "--config-dir=FOLDER"),
     ("--config-path=/nowhere", "Primary config directory not found"),
@@ -699,7 +699,39 @@ PREDICT = [
     ("run=of_file.ckpt images=photos", "the detector was trained on windows of a file", "detect", "proposals=file"),
 ]
 
+PUBLISH = [
+    ("out=net", "run: missing; give it as run=VALUE"),
+    ("run=run", "out: missing; give out=FOLDER, to=hf://OWNER/NAME, or both"),
+    ("run=run out=net", "run=run: has not finished training; its card would have no result"),
+    ("run=nowhere out=net", "run=nowhere: no such run directory with a checkpoint, and no checkpoint"),
+    ("run=empty out=net", "run=empty: no such run directory with a checkpoint, and no checkpoint"),
+    ("run=file out=net", "file: not a checkpoint of sppnet"),
+    ("run=damaged out=net", "last.ckpt: not a checkpoint of sppnet"),
+    ("run=of_file.ckpt out=net", "run=of_file.ckpt: is a detector, whose .ckpt file holds all of it"),
+    (
+        "run=flat.ckpt out=photos",
+        "out=photos: must be a new folder, or one with a published network only; it has a.png",
+    ),
+    ("run=flat.ckpt out=file", "out=file: must be a folder, and is a file"),
+    ("run=flat.ckpt to=me/net", "to=me/net: must be hf://OWNER/NAME"),
+    ("run=flat.ckpt to=hf://net", "hf://net: must be hf://OWNER/NAME"),
+    ("run=flat.ckpt to=hf://me/net@main", "to=hf://me/net@main: must be hf://OWNER/NAME"),
+    ("run=flat.ckpt out=net private=true", "private=True: is for to=hf://OWNER/NAME"),
+    ("run=flat.ckpt out=net private=2", "private"),
+    ("run=flat.ckpt out=net crop_side=0", "crop_side=0: must be at least 1"),
+    ("run=flat.ckpt out=net licence=mit", "licence: no such key; did you mean license?"),
+    ("run=flat.ckpt out=", "out: empty"),
+]
+
 COMMANDS = [
+    *(("publish", *row) for row in PUBLISH),
+    ("predict", "run=hf://net images=photos", "hf://net: must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
+    (
+        "evaluate",
+        "run=hf://me/net",
+        "run=hf://me/net: must be a folder on this machine; `hf download me/net --local-dir",
+    ),
+    ("detect", "network=hf://me/net data=scenes", "network=hf://me/net: must be a folder on this machine"),
     *(("predict", *row) for row in PREDICT),
     *(("detect", *row) for row in DETECT),
     *(("train", *row) for row in TRAIN),

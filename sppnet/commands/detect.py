@@ -16,6 +16,7 @@ from sppnet.commands.naming import content_hash
 from sppnet.commands.settings import bound, bound_choice, plain, resolved
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.published import check_local
 from sppnet.runtime.rules import SEED
 from sppnet.runtime.run_directory import without_folders
 
@@ -102,6 +103,7 @@ def check(config: DictConfig) -> None:
         raise ValueError(
             "network: missing; give network=RUN, the run directory or a checkpoint of a trained classifier"
         )
+    check_local("network", config.network)
     if config.get("data") is None:
         raise ValueError("data: missing; give it as data=scenes, data=voc data.root=PATH or data=coco ...")
     bound_choice(config.data, "source", DETECTION_SOURCES, "data.")

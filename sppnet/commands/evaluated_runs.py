@@ -14,6 +14,7 @@ from sppnet.commands.settings import bound, plain
 from sppnet.geometry import CROP_SIDE
 from sppnet.results.records import Result, read_result
 from sppnet.runtime.names import listing
+from sppnet.runtime.published import WEIGHTS_FILE, check_local, read_published
 from sppnet.runtime.run_directory import checkpoint_file, read_run_config
 
 
@@ -39,6 +40,7 @@ def find_runs(run: Any) -> list[Path]:
 
     runs = []
     for pattern in patterns:
+        check_local("run", pattern)
         paths = [Path(pattern)] if Path(pattern).exists() else _matching_runs(pattern)
         if not paths:
             raise ValueError(f"run={pattern}: no such run directory or checkpoint")
@@ -61,7 +63,9 @@ def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
         raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
     trained = read_run_config(path)
     side = CROP_SIDE
-    if trained is not None:
+    if (path / WEIGHTS_FILE).is_file():
+        side = int(read_published(path)["crop_side"])
+    elif trained is not None:
         side = Sizes(cycle=trained["sizes"].get("cycle"), uniform=trained["sizes"].get("uniform")).largest
     elif config.crop_side is None and path.is_file():
         print(f"{path}: no config.yaml names its crop side; views are for crops of {side}, or give crop_side=PIXELS")

@@ -12,7 +12,8 @@ from sppnet.backbones import BACKBONES
 from sppnet.commands.naming import content_hash
 from sppnet.commands.settings import bound, bound_choice
 from sppnet.commands.train import pooling
-from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, INITIALIZATIONS, SPPNet, load_network
+from sppnet.initialization import INITIALIZATIONS
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, load_network
 from sppnet.results.records import read_result
 from sppnet.results.runs import Run
 from sppnet.results.transfers import PIXELS

@@ -23,6 +23,7 @@ from sppnet.commands.photos import (
     report_photos,
 )
 from sppnet.commands.settings import bound, resolved
+from sppnet.runtime.published import is_hub_address, local_folder, parse_hub_address
 from sppnet.runtime.run_directory import checkpoint_digest, checkpoint_file
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def check(config: DictConfig) -> None:
     check_score("min_score", config.min_score)
     check_photo_settings(photo_places(config.images), config.out, config.page)
     photo_hardware(config.hardware)
+    if is_hub_address(config.run):
+        parse_hub_address(config.run)
+        return
     if not Path(config.run).exists():
         raise FileNotFoundError(f"run={config.run}: no such run directory or checkpoint")
     if not _names_detector(config):
@@ -101,6 +105,7 @@ def predict(config: DictConfig) -> None:
     """Predicts what a resolved configuration asks for, and writes or prints it."""
     check(config)
     config = OmegaConf.create(bound(config, settings))
+    config.run = str(local_folder(config.run))
     if _names_detector(config):
         _check_for_detector(config)
         use_detector(

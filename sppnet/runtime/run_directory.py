@@ -16,6 +16,7 @@ import yaml
 
 from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
 from sppnet.runtime.names import first_line, listing
+from sppnet.runtime.published import WEIGHTS_FILE
 from sppnet.runtime.rules import (
     COUNT,
     NAMES,
@@ -88,13 +89,21 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def checkpoint_file(run: Path) -> Path:
-    """The last checkpoint of a run directory, or the checkpoint itself."""
-    return run / "checkpoints" / "last.ckpt" if run.is_dir() else run
+    """The last checkpoint of a run directory, the weights in a published folder, or the checkpoint itself."""
+    if not run.is_dir():
+        return run
+    weights = run / WEIGHTS_FILE
+    return weights if weights.is_file() else run / "checkpoints" / "last.ckpt"
 
 
 def checkpoint_digest(run: Path) -> str:
     """SHA-256 of the last checkpoint: shows which one was tested, and whether it has changed since."""
-    with checkpoint_file(run).open("rb") as file:
+    return file_digest(checkpoint_file(run))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -166,11 +166,14 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.error_counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+        self.validation_loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         # `forward` instead of a call, because the network is compiled for the shapes of training only.
-        self.error_counts += count_wrong(self.network.forward(images).float(), labels)
+        logits = self.network.forward(images).float()
+        self.error_counts += count_wrong(logits, labels)
+        self.validation_loss_sum += F.cross_entropy(logits, labels, reduction="sum")
 
     def on_validation_epoch_end(self) -> None:
         counts = self.trainer.strategy.reduce(self.error_counts, reduce_op="sum")
@@ -178,8 +181,10 @@ class Classifier(LightningModule):
         if n != self.validation_images:
             raise RuntimeError(f"validation counted {n} images, but there are {self.validation_images}")
 
+        loss = float(self.trainer.strategy.reduce(self.validation_loss_sum, reduce_op="sum")) / n
         seconds = time.perf_counter() - self.epoch_started
-        self.history[-1].update(top1_wrong=top1_wrong, top5_wrong=top5_wrong, n=n, seconds=seconds)
+        self.history[-1].update(top1_wrong=top1_wrong, top5_wrong=top5_wrong, n=n, val_loss=loss, seconds=seconds)
+        self._log("val/loss", loss)
         self._log("val/top1_error_percent", 100 * top1_wrong / n)
         self._log("val/top5_error_percent", 100 * top5_wrong / n)
 

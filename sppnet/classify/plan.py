@@ -1,7 +1,7 @@
 """The plan of a training run: everything that decides it, typed and checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -58,6 +58,15 @@ class TrainingPlan:
         with torch.device("meta"):
             backbone = build_backbone(self.architecture, **self.backbone_options | untrained)
         check_sizes_fit(backbone, self.levels, self.sizes.cycle or range(self.sizes.smallest, self.crop_side + 1))
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings that decide the result, as text and numbers with dotted keys."""
+        recipe = {f"recipe.{key}": value for key, value in asdict(self.recipe).items()}
+        backbone = {f"backbone.{key}": value for key, value in self.backbone_options.items()}
+        sizes: list[Any] = self.sizes.cycle or ["random", self.sizes.smallest, self.crop_side]
+        own = {"pooling.levels": self.levels, "hidden": self.hidden, "sizes": sizes, "data": self.source}
+        values = {"backbone": self.architecture, **backbone, **own, **recipe, "seed": self.seed}
+        return {key: value if isinstance(value, (int, float)) else str(value) for key, value in values.items()}
 
     @property
     def crop_side(self) -> int:

@@ -1,15 +1,12 @@
-"""What the user sees of a training run: lines, a progress bar on a terminal, images in TensorBoard."""
+"""What the user sees of a training run: lines, and a progress bar on a terminal."""
 
 import sys
 import time
 from typing import Any, cast
 
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
-from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from sppnet.classify.classifier import Classifier
 from sppnet.runtime.progress import clock, speed
@@ -128,44 +125,6 @@ class ProgressBar(TQDMProgressBar):
     def _description(self, trainer: Trainer) -> str:
         size = _classifier(trainer).size_of_epoch(trainer.current_epoch)
         return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, size {size}"
-
-
-class ImageLog(Callback):
-    """Logs images to TensorBoard: the first batch of each size as the network sees it, and the first layer's filters.
-
-    Args:
-        input_mean, input_std: of the network, to show its input in true colours.
-    """
-
-    def __init__(self, input_mean: tuple[float, ...], input_std: tuple[float, ...]) -> None:
-        self.input_mean, self.input_std = torch.tensor(input_mean), torch.tensor(input_std)
-        self.sizes_shown: set[int] = set()
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        images: Tensor = batch[0]
-        size = images.shape[-1]
-        # At most three sizes: random ones would add an image in nearly every epoch.
-        if batch_idx == 0 and size not in self.sizes_shown and len(self.sizes_shown) < 3:
-            self.sizes_shown.add(size)
-            grid = make_grid(self._true_colors(images[:16]), nrow=4)
-            self._add(trainer, f"batch as the network sees it/{size} x {size}", grid)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        first = next((m for m in pl_module.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
-        if first is not None:
-            filters = first.weight.detach().float().cpu()
-            grid = make_grid(filters, nrow=12, normalize=True, scale_each=True)
-            self._add(trainer, "filters of the first layer", grid)
-
-    def _true_colors(self, images: Tensor) -> Tensor:
-        """Undoes the scaling of the network's input: (N, 3, s, s) -> the same shape, in 0..1."""
-        pixels = images.float().cpu() * self.input_std[:, None, None] + self.input_mean[:, None, None]
-        return (pixels / 255).clamp(0, 1)
-
-    def _add(self, trainer: Trainer, name: str, image: Tensor) -> None:
-        writer: Any = getattr(trainer.logger, "experiment", None)
-        if trainer.is_global_zero and writer is not None:
-            writer.add_image(name, image, trainer.global_step)
 
 
 def _classifier(trainer: Trainer) -> Classifier:

@@ -1,6 +1,7 @@
 """Trains a classifier: builds the trainer, resumes from the last checkpoint, writes the result."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import shorter_side_for
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Machine, check_batch_size
-from sppnet.classify.reporting import EpochLines, ImageLog, ProgressBar, StepLines
+from sppnet.classify.reporting import EpochLines, ProgressBar, StepLines
+from sppnet.classify.tensorboard import RunLog
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.lightning_checkpoints import (
     AtomicCheckpointIO,
@@ -34,11 +36,20 @@ from sppnet.runtime.signals import StopSignals
 _MOST_COMPILED_SIZES = 4
 
 
-def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: Path) -> Result:
+def train_classifier(
+    plan: TrainingPlan, network: SPPNet, data: ImageData, run: Path, command: list[str] | None = None
+) -> Result:
     """Trains `network` on `data` as planned, from the last checkpoint in the run directory if there is one.
 
     Writes `checkpoints/last.ckpt` after every epoch and, as `plan.machine` says, inside epochs; `tensorboard/`
     meanwhile; and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.runtime.signals.Stopped`.
+
+    Args:
+        plan: what is trained, and how.
+        network: of `plan.build_network`.
+        data: the images.
+        run: the run directory.
+        command: the words of the command line, for the records.
 
     Returns the content of result.json: errors on the centre crop with n and counts, the history of every epoch, and
     versions, commit and hardware.
@@ -58,7 +69,7 @@ def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: 
         plan = dataclasses.replace(plan, machine=_resumed_machine(plan.machine, newest))
 
     signals = StopSignals()
-    trainer = _build_trainer(plan, run, network, signals)
+    trainer = _build_trainer(plan, run, signals, command)
     workers = worker_count(plan.machine.workers, local_processes)
     data_module = _build_data_module(plan, network, data, plan.recipe.batch_size // processes, workers, compiled)
     _prepare_for_speed(network, plan.machine, compiled)
@@ -73,7 +84,7 @@ def train_classifier(plan: TrainingPlan, network: SPPNet, data: ImageData, run: 
     with signals.handled(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
 
-    result = _result(plan, classifier, data_module)
+    result = _result(plan, classifier, data_module, command)
     if trainer.is_global_zero:
         digests = content_digests(data.val, "reading the validation images")
         fingerprint = images_fingerprint(data.val, digests)  # shows later which scores are of these images
@@ -148,12 +159,12 @@ def _prepare_for_speed(network: SPPNet, machine: Machine, compiled: bool) -> Non
         network.compile(dynamic=False)
 
 
-def _build_trainer(plan: TrainingPlan, run: Path, network: SPPNet, signals: StopSignals) -> Trainer:
+def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command: list[str] | None) -> Trainer:
     machine = plan.machine
     terminal = sys.stderr.isatty()
     callbacks: list[Callback] = [
         EpochLines(),
-        ImageLog(network.input_mean, network.input_std),
+        RunLog(run, command, plan.settings()),
         SaveCheckpoints(
             run / "checkpoints", signals, steps=machine.save_every_steps, minutes=machine.save_every_minutes
         ),
@@ -180,7 +191,9 @@ def _build_trainer(plan: TrainingPlan, run: Path, network: SPPNet, signals: Stop
     )
 
 
-def _result(plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData) -> Result:
+def _result(
+    plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData, command: list[str] | None
+) -> Result:
     side, history = plan.crop_side, classifier.history
     last = history[-1]
 
@@ -198,6 +211,7 @@ def _result(plan: TrainingPlan, classifier: Classifier, data_module: Classificat
         epochs=len(history),
         seconds=sum(epoch["seconds"] for epoch in history),
         seed=plan.seed,
+        command=None if command is None else shlex.join(command),
         precision=precision(plan.machine),
         **environment(gpus=classifier.trainer.world_size),
         history=tuple(map(Epoch.from_dict, history)),

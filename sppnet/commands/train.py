@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from sppnet.classify.recipe import Machine, Recipe, check_batch_size, few_steps_note
@@ -149,10 +150,17 @@ def _train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
         network = plan.build_network(data.classes)
     run.claim()
     if not is_first_process():  # the lock is the first one's
-        return train_classifier(plan, network, data, run.path)
+        return train_classifier(plan, network, data, run.path, _command())
     _announce(plan, network, data, processes, run.path)
     with run.training():
-        return train_classifier(plan, network, data, run.path)
+        return train_classifier(plan, network, data, run.path, _command())
+
+
+def _command() -> list[str] | None:
+    """Returns the words of the command line that runs this job, in a sweep too; None outside of a command."""
+    if not HydraConfig.initialized():
+        return None
+    return ["sppnet", "train", *HydraConfig.get().overrides.task]
 
 
 def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", processes: int, run: Path) -> None:

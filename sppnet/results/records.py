@@ -40,6 +40,7 @@ class Epoch:
     top1_wrong: int | None = None  # validation images, of n
     top5_wrong: int | None = None
     n: int | None = None
+    val_loss: float | None = None  # mean over the validation images, without label smoothing
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Epoch":
@@ -71,6 +72,7 @@ class Result:
     epochs: int | None = None
     seconds: float  # of all epochs, with validation
     seed: int | None = None
+    command: str | None = None  # that finished the run
     precision: str | None = None  # as Lightning names it
     versions: dict[str, str | None] | None = None
     commit: str | None = None

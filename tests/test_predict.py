@@ -190,9 +190,9 @@ def test_scores_are_written_as_the_shortest_decimal_that_is_the_same_float():
 
 
 def test_of_equal_scores_the_first_class_comes_first():
-    scores = np.array([0.2, 0.4, 0.4], np.float32)
-    record = prediction_record("a", (1, 2), scores, ("x", "y", "z"), top=2, min_score=None)
-    assert [one["class"] for one in record["scores"]] == ["y", "z"]
+    scores = np.array([0.01, 0.02] * 20, np.float32)
+    record = prediction_record("a", (1, 2), scores, list(map(str, range(40))), top=30, min_score=None)
+    assert [int(one["class"]) for one in record["scores"]] == [*range(1, 40, 2), *range(0, 20, 2)]
 
 
 @pytest.mark.parametrize(("least", "prediction"), [(None, "y"), (0.4, "y"), (0.41, "unsure")])
@@ -233,6 +233,12 @@ def test_on_a_gpu_photos_of_equal_sizes_are_scored_together_and_come_in_their_or
         together = list(scored)
     assert grouping.batches == [[(40, 50)] * 2, [(40, 50)], [(60, 40)] * 2, [(40, 41)]]
 
+    with pytest.MonkeyPatch.context() as patched, closing(score_photos(grouping, photos, threads=1)) as scored:
+        patched.setattr("sppnet.classify.photos._GROUPED_BYTES", 3 * 2 * 60 * 40)  # three photos
+        grouping.batches.clear()
+        assert len(list(scored)) == 7
+    assert len(grouping.batches) > 4
+
     single = Scorer(network, ViewProtocol(full_scales=[40]), pixels=1)
     with closing(score_photos(single, photos, threads=1)) as scored:
         alone = list(scored)
@@ -246,12 +252,18 @@ def test_on_a_gpu_photos_of_equal_sizes_are_scored_together_and_come_in_their_or
 
 def test_reading_ahead_ends_when_it_is_closed(place, network):
     before, threads = threading.active_count(), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     photos = find_photos([str(place / "photos" / name) for name in PHOTOS])
     scorer = Scorer(network, ViewProtocol(full_scales=[40]), pixels=1)
     with closing(score_photos(scorer, photos, threads=3)) as scored:
         next(scored)
     assert threading.active_count() == before
-    assert torch.get_num_threads() == threads
+    of_another = []
+    thread = threading.Thread(target=lambda: of_another.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    torch.set_num_threads(threads)
+    assert of_another == [threads + 1]
 
 
 # Files and lines.

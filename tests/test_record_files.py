@@ -115,7 +115,7 @@ def test_records_of_another_identity_do_not_count(tmp_path):
     assert saved(tmp_path / "a.csv", {"network": "x", "top": 5}) == 0
 
 
-@pytest.mark.parametrize("length", [0, 1, 18, 19, 60])
+@pytest.mark.parametrize("length", [0, 1, 18, 19, 60, -1])
 def test_a_record_that_was_cut_off_does_not_count(tmp_path, length):
     """Of the 16 to 18 letters of the identity, and of the first record or two."""
     unfinished = interrupted(tmp_path / "a.jsonl")
@@ -133,6 +133,8 @@ def test_damage_ends_what_counts(tmp_path, damage):
     first, second, third = unfinished.read_bytes().splitlines(keepends=True)
     unfinished.write_bytes(first + second + damage + third)
     assert saved(tmp_path / "a.jsonl") == 1
+    write(tmp_path / "a.jsonl", RECORDS)
+    assert list(map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())) == RECORDS
 
 
 def test_two_commands_do_not_write_the_same_file(tmp_path):
@@ -165,6 +167,7 @@ def test_records_can_be_read_before_the_file_is_finished(tmp_path):
         with opened as file:
             for count, record in enumerate(RECORDS, start=1):
                 file.add(record)
+                assert next(file.records()) == RECORDS[0]
                 assert list(file.records()) == RECORDS[:count]
 
 

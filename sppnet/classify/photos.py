@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sppnet.classify.scorer import Scorer
 from sppnet.classify.view_inputs import ViewInputs
+from sppnet.data.images import UnreadableImage
 from sppnet.data.inputs import Inputs, images_per_pass
 from sppnet.data.photos import Photos, read_ahead
-from sppnet.runtime.names import first_line, printable
 
 _GROUPED = 256  # photos on a GPU among which equal sizes are looked for
 _GROUPED_BYTES = 256 << 20  # of their tensors
@@ -60,8 +60,8 @@ def _loaded(scorer: Scorer, photos: Photos, threads: int, start: int, ahead: int
         for name, ready in reading:
             try:
                 size, tensors = ready.result()
-            except ValueError as error:
-                yield _Loaded(ScoredPhoto(name, error=printable(first_line(error))), None)
+            except UnreadableImage as error:
+                yield _Loaded(ScoredPhoto(name, error=str(error)), None)
             else:
                 yield _Loaded(ScoredPhoto(name, size), Inputs(0, tensors))
 

@@ -111,17 +111,15 @@ class RecordFile:
 
     def add(self, record: Record) -> None:
         """Saves a record. It survives when the process is killed."""
-        self._done.append(self._journal.tell())
+        self._done.append(self._journal.seek(0, os.SEEK_END))
         self._journal.write(f"{json.dumps(record)}\n".encode())
         self._journal.flush()
 
     def records(self) -> Iterator[Record]:
-        """Yields all records so far. Do not add any meanwhile."""
-        end = self._journal.tell()
+        """Yields all records so far."""
         for place in self._done:
             self._journal.seek(place)
             yield json.loads(self._journal.readline())
-        self._journal.seek(end)
 
 
 @contextmanager

@@ -462,7 +462,9 @@ def test_an_interrupted_prediction_resumes_where_it_was(run, place, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-@pytest.mark.parametrize("change", [{"top": 1}, {"scores": "logits"}, {"min_score": 0.1}, {"views": "full"}])
+@pytest.mark.parametrize(
+    "change", [{"top": 1}, {"scores": "logits"}, {"min_score": 0.1}, {"views": "full"}, {"images": "photos/b"}]
+)
 def test_another_setting_starts_at_the_first_photo(run, tmp_path, change):
     out = tmp_path / "a.csv"
     run(out=str(out))

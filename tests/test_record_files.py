@@ -111,7 +111,8 @@ def test_a_file_that_is_finished_after_an_interruption_is_the_same(tmp_path, suf
 def test_records_of_another_identity_do_not_count(tmp_path):
     interrupted(tmp_path / "a.csv", {"network": "x", "top": 5})
     assert saved(tmp_path / "a.csv", {"top": 5, "network": "x"}) == 2
-    assert saved(tmp_path / "a.csv", {"network": "x", "top": 4}) == 0
+    for _ in range(2):
+        assert saved(tmp_path / "a.csv", {"network": "x", "top": 4}) == 0
     assert saved(tmp_path / "a.csv", {"network": "x", "top": 5}) == 0
 
 

@@ -60,14 +60,19 @@ def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
     if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
         raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
     trained = read_run_config(path)
-    side = CROP_SIDE
-    if trained is not None:
-        side = Sizes(cycle=trained["sizes"].get("cycle"), uniform=trained["sizes"].get("uniform")).largest
-    elif config.crop_side is None and path.is_file():
+    side = trained_crop_side(trained)
+    if trained is None and config.crop_side is None and path.is_file():
         print(f"{path}: no config.yaml names its crop side; views are for crops of {side}, or give crop_side=PIXELS")
 
     result = read_result(path) if path.is_dir() else None
     return TestedRun(path, trained, result, *read_protocols(config, side))
+
+
+def trained_crop_side(config: dict[str, Any] | None) -> int:
+    """Returns the side in pixels of the largest crops of a training, from its config.yaml; CROP_SIDE without one."""
+    if config is None:
+        return CROP_SIDE
+    return Sizes(cycle=config["sizes"].get("cycle"), uniform=config["sizes"].get("uniform")).largest
 
 
 def read_protocols(config: DictConfig, trained_side: int) -> tuple[dict[str, ViewProtocol], set[str]]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import find_runs
 from sppnet.commands.jobs import one_line_job, run_main
-from sppnet.commands.settings import bound, resolved
+from sppnet.commands.settings import bound, plain, resolved
 from sppnet.runtime.rules import SEED
 
 # Keys of one way to explain, which do nothing in the other.
@@ -57,7 +57,7 @@ def check(config: DictConfig) -> DictConfig:
     from sppnet.runtime.hardware import Hardware  # torch takes seconds, and --help should not
 
     defaults: Any = OmegaConf.load(CONFIGS / "explain.yaml")
-    renamed = {("class_name" if key == "class" else key): value for key, value in config.items()}
+    renamed = {("class_name" if key == "class" else key): value for key, value in plain(config).items()}
     typed = bound(OmegaConf.create(renamed), settings)
     config = OmegaConf.create({("class" if key == "class_name" else key): value for key, value in typed.items()})
 

@@ -95,7 +95,8 @@ def explain_data(config: DictConfig, path: Path) -> None:
     filters = config.filters or strongest.strongest_filters(config.most_filters or 20)
     words = [f"{len(filters)} of the {len(strongest.values)} filters of {work.layer}, on {data_text}."]
     if dead := strongest.dead():
-        words.append(f"{len(dead)} filters respond to no image: {listing(list(map(str, dead)))}.")
+        subject = "1 filter responds" if len(dead) == 1 else f"{len(dead)} filters respond"
+        words.append(f"{subject} to no image: {listing(list(map(str, dead)))}.")
     if config.check:
         words.append(_check_by_greying(work, images))
 
@@ -138,6 +139,8 @@ def explain_photos(config: DictConfig, path: Path) -> None:
     """
     work = _prepare(config, path)
     target, against = (_class_index(work.network, key, config[key]) for key in ("class", "against"))
+    if against is not None and target == against:
+        raise ValueError(f"against={config.against}: must be another class than class={config['class']}")
     photos = find_photos(config.images)
     count = min(len(photos), MOST_PHOTOS)
     print(f"{path}: {work.network.summary()}", flush=True)

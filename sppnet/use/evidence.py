@@ -56,7 +56,7 @@ def class_evidence(network: SPPNet, image: Tensor, target: int, against: int | N
     if network.num_classes < 2:
         raise ValueError("the network has one class, whose probability is always 1")
     if target == against:
-        raise ValueError("against: must be another class than the one that is explained")
+        raise ValueError("the class that is explained must be another than the one it is compared with")
     with torch.no_grad():
         maps = network.maps(network_input(network, image[None]))
 

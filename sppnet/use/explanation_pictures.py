@@ -1,5 +1,7 @@
 """Pictures of what a network responds to and of what speaks for a class, as JPEG."""
 
+import math
+
 import numpy as np
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
@@ -38,7 +40,7 @@ def square_around(center: np.ndarray, side: int, height: int, width: int) -> tup
     """
     side = max(1, min(side, min(height, width) // 2))
     x0, y0 = (
-        min(max(round(float(place) - (side - 1) / 2), 0), pixels - side)
+        min(max(math.floor(float(place) - side / 2 + 1), 0), pixels - side)
         for place, pixels in zip(center, (width, height), strict=True)
     )
     return x0, y0, x0 + side, y0 + side

@@ -1,6 +1,7 @@
 """Checks what an explanation says: greys what speaks for a class, and compares with greying a random place."""
 
 import contextlib
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -100,7 +101,7 @@ def greyed(image: Tensor, center: np.ndarray, side: int, grey: tuple[float, ...]
         grey: the colour, in 0..255.
     """
     image = image.clone()
-    x0, y0 = (round(float(place) - (side - 1) / 2) for place in center)
+    x0, y0 = (math.floor(float(place) - side / 2 + 1) for place in center)
     columns, rows = (slice(max(0, start), max(0, start + side)) for start in (x0, y0))
     image[:, rows, columns] = torch.tensor(grey).round().to(torch.uint8)[:, None, None]
     return image

@@ -3,7 +3,9 @@
 Letters: h and w pixels of height and width.
 """
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +87,7 @@ class MapCells(NamedTuple):
             return cls(total_stride(layers), float(first_center(layers)), cell_window((0, 0), layers), True)
 
         # timm tells the stride of a model, and nothing about the layers within.
-        start = int(backbone.offset - backbone.stride // 2)
+        start = math.ceil(backbone.offset - Fraction(backbone.stride - 1, 2))
         end = start + backbone.stride
         return cls(backbone.stride, float(backbone.offset), (start, start, end, end), False)
 

@@ -107,7 +107,7 @@ def test_the_page_of_a_data_set_has_the_strongest_responses_of_every_filter(plac
     expected = [brute_force(network, images, view, layer, number, 3) for number in range(CHANNELS[layer])]
     responding = [number for number in range(CHANNELS[layer]) if expected[number]]
     assert shown == (filters or sorted(responding, key=lambda number: -expected[number][0][0]))
-    captions = iter(re.findall(r"<figcaption>(.*?)\n(.*?) at \((\d+), (\d+)\)</figcaption>", html))
+    captions = iter(re.findall(r"<figcaption>(.*?)\n(.*?)\nat \((\d+), (\d+)\)</figcaption>", html))
     for number, row in zip(shown, rows[2:], strict=True):
         assert row[1] == f"{expected[number][0][0]:.3g}"
         for value, class_name, name, x, y in expected[number]:

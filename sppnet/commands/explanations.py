@@ -35,7 +35,7 @@ from sppnet.use.explanation_pages import (
 )
 from sppnet.use.greying import grey_and_compare
 from sppnet.use.network_views import MapCells, NetworkView
-from sppnet.use.responses import find_strongest, response_maps
+from sppnet.use.responses import StrongestResponses, find_strongest, response_maps
 
 MOST_PHOTOS = 50  # on a page, of about 20 MB then
 
@@ -92,29 +92,38 @@ def explain_data(config: DictConfig, path: Path) -> None:
     started = time.perf_counter()
     strongest = find_strongest(work.network, images, work.layer, work.view, most=config.top, hardware=work.hardware)
     rate = speed(len(images) / (time.perf_counter() - started))
-    filters = config.filters or strongest.strongest_filters(config.most_filters or 20)
-    words = [f"{len(filters)} of the {len(strongest.values)} filters of {work.layer}, on {data_text}."]
+    filters = list(config.filters or strongest.strongest_filters(config.most_filters or 20))
+    words = [f"Shown are {len(filters)} of {len(strongest.values)} filters, on {data_text}."]
     if dead := strongest.dead():
         subject = "1 filter responds" if len(dead) == 1 else f"{len(dead)} filters respond"
         words.append(f"{subject} to no image: {listing(list(map(str, dead)))}.")
     if config.check:
         words.append(_check_by_greying(work, images))
 
+    page = _responses_page(work, images, strongest, filters, words)
+    print(markdown_table(*filters_table(filters, strongest, images)))
+    print("\n".join([*words, f"{rate} images/s"]))
+    _write(work, page)
+
+
+def _responses_page(
+    work: _Work, images: SelectedImages, strongest: StrongestResponses, filters: list[int], words: list[str]
+) -> Page:
+    """Makes the page of a data set. Reads the images that it shows again."""
     page = Page(f"What {work.layer} responds to")
-    page.text(" ".join(words))
-    page.text(work.about)
     page.text(
         "Of every filter, the images with its strongest responses: above, the square around the cell of the response; "
-        "below, the image with the cell's window and its centre."
+        "below, the image with the window of the cell and its centre."
     )
+    page.text(f"{work.about} {words[0]}")
+    for sentence in words[1:]:
+        page.text(sentence)
+
     with Progress("reading their images", len(filters), "filters") as progress:
         for number in filters:
             add_filter(page, number, strongest, images, work.view, work.cells)
             progress.add(1)
-
-    print(markdown_table(*filters_table(filters, strongest, images)))
-    print("\n".join([*words, f"{rate} images/s"]))
-    _write(work, page)
+    return page
 
 
 def _check_by_greying(work: _Work, images: SelectedImages) -> str:

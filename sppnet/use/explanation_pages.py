@@ -52,7 +52,7 @@ def add_filter(
         image = view.image(decode_image(encoded, name))
         x, y = (round(float(place)) for place in cells.centers(cell))
         class_name = images.classes[images.labels[int(index)]]
-        text = printable(f"{class_name}: {value:.3g}") + "\n" + printable(f"{name} at ({x}, {y})")
+        text = printable(f"{class_name}: {value:.3g}") + "\n" + printable(name) + f"\nat ({x}, {y})"
         pictures.append((response_pictures(image, cell, cells), text))
 
     page.heading(f"Filter {number}")

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import subprocess
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -110,6 +111,8 @@ def test_the_page_of_a_data_set_has_the_strongest_responses_of_every_filter(plac
     captions = iter(re.findall(r"<figcaption>(.*?)\n(.*?)\nat \((\d+), (\d+)\)</figcaption>", html))
     for number, row in zip(shown, rows[2:], strict=True):
         assert row[1] == f"{expected[number][0][0]:.3g}"
+        counts = Counter(class_name for _, class_name, *_ in expected[number])
+        assert row[2] == ", ".join(f"{class_name} {count}" for class_name, count in counts.most_common())
         for value, class_name, name, x, y in expected[number]:
             escaped = [text.replace("<", "&lt;").replace(">", "&gt;") for text in (f"{class_name}: {value:.3g}", name)]
             assert next(captions) == (*escaped, str(round(x)), str(round(y)))
@@ -127,6 +130,12 @@ def test_the_page_of_a_data_set_has_the_strongest_responses_of_every_filter(plac
     field = MapCells.of(network, layer).side
     assert f"A cell of {layer} sees {field} x {field} pixels, its receptive field." in html
     assert "whole images at shorter side 64" in html
+
+
+def test_a_dead_filter_that_is_asked_for_is_said_to_be_dead(run):
+    done, html = run(filters=[5])
+    assert re.search(r"\| +5 \| none +\|", done.stdout)
+    assert "<h2>Filter 5</h2>\n<p>It responds to no image.</p>" in html
 
 
 def test_the_page_is_in_the_run_unless_another_place_is_given(place, run):

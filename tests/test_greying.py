@@ -92,6 +92,14 @@ def test_a_check_depends_on_the_seed_only():
     assert (drops(count=5) != drops(count=5, seed=1)).any()
 
 
+def test_random_places_differ_between_images():
+    network, (pixels,) = small_network(), random_images([(64, 64)]).pixels
+    view = NetworkView.of(network, 64)
+    greying = grey_and_compare(network, PngImages([pixels] * 5), view, count=5, side=20, hardware=CPU)
+    assert len(set(greying.strongest.round(9))) == 1
+    assert len(set(greying.random.round(9))) > 1
+
+
 def test_an_image_whose_scores_are_not_finite_is_named():
     network = small_network()
     torch.nn.init.constant_(network.fc8.bias, float("nan"))

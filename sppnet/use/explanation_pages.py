@@ -56,7 +56,10 @@ def add_filter(
         pictures.append((response_pictures(image, cell, cells), text))
 
     page.heading(f"Filter {number}")
-    page.grid(pictures, columns=_COLUMNS)
+    if pictures:
+        page.grid(pictures, columns=_COLUMNS)
+    else:
+        page.text("It responds to no image.")
 
 
 def filters_table(

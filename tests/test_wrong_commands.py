@@ -680,6 +680,7 @@ EXPLAIN = [
     ("run=flat.ckpt images=photos scale=63", "scale=63: must be from 64 to 4096 pixels for this network"),
     ("run=run scale=5000", "scale=5000: must be from 1 to 4,096"),
     ("run=run check=1", "check=1: must be from 2, as one image has no interval"),
+    ("run=run data.root=alone check=2", "check=2: an interval needs two images or more, and the data has one"),
     ("run=run check=many", "check=many: must be a whole number"),
     ("run=run grey=0", "grey=0: must be from 1 to 4,096"),
     ("run=run seed=-1", "seed=-1: must be from 0 to 2**63 - 1"),

@@ -73,7 +73,8 @@ def _prepare(config: DictConfig, path: Path) -> _Work:
 
     hardware = Hardware(**bound(config.hardware, Hardware, "hardware."))
     network.to(prepare_device(0, hardware))
-    black = torch.zeros(3, view.scale, view.scale, dtype=torch.uint8)
+    smallest = network.backbone.smallest_input
+    black = torch.zeros(3, smallest, smallest, dtype=torch.uint8)
     count = len(response_maps(network, black, layer, "a black image"))
     if config.filters and max(config.filters) >= count:
         raise ValueError(f"filters={list(config.filters)}: must be from 0 to {count - 1} in {layer}")
@@ -86,6 +87,8 @@ def explain_data(config: DictConfig, path: Path) -> None:
     section = data_section(config.data, work.run)
     # Labelled by the classes of the data: the network may know others.
     images = select_images(open_tested_data(config, section, work.run), config.part, config.exclude)
+    if config.check and len(images) < 2:
+        raise ValueError(f"check={config.check}: an interval needs two images or more, and the data has one")
     data_text = f"{len(images):,} images of {section['source']} ({config.part})"
     print(f"{path}: {work.network.summary()}; {data_text}", flush=True)
 
@@ -93,7 +96,7 @@ def explain_data(config: DictConfig, path: Path) -> None:
     strongest = find_strongest(work.network, images, work.layer, work.view, most=config.top, hardware=work.hardware)
     rate = speed(len(images) / (time.perf_counter() - started))
     filters = list(config.filters or strongest.strongest_filters(config.most_filters or 20))
-    words = [f"Shown are {len(filters)} of {len(strongest.values)} filters, on {data_text}."]
+    words = [f"Shown: {len(filters)} of {len(strongest.values)} filters, on {data_text}."]
     if dead := strongest.dead():
         subject = "1 filter responds" if len(dead) == 1 else f"{len(dead)} filters respond"
         words.append(f"{subject} to no image: {listing(list(map(str, dead)))}.")

@@ -130,12 +130,20 @@ class Backbone(nn.Sequential):
 
     @property
     def footprints(self) -> list[Footprint]:
-        """Kernel, stride and padding of every convolution and pooling, in order."""
-        return [
-            Footprint(_side(layer.kernel_size), _side(layer.stride), _side(layer.padding))
-            for layer in self
-            if isinstance(layer, (Convolution, nn.MaxPool2d))
-        ]
+        """Kernel, stride and padding of every layer that slides a window, in order."""
+        return self.footprints_to(self.layers[-1])
+
+    def footprints_to(self, layer: str) -> list[Footprint]:
+        """Returns the `footprints` up to and with a named layer: those of convolutions, poolings and normalizations.
+
+        A normalization within channels sees the cells around each cell; the other kinds see only the cell itself, and
+        have no footprint.
+
+        Raises ValueError for a name that is not in `layers`.
+        """
+        check_names("layer", [layer], self.layers)
+        upto = list(self)[: self.layers.index(layer) + 1]
+        return [footprint for module in upto if (footprint := _footprint(module)) is not None]
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -187,6 +195,14 @@ class Backbone(nn.Sequential):
             elif isinstance(layer, nn.MaxPool2d):
                 layer.padding = _side(layer.kernel_size) // 2
         return backbone
+
+
+def _footprint(layer: nn.Module) -> Footprint | None:
+    if isinstance(layer, (Convolution, nn.MaxPool2d)):
+        return Footprint(_side(layer.kernel_size), _side(layer.stride), _side(layer.padding))
+    if isinstance(layer, WithinChannelResponseNorm):
+        return Footprint(layer.size, padding=layer.size // 2)
+    return None
 
 
 def _side(size: Any) -> int:

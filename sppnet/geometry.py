@@ -125,6 +125,38 @@ def first_center(footprints: Iterable[Footprint]) -> int | Fraction:
     return int(center) if center.denominator == 1 else center
 
 
+def receptive_field(footprints: Iterable[Footprint]) -> int:
+    """Returns the side in pixels of the receptive field: the window that one cell behind all of `footprints` sees.
+
+    Without any layer it is 1. ZF-5's convolutions and poolings make it 7, 11, 27, 43, 75, 107 and 139.
+    """
+    side, stride = 1, 1
+    for layer in footprints:
+        side += (layer.kernel - 1) * stride
+        stride *= layer.stride
+    return side
+
+
+def cell_window(cell: tuple[int, int], footprints: Sequence[Footprint]) -> Window:
+    """Returns the window of pixels that a cell sees, its receptive field, before it is cut off at the image's borders.
+
+    Args:
+        cell: (x, y), the column and the row of the cell on its map.
+        footprints: of all layers up to that map.
+
+    Returns:
+        (x0, y0, x1, y1), half-open, around `first_center` + cell * `total_stride`. Pixels below 0 or beyond the image
+        are padding. Near the borders a cell sees less than that: nothing of what other cells would see in the padding.
+    """
+    stride, start = 1, 0
+    for layer in footprints:
+        start -= layer.padding * stride
+        stride *= layer.stride
+    side = receptive_field(footprints)
+    x0, y0 = (start + place * stride for place in cell)
+    return x0, y0, x0 + side, y0 + side
+
+
 def check_levels(levels: Iterable[int]) -> tuple[int, ...]:
     """Returns pyramid levels as a tuple; each is the n of an n x n grid of bins.
 

@@ -10,11 +10,17 @@ from sppnet.classify.views import ViewProtocol, windows_at
 from sppnet.geometry import Window, pyramid_bins, size_at_shorter_side
 
 
-def center_by_enumeration(cell: int, footprints) -> Fraction:
-    """The middle of all pixels that a cell behind `footprints` sees, the padding counted as pixels too."""
+def pixels_by_enumeration(cell: int, footprints) -> set[int]:
+    """All pixels along one side that a cell behind `footprints` sees, the padding counted as pixels too."""
     seen = {cell}
     for layer in reversed(footprints):
         seen = {i * layer.stride - layer.padding + tap for i in seen for tap in range(layer.kernel)}
+    return seen
+
+
+def center_by_enumeration(cell: int, footprints) -> Fraction:
+    """The middle of all pixels that a cell behind `footprints` sees."""
+    seen = pixels_by_enumeration(cell, footprints)
     return Fraction(min(seen) + max(seen), 2)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sppnet.backbones import BACKBONES, CONVNET5, NORMALIZATIONS, OVERFEAT5, ZF5, build_backbone
-from sppnet.geometry import Footprint, first_center
+from sppnet.geometry import Footprint, cell_window, first_center, receptive_field
 from sppnet.normalization import LocalResponseNorm, WithinChannelResponseNorm
 from sppnet.timm_backbone import pretrained_statistics
 
@@ -132,6 +132,72 @@ def test_aligned_pads_half_of_every_kernel(name, offset, map_sides):
     assert {side: aligned.map_side(side) for side in map_sides} == map_sides
     side = min(map_sides)
     assert aligned(torch.zeros(1, 3, side, side)).shape[2:] == (map_sides[side],) * 2
+
+
+def transparent(backbone):
+    """Lets a bright pixel change every cell that sees it: convolutions take sums.
+
+    A normalization within channels lowers the cells around a bright one, by little, and maxima would hide that: it
+    becomes stronger, and they become means.
+    """
+    for name, layer in list(backbone.named_children()):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.constant_(layer.weight, 1 / layer.weight[0].numel())
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, WithinChannelResponseNorm):
+            layer.alpha = 1.0
+        elif isinstance(layer, nn.MaxPool2d) and isinstance(backbone.norm1, WithinChannelResponseNorm):
+            setattr(backbone, name, nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding))
+    return backbone.double()
+
+
+def changed_cells(backbone, pixel):
+    """Which cells of each layer change, bool (h, w), where one pixel, (x, y), gets brighter."""
+    images = torch.full((1, 3, 240, 227), 0.1, dtype=torch.float64)
+    before = backbone.layer_outputs(images, backbone.layers)
+    images[:, :, pixel[1], pixel[0]] += 100
+    after = backbone.layer_outputs(images, backbone.layers)
+    return {layer: (after[layer] != before[layer]).any(dim=1)[0] for layer in backbone.layers}
+
+
+def seeing_cells(footprints, pixel, size):
+    """Which cells of a map of `size` (height, width) have the pixel, (x, y), in their `cell_window`: bool (h, w)."""
+    windows = [[cell_window((x, y), footprints) for x in range(size[1])] for y in range(size[0])]
+    return torch.tensor([[x0 <= pixel[0] < x1 and y0 <= pixel[1] < y1 for x0, y0, x1, y1 in row] for row in windows])
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("name", TABLE_1)
+@torch.no_grad()
+def test_a_pixel_changes_exactly_the_cells_that_see_it(name, normalization, aligned):
+    """Overfeat has an even kernel, and paddings that are not half of their kernels.
+
+    At the borders a cell may miss pixels of its window that reach it through padding, or that no window holds.
+    """
+    backbone = build_backbone(name, width=0.01, normalization=normalization)
+    backbone = backbone.aligned() if aligned else backbone
+    footprints = {layer: backbone.footprints_to(layer) for layer in backbone.layers}
+    backbone = transparent(backbone)
+    for pixel in ((110, 121), (113, 118), (0, 0), (226, 239)):
+        for layer, changed in changed_cells(backbone, pixel).items():
+            seeing = seeing_cells(footprints[layer], pixel, changed.shape)
+            assert not (changed & ~seeing).any(), (layer, pixel)
+            assert pixel not in ((110, 121), (113, 118)) or torch.equal(changed, seeing), (layer, pixel)
+
+
+def test_footprints_are_those_up_to_a_layer():
+    backbone = build_backbone("zf5", width=0.05)
+    fields = {layer: receptive_field(backbone.footprints_to(layer)) for layer in backbone.layers}
+    assert fields == {
+        "conv1": 7, "norm1": 11, "pool1": 15, "conv2": 31, "norm2": 47, "pool2": 63,
+        "conv3": 95, "conv4": 127, "conv5": 159,
+    }  # fmt: skip
+    assert backbone.footprints == backbone.footprints_to("conv5")
+    plain = build_backbone("zf5", width=0.05, normalization="across_channels")
+    assert receptive_field(plain.footprints) == 139
+    with pytest.raises(ValueError, match=r"^layer='fc6': must be one of conv1, "):
+        backbone.footprints_to("fc6")
 
 
 @pytest.mark.parametrize("name", TABLE_1)

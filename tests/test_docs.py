@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.commands import benchmark, detect, evaluate, prepare_data, tables, transfer
+from sppnet.commands import benchmark, detect, evaluate, explain, prepare_data, tables, transfer
 from sppnet.commands.evaluated_runs import read_protocols
 from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.commands.startup import COMMANDS
@@ -34,7 +34,7 @@ PAGES = [
 TEXTS = {str(page.relative_to(PROJECT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "predict", "publish", "prepare_data", "benchmark")
+HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "explain", "predict", "publish", "prepare_data", "benchmark")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
@@ -128,6 +128,7 @@ def test_there_are_commands():
         "evaluate": 8,
         "transfer": 15,
         "detect": 4,
+        "explain": 5,
         "predict": 4,
         "publish": 2,
         "tables": 6,
@@ -179,6 +180,12 @@ def test_a_transfer_command_composes_and_fits_the_code(arguments):
 def test_a_detection_command_fits_the_code(arguments):
     if overrides_in(arguments):
         detect.check(resolved(composed_for("detect", overrides_in(arguments))))
+
+
+@pytest.mark.parametrize("arguments", commands_of("explain"))
+def test_an_explaining_command_composes_and_fits_the_code(arguments, tmp_path):
+    (tmp_path / "run").mkdir()
+    explain.check(resolved(composed_for("explain", [*overrides_in(arguments), f"run={tmp_path / 'run'}"])))
 
 
 @pytest.mark.parametrize("arguments", commands_of("tables"))

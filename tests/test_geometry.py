@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from references import cells_by_enumeration, center_by_enumeration
+from references import cells_by_enumeration, center_by_enumeration, pixels_by_enumeration
 from sppnet.geometry import (
     POSITIONS,
     Footprint,
+    cell_window,
     check_levels,
     crop_to_cells,
     first_center,
     pyramid_bins,
+    receptive_field,
     side_lengths,
     smallest_input,
     total_stride,
@@ -107,6 +109,31 @@ def test_smallest_input_gives_a_cell_and_one_pixel_less_gives_none(chain):
 def test_smallest_input_of_the_papers_networks():
     assert smallest_input(layers(ZF5)) == 31
     assert smallest_input(layers(ZF5_ALIGNED)) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields"),
+    [
+        ([], []),
+        (ZF5, [7, 11, 27, 43, 75, 107, 139]),
+        (ZF5_ALIGNED, [7, 11, 27, 43, 75, 107, 139]),
+        (CONVNET5, [11, 27, 35, 51, 67, 99, 131]),
+        (OVERFEAT5, [7, 11, 35, 41, 65, 89, 113]),
+        ([*OVERFEAT5, CONV3, CONV3], [7, 11, 35, 41, 65, 89, 113, 137, 161]),
+    ],
+)
+def test_receptive_fields_of_the_papers_networks(rows, fields):
+    assert [receptive_field(layers(rows[: i + 1])) for i in range(len(rows))] == fields
+
+
+@given(st.lists(footprints, max_size=4), st.integers(-3, 20), st.integers(0, 9))
+def test_a_cell_sees_the_pixels_between_the_first_and_the_last_one_that_reach_it(chain, column, row):
+    x0, y0, x1, y1 = cell_window((column, row), chain)
+    for start, end, cell in ((x0, x1, column), (y0, y1, row)):
+        seen = pixels_by_enumeration(cell, chain)
+        assert (start, end) == (min(seen), max(seen) + 1)
+        assert end - start == receptive_field(chain)
+        assert start + end - 1 == 2 * (first_center(chain) + cell * total_stride(chain))
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,18 @@ def test_markdown_html_and_plots_are_written(tmp_path):
     assert '![dots of "one"](table2-1.svg)' in (tmp_path / "tables" / "table2.md").read_text()
 
 
+def test_a_grid_has_several_pictures_above_each_other_and_lines_of_text():
+    result = Page("Grid")
+    result.grid([([b"\xff\xd8\xff", b"\x89PNG"], "<a>\nb"), ([b"\xff"], "c")], columns=4)
+    html = result.html()
+    assert '<div class="grid" style="--columns: 4">' in html
+    assert (
+        '<figure><img src="data:image/jpeg;base64,/9j/" alt="&lt;a&gt;\nb"><img src="data:image/png;base64,iVBORw==" '
+        'alt=""><figcaption>&lt;a&gt;\nb</figcaption></figure>'
+    ) in html
+    assert result.markdown() == "# Grid\n\n(2 pictures, in the HTML file)\n"
+
+
 def test_pictures_are_inside_the_html_and_counted_in_markdown(tmp_path):
     result = Page("Pictures")
     result.pictures([(b"\xff\xd8\xff", 'a "<cat>"'), (b"\xff\xd8", "b")])

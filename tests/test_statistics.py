@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sppnet.results.statistics import gain_interval, paired_test, resampled_interval, wilson_interval
+from sppnet.results.statistics import gain_interval, mean_interval, paired_test, resampled_interval, wilson_interval
 
 
 def test_wilson_interval_of_a_known_case():
@@ -40,6 +40,15 @@ def test_the_interval_contains_the_rate_and_mirrors_with_it(case):
 def test_impossible_counts_are_refused(wrong, n):
     with pytest.raises(ValueError, match=f"wrong={wrong}, n={n}"):
         wilson_interval(wrong, n)
+
+
+@pytest.mark.parametrize("count", [2, 7, 100])
+def test_the_interval_of_a_mean_is_students(count):
+    values = np.random.default_rng(count).normal(3, 2, count)
+    expected = stats.t.interval(0.95, count - 1, values.mean(), stats.sem(values))
+    assert mean_interval(values) == pytest.approx((values.mean(), *expected))
+    with pytest.raises(ValueError, match=r"^1 values: an interval needs two or more$"):
+        mean_interval(values[:1])
 
 
 def test_paired_test_by_hand():

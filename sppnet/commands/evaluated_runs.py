@@ -62,16 +62,28 @@ def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
     if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
         raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
     trained = read_run_config(path)
-    side = CROP_SIDE
-    if (path / WEIGHTS_FILE).is_file():
-        side = int(read_published(path)["crop_side"])
-    elif trained is not None:
-        side = Sizes(cycle=trained["sizes"].get("cycle"), uniform=trained["sizes"].get("uniform")).largest
-    elif config.crop_side is None and path.is_file():
-        print(f"{path}: no config.yaml names its crop side; views are for crops of {side}, or give crop_side=PIXELS")
+    side = trained_crop_side(path)
+    if side is None and config.crop_side is None and path.is_file():
+        names = f"{path}: no config.yaml names its crop side"
+        print(f"{names}; views are for crops of {CROP_SIDE}, or give crop_side=PIXELS")
 
     result = read_result(path) if path.is_dir() else None
-    return TestedRun(path, trained, result, *read_protocols(config, side))
+    return TestedRun(path, trained, result, *read_protocols(config, side or CROP_SIDE))
+
+
+def trained_crop_side(path: Path) -> int | None:
+    """Returns the side in pixels of the largest crops of a training, from what is recorded beside its checkpoint.
+
+    None for a checkpoint alone.
+    """
+    if (path / WEIGHTS_FILE).is_file():
+        return int(read_published(path)["crop_side"])
+    config = read_run_config(path)
+    return (
+        None
+        if config is None
+        else Sizes(cycle=config["sizes"].get("cycle"), uniform=config["sizes"].get("uniform")).largest
+    )
 
 
 def read_protocols(config: DictConfig, trained_side: int) -> tuple[dict[str, ViewProtocol], set[str]]:

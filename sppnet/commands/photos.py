@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import ListConfig, OmegaConf
 
 from sppnet.commands.settings import bound
-from sppnet.runtime.files import atomic_file
+from sppnet.runtime.files import atomic_file, check_place
 from sppnet.runtime.names import listing
 from sppnet.runtime.progress import Progress, speed
 
@@ -50,7 +50,7 @@ def photo_hardware(section: Any) -> "Hardware":
 
     hardware = Hardware(**bound(section, Hardware, "hardware."))
     if (hardware.devices or 1) > 1:
-        raise ValueError(f"hardware.devices={hardware.devices}: photos are looked at on one device")
+        raise ValueError(f"hardware.devices={hardware.devices}: this command runs on one device")
     return hardware
 
 
@@ -60,12 +60,7 @@ def open_photos(images: Any, out: str | None, page: str | None) -> "Photos":
 
     photos = find_photos(images)
     for place in filter(None, (out, page)):
-        path = Path(place)
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if path.is_dir():
-            raise ValueError(f"{path}: must be a file, and is a folder")
-        if not folder.is_dir():
-            raise ValueError(f"{path}: must be in a folder, and {folder} is a file")
+        check_place(Path(place))
     return photos
 
 

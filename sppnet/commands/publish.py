@@ -7,8 +7,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from sppnet.classify.schedules import Sizes
 from sppnet.commands.configs import CONFIGS
+from sppnet.commands.evaluated_runs import trained_crop_side
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.settings import bound, resolved
 from sppnet.geometry import CROP_SIDE
@@ -63,13 +63,13 @@ def _read_run(config: DictConfig) -> tuple[Run | None, int]:
         raise FileNotFoundError(f"run={path}: no such run directory with a checkpoint, and no checkpoint")
     trained = read_run_config(path)
     if trained is None:
-        return None, config.crop_side or CROP_SIDE
+        return None, config.crop_side or trained_crop_side(path) or CROP_SIDE
 
     run = Run(path, trained, read_result(path))
     if run.result is None:
         raise ValueError(f"run={path}: has not finished training; its card would have no result")
-    side = Sizes(cycle=trained["sizes"].get("cycle"), uniform=trained["sizes"].get("uniform")).largest
-    if config.crop_side not in (None, side):
+    side = trained_crop_side(path)
+    if side is None or config.crop_side not in (None, side):
         raise ValueError(f"crop_side={config.crop_side}: the run was trained on crops of {side}")
     return run, side
 

@@ -1,6 +1,5 @@
 """Opens the data that `evaluate` tests on, and scores runs on it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +11,9 @@ from sppnet.classify.evaluator import evaluate_to_file
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import TestedRun
 from sppnet.commands.naming import content_hash
-from sppnet.commands.settings import bound_source, plain
-from sppnet.data.folders import unsplit_folder, val_folders
-from sppnet.data.sources import (
-    ImageData,
-    content_digests,
-    images_fingerprint,
-    open_data,
-    select_images,
-)
+from sppnet.commands.settings import plain
+from sppnet.commands.tested_data import data_section, open_tested_data
+from sppnet.data.sources import ImageData, content_digests, images_fingerprint, select_images
 from sppnet.network import load_network
 from sppnet.results.missing import hydra_value
 from sppnet.results.scores import Scores, is_of_validation_images
@@ -105,58 +98,15 @@ def _scores_folder(given: str | None, run: Path) -> Path:
 
 def _open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, OpenData]) -> OpenData:
     """Opens the data and hashes the images to test, unless an earlier run was tested on the same."""
-    section = _data_section(config.data, run)
-    source, options = bound_source(OmegaConf.create(section))
+    section = data_section(config.data, run)
     key = str(section)
     if key in opened:
         return opened[key]
 
-    if source == "folder" and config.part == "all" and not _has_parts(Path(options["root"])):
-        everything, nothing = unsplit_folder(root=options["root"], classes=options.get("classes"))
-        data = ImageData(everything, nothing, everything.classes)
-    else:
-        data = open_data(source, **options)
-    _check_split(config, section, run, data)
-
+    data = open_tested_data(config, section, run)
     images = select_images(data, config.part, config.exclude)
     opened[key] = OpenData(section, data, content_digests(images, "reading the images"))
     return opened[key]
-
-
-def _has_parts(root: Path) -> bool:
-    """Whether a folder has train/, val/, validation/ or test/, rather than class folders."""
-    return bool(val_folders(root)) or (root / "train").is_dir()
-
-
-def _check_split(config: DictConfig, section: dict[str, Any], run: TestedRun, data: ImageData) -> None:
-    """Raises ValueError if the test would be on a share of a folder that is not the run's validation data.
-
-    A share that was asked for by data.val_fraction is fine.
-    """
-    split = section["source"] == "folder" and config.part != "all" and not val_folders(Path(section["root"]))
-    asked = config.data is not None and config.data.get("val_fraction") is not None
-    as_trained = run.config is not None and section == run.config["data"]
-    same_data = run.result is not None and data.fingerprint() == run.result.data_fingerprint
-    if split and not (asked or as_trained or same_data):
-        raise ValueError(
-            f"data.root={section['root']}: has no val/ part; give part=all to test on all of it, or "
-            "data.val_fraction=0.2 to test on a fifth"
-        )
-
-
-def _data_section(given: DictConfig | None, run: TestedRun) -> dict[str, Any]:
-    """Returns the data to test on: the one given, or that of the run with the given keys changed.
-
-    Roots become absolute. Raises ValueError if neither names the data.
-    """
-    section = {key: value for key, value in plain(given).items() if value is not None} if given else {}
-    if isinstance(section.get("root"), str) and "://" not in section["root"]:
-        section["root"] = os.path.abspath(section["root"])
-    if "source" in section:
-        return section
-    if run.config is None:
-        raise ValueError(f"{run.path}: has no config.yaml that names its data; give data=GROUP and its keys")
-    return {**run.config["data"], **section}
 
 
 def _data_text(config: DictConfig) -> str:

@@ -61,6 +61,17 @@ class Page:
         shown = [(_data_address(file), text) for file, text in pictures]
         self.blocks.append(("pictures", {"pictures": shown, "width": width}))
 
+    def grid(self, pictures: Sequence[tuple[Sequence[bytes], str]], columns: int = 5) -> None:
+        """Adds pictures in columns of equal width, three on a phone. They are in the HTML file only.
+
+        Args:
+            pictures: one or more JPEG or PNG files each, one above the other, and text, which may have several lines.
+                Those that are not square are shown within a square.
+            columns: how many.
+        """
+        shown = [([_data_address(file) for file in files], text) for files, text in pictures]
+        self.blocks.append(("grid", {"pictures": shown, "columns": columns}))
+
     def markdown(self, figures: Sequence[str] = ()) -> str:
         """Returns the page as Markdown.
 
@@ -77,7 +88,7 @@ class Page:
                 parts.append(markdown_table(content["headers"], content["rows"]))
             elif kind == "links":
                 parts.append(", ".join(f"[{text}]({address})" for text, address in content))
-            elif kind == "pictures":
+            elif kind in ("pictures", "grid"):
                 count = len(content["pictures"])
                 parts.append(f"({count} picture{'s' * (count != 1)}, in the HTML file)")
             elif figures:

@@ -87,6 +87,20 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
     return max(-1.0, float(gain - spread)), min(1.0, float(gain + spread))
 
 
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Returns a mean over images and its 95 % interval: (mean, low, high), by Student's distribution.
+
+    Raises ValueError for fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} values: an interval needs two or more")
+    from scipy.special import stdtrit
+
+    mean, count = float(np.mean(values)), len(values)
+    spread = float(stdtrit(count - 1, 0.975)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return mean, mean - spread, mean + spread
+
+
 def resampled_interval(differences: Sequence[float], n_train: int, n_test: int) -> tuple[float, float]:
     """Returns the 95 % interval of a mean difference over random splits of the same images, as fractions in -1..1.
 

@@ -1,1 +1,1 @@
-"""Uses of a trained network: exporting it to files that run elsewhere."""
+"""Uses of a trained network: explaining, exporting and publishing it."""

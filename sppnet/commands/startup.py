@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "test trained networks by the paper's protocols",
     "transfer": "test frozen features on other data by linear SVMs",
     "detect": "train detectors on the feature maps of a classifier, and test them",
+    "export": "export a trained network to a file that runs without this package",
     "tables": "tables and plots from finished runs",
     "prepare_data": "make a store to train from at full speed",
     "benchmark": "measure training and testing on this machine",

@@ -1,0 +1,124 @@
+"""Exports a trained network to a file that runs without this package: `sppnet export --help`."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from sppnet.classify.schedules import Sizes
+from sppnet.classify.views import LARGEST_SCALE
+from sppnet.commands.configs import CONFIGS
+from sppnet.commands.jobs import one_line_job, run_main
+from sppnet.commands.settings import bound, resolved
+from sppnet.geometry import CROP_SIDE
+from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.run_directory import checkpoint_digest, checkpoint_file, read_run_config
+
+_FORMATS = ("onnx", "pt2")  # of sppnet.use.export, which imports torch for seconds
+_OPSETS = range(18, 24)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="export")
+def main(config: DictConfig) -> None:
+    """Runs the command on a configuration that Hydra composed."""
+    with one_line_job("no file was written"):
+        config = resolved(config)
+        check(config)
+        export(config)
+
+
+def settings(*, run: str, out: str, format: str | None, opset: int | None, crop_side: int | None) -> None:
+    """The schema of configs/export.yaml."""
+
+
+def check(config: DictConfig) -> None:
+    """Raises ValueError or FileNotFoundError for a resolved configuration that cannot be run. Loads no network."""
+    bound(config, settings)
+    format = _format(config)
+    if config.opset is not None and (format != "onnx" or config.opset not in _OPSETS):
+        allowed = f"from {_OPSETS[0]} to {_OPSETS[-1]}" if format == "onnx" else "null: it is for format=onnx"
+        raise ValueError(f"opset={config.opset}: must be {allowed}")
+    if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
+        raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
+    _check_place(Path(config.out))
+    _check_run(Path(config.run))
+
+    from sppnet.use.export import check_packages
+
+    check_packages(format)
+
+
+def _format(config: DictConfig) -> str:
+    """Returns the format that a configuration asks for, by name or by the suffix of its file."""
+    if config.format is not None and config.format not in _FORMATS:
+        raise ValueError(f"format={config.format}: must be one of {', '.join(_FORMATS)}")
+    suffix = Path(config.out).suffix.removeprefix(".").lower()
+    if suffix not in ({config.format} if config.format else _FORMATS):
+        must = f".{config.format}, or format null" if config.format else ".onnx or .pt2"
+        raise ValueError(f"out={config.out}: must end in {must}")
+    return suffix
+
+
+def _check_place(path: Path) -> None:
+    """Raises ValueError for a file that cannot be made: better now than after the work for it."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise ValueError(f"out={path}: must be a file, and is a folder")
+    if not folder.is_dir():
+        raise ValueError(f"out={path}: must be in a folder, and {folder} is a file")
+
+
+def _check_run(run: Path) -> None:
+    """Raises an error for a run that does not exist or has no network, and for a detector."""
+    if not run.exists():
+        raise FileNotFoundError(f"run={run}: no such run directory or checkpoint")
+    if run.is_dir() and (run / "detectors").is_dir():
+        raise ValueError(_no_detector(run))
+    if not checkpoint_file(run).is_file():
+        raise FileNotFoundError(f"{checkpoint_file(run)}: no such checkpoint")
+
+
+def _no_detector(run: Path) -> str:
+    return (
+        f"run={run}: is a detector, whose windows are proposed, mapped and suppressed outside of its network; only "
+        f"classifiers are exported; {shown_command('detect')} run={run} images=PLACE uses a detector"
+    )
+
+
+def export(config: DictConfig) -> None:
+    """Exports the network that a checked configuration names, and prints what was written."""
+    import torch  # it takes seconds, and --help and the errors above should not
+
+    from sppnet.classify.loading import shorter_side_for
+    from sppnet.network import load_network
+    from sppnet.use.export import export_network, file_metadata
+
+    run, out = Path(config.run), Path(config.out)
+    network = load_network(run)
+    if "detector" in torch.load(checkpoint_file(run), map_location="cpu", weights_only=True, mmap=True):
+        raise ValueError(_no_detector(run))
+    side = network.input_side or config.crop_side or _trained_side(run)
+    metadata = file_metadata(network, side, shorter_side_for(side), checkpoint_digest(run))
+    print(f"{run}: {network.num_classes} classes, {network.summary()}", flush=True)
+    difference = export_network(network, out, _format(config), metadata, opset=config.opset)
+
+    sizes = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys(difference.sizes))
+    print(
+        f"as PyTorch computes it for images of {sizes} pixels: probabilities within "
+        f"{difference.probabilities:.1g}, log probabilities within {difference.log_probabilities:.1g}"
+    )
+    print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _trained_side(run: Path) -> int:
+    """Returns the side of the crops of a training; without a record of it that of the paper, and says so."""
+    trained = read_run_config(run)
+    if trained is None:
+        print(f"{run}: no config.yaml names its crop side; the file recommends {CROP_SIDE}, or give crop_side=PIXELS")
+        return CROP_SIDE
+    return Sizes(cycle=trained["sizes"].get("cycle"), uniform=trained["sizes"].get("uniform")).largest
+
+
+def command() -> None:
+    """Runs the command with the words in sys.argv[1:]."""
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Uses of a trained network: exporting it to files that run elsewhere."""

@@ -41,7 +41,7 @@ def check(config: DictConfig) -> None:
     if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
         raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
     _check_place(Path(config.out))
-    _check_run(Path(config.run))
+    _check_run(config.run)
 
     from sppnet.use.export import check_packages
 
@@ -68,20 +68,20 @@ def _check_place(path: Path) -> None:
         raise ValueError(f"out={path}: must be in a folder, and {folder} is a file")
 
 
-def _check_run(run: Path) -> None:
-    """Raises an error for a run that does not exist or has no network, and for a detector."""
-    if not run.exists():
+def _check_run(run: str) -> None:
+    """Raises an error for a run that does not exist, and for a run of detectors."""
+    if "://" in run:
+        return
+    if not Path(run).exists():
         raise FileNotFoundError(f"run={run}: no such run directory or checkpoint")
-    if run.is_dir() and (run / "detectors").is_dir():
-        raise ValueError(_no_detector(run))
-    if not checkpoint_file(run).is_file():
-        raise FileNotFoundError(f"{checkpoint_file(run)}: no such checkpoint")
+    if (Path(run) / "detectors").is_dir():
+        raise _is_detector(run)
 
 
-def _no_detector(run: Path) -> str:
-    return (
-        f"run={run}: is a detector, whose windows are proposed, mapped and suppressed outside of its network; only "
-        f"classifiers are exported; {shown_command('detect')} run={run} images=PLACE uses a detector"
+def _is_detector(run: str) -> ValueError:
+    return ValueError(
+        f"run={run}: is a detector, and only classifiers are exported: windows are proposed, pooled and suppressed "
+        f"outside of its network; {shown_command('detect')} run={run} images=PLACE uses it"
     )
 
 
@@ -93,14 +93,18 @@ def export(config: DictConfig) -> None:
     from sppnet.network import load_network
     from sppnet.use.export import export_network, file_metadata
 
-    run, out = Path(config.run), Path(config.out)
-    network = load_network(run)
-    if "detector" in torch.load(checkpoint_file(run), map_location="cpu", weights_only=True, mmap=True):
-        raise ValueError(_no_detector(run))
+    run, out, format = Path(config.run), Path(config.out), _format(config)
+    network, has_checkpoint = load_network(config.run), checkpoint_file(run).is_file()
+    if has_checkpoint and "detector" in torch.load(checkpoint_file(run), weights_only=True, mmap=True):
+        raise _is_detector(config.run)
+    if config.crop_side is not None and network.input_side not in (None, config.crop_side):
+        raise ValueError(f"crop_side={config.crop_side}: this network takes images of {network.input_side} pixels only")
     side = network.input_side or config.crop_side or _trained_side(run)
-    metadata = file_metadata(network, side, shorter_side_for(side), checkpoint_digest(run))
-    print(f"{run}: {network.num_classes} classes, {network.summary()}", flush=True)
-    difference = export_network(network, out, _format(config), metadata, opset=config.opset)
+    checkpoint = checkpoint_digest(run) if has_checkpoint else None
+    metadata = file_metadata(network, side, shorter_side_for(side), checkpoint)
+    print(f"{config.run}: {network.num_classes} classes, {network.summary()}", flush=True)
+    print(f"exporting to {format}, then checking it on images of many sizes", flush=True)
+    difference = export_network(network, out, format, metadata, opset=config.opset)
 
     sizes = " to ".join(f"{height} x {width}" for height, width in dict.fromkeys(difference.sizes))
     print(

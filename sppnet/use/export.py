@@ -18,9 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-import torch.fx.experimental._config as shape_settings
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as shape_settings
 
 from sppnet.network import SPPNet, weights_digest
 from sppnet.runtime.files import atomic_file
@@ -40,8 +40,8 @@ class PixelClassifier(nn.Module):
     def __init__(self, network: SPPNet) -> None:
         super().__init__()
         self.network = network
-        for name, values in (("mean", network.input_mean), ("std", network.input_std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
+        self.mean = nn.Buffer(torch.tensor(network.input_mean)[:, None, None])
+        self.std = nn.Buffer(torch.tensor(network.input_std)[:, None, None])
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = (pixels.float() - self.mean) / self.std
@@ -53,50 +53,62 @@ class PixelClassifier(nn.Module):
 def trace(network: SPPNet) -> ExportedProgram:
     """Returns the program of a `PixelClassifier` of a network, which must be in eval mode, on the CPU.
 
-    The number of images is a symbol, and so are height and width unless the network has no pyramid.
+    The number of images is free, and so are height and width unless the network has no pyramid.
 
     Raises ValueError for a network, such as some of timm's, whose code torch.export cannot follow.
     """
-    # Sides of the example that are equal, or 1, would be taken as always equal, or always 1.
     smallest, side = network.backbone.smallest_input, network.input_side
-    height, width = (side, side) if side is not None else (2 * smallest + 101, 2 * smallest + 132)
-    pixels = torch.zeros(2, 3, height, width, dtype=torch.uint8)
-    symbols = {0: Dim.DYNAMIC} | ({} if side is not None else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC})
-    classifier = PixelClassifier(network).eval()
+    # Free sizes of the example that are equal, or 1, would be taken as always equal, or always 1.
+    sizes = (2 * smallest + 101, 2 * smallest + 132) if side is None else (side, side)
+    pixels = torch.zeros(2, 3, *sizes, dtype=torch.uint8)
     try:
-        # Without this setting the program requires maps of more than one cell, which the smallest inputs do not have.
-        with torch.no_grad(), shape_settings.patch(backed_size_oblivious=True), _quiet():
-            return torch.export.export(classifier, (pixels,), dynamic_shapes={"pixels": symbols})
+        return trace_module(PixelClassifier(network).eval(), pixels, free=(0, 2, 3) if side is None else (0,))
     except Exception as error:  # torch.export fails in a dozen ways
         raise ValueError(f"{network.summary()}: torch.export cannot export it ({first_line(error)})") from error
 
 
-def write_onnx(program: ExportedProgram, file: BinaryIO, metadata: dict[str, str], opset: int | None = None) -> None:
-    """Writes a program as an ONNX file with metadata, weights included.
+def trace_module(module: nn.Module, example: Tensor, free: tuple[int, ...]) -> ExportedProgram:
+    """Returns the program of a module of one tensor, for tensors like the example but for the sizes of `free` axes."""
+    shapes = (dict.fromkeys(free, Dim.DYNAMIC),)
+    # Without this setting the program requires maps of more than one cell, which the smallest inputs do not have.
+    with torch.no_grad(), shape_settings.patch(backed_size_oblivious=True), _quiet():  # type: ignore[attr-defined]
+        return torch.export.export(module, (example,), dynamic_shapes=shapes)
 
-    Raises ValueError for weights too large for such a file, and for a program that cannot be written as ONNX.
+
+def onnx_model(program: ExportedProgram, names: tuple[str, str], opset: int = OPSET) -> Any:
+    """Returns a program as an `onnx.ModelProto` whose input and output have the given names.
+
+    Raises ValueError for a program that torch.onnx cannot export, or not to this opset.
+    """
+    try:
+        with _quiet():
+            exported: Any = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=names[:1],
+                output_names=names[1:],
+                verbose=False,
+            )
+            model = exported.model_proto
+    except Exception as error:  # torch.onnx fails in a dozen ways
+        raise ValueError(f"format=onnx: torch.onnx cannot export this network ({first_line(error)})") from error
+    if (made := model.opset_import[0].version) != opset:
+        raise ValueError(f"opset={opset}: torch.onnx cannot convert this network to it, and made opset {made}")
+    return model
+
+
+def write_onnx(program: ExportedProgram, file: BinaryIO, metadata: dict[str, str], opset: int | None = None) -> None:
+    """Writes a program as an ONNX file with its weights and metadata.
+
+    Raises ValueError for weights too large for such a file, and as `onnx_model`.
     """
     import onnx
 
     weights = sum(value.nbytes for value in program.state_dict.values())
     if weights > _MOST_ONNX_BYTES:
         raise ValueError(f"format=onnx: weights of {weights / 1e9:.1f} GB, and such a file holds 2 GB; use format=pt2")
-    try:
-        with _quiet():
-            exported: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=opset or OPSET,
-                input_names=["pixels"],
-                output_names=["probabilities"],
-                verbose=False,
-            )
-            model = exported.model_proto
-    except Exception as error:  # torch.onnx fails in a dozen ways
-        raise ValueError(f"format=onnx: torch.onnx cannot export this network ({first_line(error)})") from error
-    if (made := model.opset_import[0].version) != (opset or OPSET):
-        raise ValueError(f"opset={opset}: torch.onnx cannot convert this network to it, and made opset {made}")
-
+    model = onnx_model(program, ("pixels", "probabilities"), opset or OPSET)
     _name_sizes(model.graph)
     model.producer_name, model.producer_version = "sppnet", version("sppnet")
     onnx.helper.set_model_props(model, metadata)
@@ -104,7 +116,7 @@ def write_onnx(program: ExportedProgram, file: BinaryIO, metadata: dict[str, str
 
 
 def _name_sizes(graph: Any) -> None:
-    """Names the sizes of input and output that are not fixed, for which torch has numbers."""
+    """Names the free sizes of input and output, for which torch has numbers."""
     for value, names in ((graph.input[0], ("batch", "", "height", "width")), (graph.output[0], ("batch", ""))):
         for size, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
             if size.HasField("dim_param"):
@@ -112,15 +124,19 @@ def _name_sizes(graph: Any) -> None:
     del graph.value_info[:]  # shapes between the layers, by those numbers; runtimes work them out again
 
 
-def run_onnx(path: Path) -> Predict:
-    """Returns a function that computes the probabilities of pixels (N, 3, h, w) by onnxruntime, on the CPU."""
+def run_onnx(path: Path | bytes) -> Predict:
+    """Returns a function that computes the output of an ONNX file, or of its content, by onnxruntime on the CPU.
+
+    It takes as many threads as torch.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda pixels: session.run(None, {"pixels": pixels})[0]
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda values: session.run(None, {name: values})[0]
 
 
 def write_pt2(program: ExportedProgram, file: BinaryIO, metadata: dict[str, str], opset: int | None = None) -> None:
@@ -130,13 +146,13 @@ def write_pt2(program: ExportedProgram, file: BinaryIO, metadata: dict[str, str]
 
 
 def run_pt2(path: Path) -> Predict:
-    """Returns a function that computes the probabilities of pixels (N, 3, h, w) by a saved program, on the CPU."""
+    """Returns a function that computes the output of a saved program."""
     with path.open("rb") as file, _quiet():
         classifier = torch.export.load(file).module()
 
     @torch.no_grad()
-    def predict(pixels: np.ndarray) -> np.ndarray:
-        return classifier(torch.from_numpy(pixels)).numpy()
+    def predict(values: np.ndarray) -> np.ndarray:
+        return classifier(torch.from_numpy(values)).numpy()
 
     return predict
 

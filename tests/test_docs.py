@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.commands import benchmark, detect, evaluate, prepare_data, tables, transfer
+from sppnet.commands import benchmark, detect, evaluate, export, prepare_data, tables, transfer
 from sppnet.commands.evaluated_runs import read_protocols
 from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.commands.startup import COMMANDS
@@ -34,7 +34,7 @@ PAGES = [
 TEXTS = {str(page.relative_to(PROJECT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "prepare_data", "benchmark")
+HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "export", "prepare_data", "benchmark")
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
@@ -128,6 +128,7 @@ def test_there_are_commands():
         "evaluate": 8,
         "transfer": 15,
         "detect": 4,
+        "export": 4,
         "tables": 6,
         "prepare_data": 2,
         "benchmark": 3,
@@ -177,6 +178,12 @@ def test_a_transfer_command_composes_and_fits_the_code(arguments):
 def test_a_detection_command_fits_the_code(arguments):
     if overrides_in(arguments):
         detect.check(resolved(composed_for("detect", overrides_in(arguments))))
+
+
+@pytest.mark.parametrize("arguments", commands_of("export"))
+def test_an_export_command_composes_and_fits_the_code(arguments):
+    config = composed_for("export", overrides_in(arguments) or ["run=x", "out=x.onnx"])
+    bound(config, export.settings)
 
 
 @pytest.mark.parametrize("arguments", commands_of("tables"))

@@ -52,6 +52,7 @@ def place(tmp_path_factory):
     save_detector(of_file, place / "of_file.ckpt")
     (place / "photos").mkdir()
     (place / "folder.html").mkdir()
+    (place / "folder.onnx").mkdir()
     (place / "photos" / "a.png").write_bytes(random_images([(20, 30)]).read(0))
     flat = SPPNet(build_backbone("zf5", width=0.05), None, 2, hidden=8, input_side=64)
     save_network(flat, place / "flat.ckpt")
@@ -658,7 +659,36 @@ DETECT += [
     ("image=photos", "image: no such key; did you mean images?"),
 ]
 
+MODEL = "run=run out=model.onnx"
+EXPORT = [
+    ("", "run: missing; give it as run=VALUE"),
+    ("run=run", "out: missing; give it as out=VALUE"),
+    ("run=nowhere out=model.onnx", "run=nowhere: no such run directory or checkpoint"),
+    ("run=unfinished out=model.onnx", "unfinished/checkpoints/last.ckpt: no such checkpoint"),
+    ("run=damaged out=model.onnx", "damaged/checkpoints/last.ckpt: not a checkpoint of sppnet"),
+    ("run=file out=model.onnx", "file: not a checkpoint of sppnet"),
+    ("run= out=model.onnx", "run: empty"),
+    ("run=detector out=model.onnx", "run=detector: is a detector, and only classifiers are exported", "images=PLACE"),
+    ("run=detector/detectors/fc7.ckpt out=model.onnx", "fc7.ckpt: is a detector, and only classifiers are exported"),
+    ("run=run out=model.pb", "out=model.pb: must end in .onnx or .pt2"),
+    ("run=run out=model", "out=model: must end in .onnx or .pt2"),
+    ("run=run out=model.pt2 format=onnx", "out=model.pt2: must end in .onnx, or format null"),
+    (f"{MODEL} format=tflite", "format=tflite: must be one of onnx, pt2"),
+    ("run=run out=file/model.onnx", "out=file/model.onnx: must be in a folder, and ", "file is a file"),
+    ("run=run out=folder.onnx", "out=folder.onnx: must be a file, and is a folder"),
+    (f"{MODEL} opset=17", "opset=17: must be from 18 to 23"),
+    (f"{MODEL} opset=24", "opset=24: must be from 18 to 23"),
+    (f"{MODEL} opset=new", "opset=new: must be a whole number"),
+    ("run=run out=model.pt2 opset=18", "opset=18: must be null: it is for format=onnx"),
+    (f"{MODEL} crop_side=0", "crop_side=0: must be from 1 to 4096"),
+    ("run=flat.ckpt out=model.onnx crop_side=65", "crop_side=65: this network takes images of 64 pixels only"),
+    (f"{MODEL} fromat=onnx", "fromat: no such key; did you mean format?"),
+    ("run=[run] out=model.onnx", "run: "),
+    (f"-m {MODEL} opset=18,3", "opset=3: must be from 18 to 23 (job 2 of 2: "),
+]
+
 COMMANDS = [
+    *(("export", *row) for row in EXPORT),
     *(("detect", *row) for row in DETECT),
     *(("train", *row) for row in TRAIN),
     *(("evaluate", *row) for row in EVALUATE),

@@ -128,7 +128,7 @@ def test_there_are_commands():
         "evaluate": 8,
         "transfer": 15,
         "detect": 4,
-        "export": 4,
+        "export": 3,
         "tables": 6,
         "prepare_data": 2,
         "benchmark": 3,

@@ -109,8 +109,8 @@ def bins_one_by_one(maps: Tensor, n: int) -> Tensor:
 def bins_by_slices(maps: Tensor, n: int) -> Tensor:
     """`F.adaptive_max_pool2d(maps, n)` by n slices along either axis: the pooling of exported networks.
 
-    With height and width as symbols, torch.onnx cannot export adaptive pooling, and AOTInductor compiles it into wrong
-    numbers without a word. 2 * n maxima of slices are right in both, and take fewer operations than n * n bins.
+    torch.onnx cannot export adaptive pooling of maps whose sides are not known, and AOTInductor compiles it for bins as
+    large as those of the example: wrong on larger maps, without an error. Maxima of slices are right in both.
     """
     for axis in (2, 3):
         side, maxima = maps.shape[axis], []

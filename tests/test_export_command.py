@@ -33,7 +33,7 @@ def network():
     torch.manual_seed(0)
     backbone = build_backbone("zf5", width=0.05, normalization="none")
     scale = {"initialization": "fan_in", "input_std": (60, 57, 55)}
-    return SPPNet(backbone, (3, 1), len(CLASSES), hidden=8, classes=CLASSES, **scale).eval()
+    return SPPNet(backbone, (1,), len(CLASSES), hidden=8, classes=CLASSES, **scale).eval()
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,10 @@ def test_a_checkpoint_without_a_run_recommends_the_sides_of_the_paper_or_those_g
     done = run_here("export", "run=flat.ckpt", "out=flat.onnx", "crop_side=65", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: crop_side=65: this network takes images of 64 pixels only\n"
+
+
+def test_missing_packages_are_named_with_the_extra(exported, monkeypatch, run_here):
+    monkeypatch.setattr("sppnet.commands.export._PACKAGES", ("onnx", "no_such_package"))
+    done = run_here("export", "run=run", "out=other.onnx", cwd=exported[0])
+    assert done.returncode == 2
+    assert done.stderr == "error: format=onnx needs the packages no_such_package: pip install 'sppnet[export]'\n"

@@ -14,7 +14,7 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.settings import bound, plain
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
-from sppnet.runtime.files import atomic_file
+from sppnet.runtime.files import atomic_file, check_place
 from sppnet.runtime.names import listing
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def detect_photos(config: DictConfig) -> None:
     path = find_detector(Path(config.run), config.row)
     photos = find_photos(config.images)
     for place in filter(None, (config.out, config.page)):
-        _check_place(Path(place))
+        check_place(Path(place))
     detector = load_detector(path)
     score = _least_score(config.score, detector.test.least_score)
     work = _Work(config, path, detector, photos, _propose(config, detector), score)
@@ -129,15 +129,6 @@ def find_detector(run: Path, row: str | None) -> Path:
     if row is None and len(rows) > 1:
         print(f"row={rows[-1]}: the last one of {', '.join(rows)}")
     return run / "detectors" / f"{row or rows[-1]}.ckpt"
-
-
-def _check_place(path: Path) -> None:
-    """Raises ValueError for a file that cannot be made: better now than after hours of work for it."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir():
-        raise ValueError(f"{path}: must be a file, and is a folder")
-    if not folder.is_dir():
-        raise ValueError(f"{path}: must be in a folder, and {folder} is a file")
 
 
 def _least_score(given: float | None, of_detector: float) -> float:

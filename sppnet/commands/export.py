@@ -1,5 +1,6 @@
 """Exports a trained network to a file that runs without this package: `sppnet export --help`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import hydra
@@ -12,10 +13,12 @@ from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.settings import bound, resolved
 from sppnet.geometry import CROP_SIDE
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.files import check_place
 from sppnet.runtime.run_directory import checkpoint_digest, checkpoint_file, read_run_config
 
 _FORMATS = ("onnx", "pt2")  # of sppnet.use.export, which imports torch for seconds
 _OPSETS = range(18, 24)
+_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="export")
@@ -40,12 +43,10 @@ def check(config: DictConfig) -> None:
         raise ValueError(f"opset={config.opset}: must be {allowed}")
     if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
         raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
-    _check_place(Path(config.out))
+    check_place(Path(config.out))
     _check_run(config.run)
-
-    from sppnet.use.export import check_packages
-
-    check_packages(format)
+    if format == "onnx":
+        _check_packages()
 
 
 def _format(config: DictConfig) -> str:
@@ -59,13 +60,10 @@ def _format(config: DictConfig) -> str:
     return suffix
 
 
-def _check_place(path: Path) -> None:
-    """Raises ValueError for a file that cannot be made: better now than after the work for it."""
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir():
-        raise ValueError(f"out={path}: must be a file, and is a folder")
-    if not folder.is_dir():
-        raise ValueError(f"out={path}: must be in a folder, and {folder} is a file")
+def _check_packages() -> None:
+    """Raises ValueError if a package that ONNX needs is not installed."""
+    if missing := [package for package in _PACKAGES if find_spec(package) is None]:
+        raise ValueError(f"format=onnx needs the packages {', '.join(missing)}: pip install 'sppnet[export]'")
 
 
 def _check_run(run: str) -> None:
@@ -87,15 +85,14 @@ def _is_detector(run: str) -> ValueError:
 
 def export(config: DictConfig) -> None:
     """Exports the network that a checked configuration names, and prints what was written."""
-    import torch  # it takes seconds, and --help and the errors above should not
-
+    # They load torch, which takes seconds, and --help and the errors above should not.
     from sppnet.classify.loading import shorter_side_for
     from sppnet.network import load_network
     from sppnet.use.export import export_network, file_metadata
 
     run, out, format = Path(config.run), Path(config.out), _format(config)
     network, has_checkpoint = load_network(config.run), checkpoint_file(run).is_file()
-    if has_checkpoint and "detector" in torch.load(checkpoint_file(run), weights_only=True, mmap=True):
+    if has_checkpoint and _holds_detector(checkpoint_file(run)):
         raise _is_detector(config.run)
     if config.crop_side is not None and network.input_side not in (None, config.crop_side):
         raise ValueError(f"crop_side={config.crop_side}: this network takes images of {network.input_side} pixels only")
@@ -112,6 +109,12 @@ def export(config: DictConfig) -> None:
         f"{difference.probabilities:.1g}, log probabilities within {difference.log_probabilities:.1g}"
     )
     print(f"written: {out}, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _holds_detector(checkpoint: Path) -> bool:
+    import torch
+
+    return "detector" in torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _trained_side(run: Path) -> int:

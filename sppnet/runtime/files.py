@@ -44,6 +44,15 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
     _flush_names(path.parent)
 
 
+def check_place(path: Path) -> None:
+    """Raises ValueError for a file that cannot be made: better before hours of work for it than after."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir():
+        raise ValueError(f"{path}: must be a file, and is a folder")
+    if not folder.is_dir():
+        raise ValueError(f"{path}: must be in a folder, and {folder} is a file")
+
+
 def _keep_as(path: Path, previous: Path) -> None:
     """Gives the file at `path`, if any, the name `previous` as well: `path` exists whenever this process dies."""
     link = previous.with_name(f"{previous.name}.partial{os.getpid()}")

@@ -11,8 +11,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -23,14 +21,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as shape_settings
 
 from sppnet.network import SPPNet, weights_digest
+from sppnet.runtime.environment import package_version
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line
 from sppnet.use.export_check import Difference, Predict, check_predictions
 
 OPSET = 18  # of ONNX: the one that torch exports to; others are converted from it
-NEWEST_OPSET = 23
-
-_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _MOST_ONNX_BYTES = 2**31 - 2**24  # an ONNX file is a protobuf message, of at most 2 GB; 16 MB for all but the weights
 
 
@@ -92,7 +88,9 @@ def onnx_model(program: ExportedProgram, names: tuple[str, str], opset: int = OP
             )
             model = exported.model_proto
     except Exception as error:  # torch.onnx fails in a dozen ways
-        raise ValueError(f"format=onnx: torch.onnx cannot export this network ({first_line(error)})") from error
+        raise ValueError(
+            f"format=onnx: torch.onnx cannot export this network ({first_line(error.__cause__ or error)})"
+        ) from error
     if (made := model.opset_import[0].version) != opset:
         raise ValueError(f"opset={opset}: torch.onnx cannot convert this network to it, and made opset {made}")
     return model
@@ -110,7 +108,7 @@ def write_onnx(program: ExportedProgram, file: BinaryIO, metadata: dict[str, str
         raise ValueError(f"format=onnx: weights of {weights / 1e9:.1f} GB, and such a file holds 2 GB; use format=pt2")
     model = onnx_model(program, ("pixels", "probabilities"), opset or OPSET)
     _name_sizes(model.graph)
-    model.producer_name, model.producer_version = "sppnet", version("sppnet")
+    model.producer_name, model.producer_version = "sppnet", metadata.get("sppnet_version", "")
     onnx.helper.set_model_props(model, metadata)
     file.write(model.SerializeToString())
 
@@ -167,13 +165,6 @@ class Format(NamedTuple):
 FORMATS = {"onnx": Format(write_onnx, run_onnx), "pt2": Format(write_pt2, run_pt2)}
 
 
-def check_packages(format: str) -> None:
-    """Raises ValueError if packages that a format needs are not installed."""
-    missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
-    if format == "onnx" and missing:
-        raise ValueError(f"format=onnx needs the packages {', '.join(missing)}: pip install 'sppnet[export]'")
-
-
 def file_metadata(network: SPPNet, crop_side: int, shorter_side: int, checkpoint: str | None) -> dict[str, str]:
     """Returns what a file says about its network: names and values, those that are not text as JSON.
 
@@ -191,7 +182,11 @@ def file_metadata(network: SPPNet, crop_side: int, shorter_side: int, checkpoint
         "any_size": network.input_side is None,
         "network": network.description(),
     }
-    texts = {"summary": network.summary(), "sppnet_version": version("sppnet"), "weights": weights_digest(network)}
+    texts = {
+        "summary": network.summary(),
+        "sppnet_version": package_version("sppnet") or "not installed",
+        "weights": weights_digest(network),
+    }
     if checkpoint is not None:
         texts["checkpoint"] = checkpoint
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()} | texts
@@ -207,7 +202,7 @@ def export_network(
         path: the file to write, atomically.
         format: a name of FORMATS.
         metadata: of `file_metadata`.
-        opset: of an ONNX file, OPSET to NEWEST_OPSET; None: OPSET.
+        opset: of an ONNX file; None: OPSET.
 
     Returns the largest differences between the probabilities of the file and those of the network.
 

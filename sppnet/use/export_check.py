@@ -16,7 +16,7 @@ from sppnet.runtime.progress import Progress
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 RGB (N, 3, h, w) -> probabilities float32 (N, C)
 
-CHECKS = 50  # batches, each of another size
+CHECKS = 50  # batches
 _LARGEST_SIDE = 512  # or twice the smallest input, if that is more
 _MOST_IMAGES = 4  # of a batch
 
@@ -51,7 +51,7 @@ def check_predictions(network: SPPNet, predict: Predict) -> Difference:
 
 
 def batch_shapes(network: SPPNet) -> list[tuple[int, int, int]]:
-    """Returns the (N, h, w) of CHECKS batches, all different: from the smallest input on, most of them not square.
+    """Returns the (N, h, w) of CHECKS batches, from the smallest input on, most of them not square.
 
     Those of a network without a pyramid differ in the number of images only.
     """

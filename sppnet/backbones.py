@@ -99,12 +99,18 @@ class Backbone(nn.Sequential):
         table: its layers.
         width: factor on the filters of every layer, above 0, at most _MAX_WIDTH. 1 is the paper's.
         normalization: "within_channel", "across_channels" or "none".
+        aligned: True builds what `aligned()` returns.
 
     Raises ValueError for a width out of range or an unknown normalization.
     """
 
     def __init__(
-        self, architecture: str, table: tuple[Conv | Pool | Norm, ...], width: float, normalization: str
+        self,
+        architecture: str,
+        table: tuple[Conv | Pool | Norm, ...],
+        width: float,
+        normalization: str,
+        aligned: bool = False,
     ) -> None:
         if not 0 < width <= _MAX_WIDTH:
             raise ValueError(
@@ -113,7 +119,7 @@ class Backbone(nn.Sequential):
         if normalization not in NORMALIZATIONS:
             raise ValueError(f"normalization={normalization!r}: must be one of {', '.join(NORMALIZATIONS)}")
         super().__init__()
-        self.options = {"architecture": architecture, "width": width, "normalization": normalization}
+        self.options: dict[str, Any] = {"architecture": architecture, "width": width, "normalization": normalization}
 
         channels, number = 3, 0
         for row in table:
@@ -127,6 +133,17 @@ class Backbone(nn.Sequential):
             else:
                 self.add_module(f"pool{number}", nn.MaxPool2d(row.kernel, row.stride))
         self.channels = channels
+        if aligned:
+            self._align()
+
+    def _align(self) -> None:
+        """Makes every padding floor(kernel / 2)."""
+        self.options = {**self.options, "aligned": True}  # only where it is: hashes of other networks stay the same
+        for layer in self:
+            if isinstance(layer, Convolution):
+                layer.padding = (layer.kernel_size[0] // 2, layer.kernel_size[1] // 2)
+            elif isinstance(layer, nn.MaxPool2d):
+                layer.padding = _side(layer.kernel_size) // 2
 
     @property
     def footprints(self) -> list[Footprint]:
@@ -189,11 +206,7 @@ class Backbone(nn.Sequential):
         """
         shared = {id(parameter): parameter for parameter in self.parameters()}
         backbone = copy.deepcopy(self, shared)
-        for layer in backbone:
-            if isinstance(layer, Convolution):
-                layer.padding = (layer.kernel_size[0] // 2, layer.kernel_size[1] // 2)
-            elif isinstance(layer, nn.MaxPool2d):
-                layer.padding = _side(layer.kernel_size) // 2
+        backbone._align()
         return backbone
 
 
@@ -210,24 +223,24 @@ def _side(size: Any) -> int:
     return int(size[0] if isinstance(size, tuple) else size)
 
 
-def zf5(*, width: float = 1.0, normalization: str = "within_channel") -> Backbone:
+def zf5(*, width: float = 1.0, normalization: str = "within_channel", aligned: bool = False) -> Backbone:
     """ZF-5: Zeiler and Fergus's fast network. Map sides at 224: 111, 55, 27, 13; stride 16."""
-    return Backbone("zf5", ZF5, width, normalization)
+    return Backbone("zf5", ZF5, width, normalization, aligned)
 
 
-def convnet5(*, width: float = 1.0, normalization: str = "across_channels") -> Backbone:
+def convnet5(*, width: float = 1.0, normalization: str = "across_channels", aligned: bool = False) -> Backbone:
     """Convnet*-5: Krizhevsky's network with its first two poolings one layer later. At 224: 55, 27, 13; stride 16."""
-    return Backbone("convnet5", CONVNET5, width, normalization)
+    return Backbone("convnet5", CONVNET5, width, normalization, aligned)
 
 
-def overfeat5(*, width: float = 1.0, normalization: str = "across_channels") -> Backbone:
+def overfeat5(*, width: float = 1.0, normalization: str = "across_channels", aligned: bool = False) -> Backbone:
     """Overfeat-5. Map sides at 224: 109, 36, 18; stride 12."""
-    return Backbone("overfeat5", OVERFEAT5, width, normalization)
+    return Backbone("overfeat5", OVERFEAT5, width, normalization, aligned)
 
 
-def overfeat7(*, width: float = 1.0, normalization: str = "across_channels") -> Backbone:
+def overfeat7(*, width: float = 1.0, normalization: str = "across_channels", aligned: bool = False) -> Backbone:
     """Overfeat-7: Overfeat-5 with two more convolutions of 512 filters."""
-    return Backbone("overfeat7", OVERFEAT7, width, normalization)
+    return Backbone("overfeat7", OVERFEAT7, width, normalization, aligned)
 
 
 BACKBONES: dict[str, Callable[..., Backbone | TimmBackbone]] = {

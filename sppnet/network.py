@@ -300,6 +300,7 @@ def backbone_digest(network: SPPNet) -> str:
     That is its backbone, and how images become its input. The fully connected layers may be trained further.
     """
     description = {key: network.description()[key] for key in ("backbone", "input_mean", "input_std")}
+    description["backbone"].pop("aligned", None)
     return _digest(description, network.backbone.state_dict())
 
 

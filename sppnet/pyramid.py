@@ -88,6 +88,8 @@ def _pool_levels(levels: tuple[int, ...], pool: Callable[[int], Tensor]) -> Tens
 
 def _max_of_bins(maps: Tensor, n: int) -> Tensor:
     """(N, C, H, W) -> (N, C, n, n): the maximum of every bin of one level."""
+    if torch.compiler.is_exporting():
+        return bins_by_slices(maps, n)
     if maps.is_cuda and torch.are_deterministic_algorithms_enabled():
         return bins_one_by_one(maps, n)  # on a GPU, the backward pass of adaptive pooling is not deterministic
     return F.adaptive_max_pool2d(maps, n)
@@ -102,6 +104,22 @@ def bins_one_by_one(maps: Tensor, n: int) -> Tensor:
         for left, right in columns
     ]
     return torch.stack(maxima, dim=2).unflatten(2, (n, n))
+
+
+def bins_by_slices(maps: Tensor, n: int) -> Tensor:
+    """`F.adaptive_max_pool2d(maps, n)` by n slices along either axis: the pooling of exported networks.
+
+    torch.onnx cannot export adaptive pooling of maps whose sides are not known, and AOTInductor compiles it for bins as
+    large as those of the example: wrong on larger maps, without an error. Maxima of slices are right in both.
+    """
+    for axis in (2, 3):
+        side, maxima = maps.shape[axis], []
+        for i in range(n):
+            # Not the ceiling of `pyramid_bins`, -(a // -n): exported, its division would round towards zero.
+            start, end = i * side // n, ((i + 1) * side + n - 1) // n
+            maxima.append(maps.narrow(axis, start, end - start).amax(axis))
+        maps = torch.stack(maxima, axis)
+    return maps
 
 
 def check_windows(features: Tensor, windows: Tensor) -> None:

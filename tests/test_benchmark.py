@@ -11,6 +11,7 @@ from PIL import Image
 
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
+from sppnet.benchmark.exported import whole_network
 from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.report import advice, judge, ratios_page, stages_page
@@ -150,11 +151,20 @@ def test_every_comparison_runs_on_both_sides(monkeypatch):
     with SideBySide("cpu", batch_size=1, files=4, hidden=16) as side_by_side:
         side_by_side.workers = 0  # to prepare a store, each would import the libraries for seconds
         for comparison in side_by_side.comparisons():
-            if "96 views" not in comparison.name:  # takes seconds
+            if "96 views" not in comparison.name and "exported ZF-5" not in comparison.name:  # they take seconds
                 for work in comparison.works():
                     work()
                     run.append(comparison.name)
-    assert len(run) == 2 * len(set(run)) == 20
+    assert len(run) == 2 * len(set(run)) == 22
+
+
+def test_an_exported_network_computes_what_it_is_compared_with():
+    backbone = build_backbone("zf5", width=0.05, normalization="none")
+    ours, reference = whole_network(
+        SPPNet(backbone, (1,), 3, hidden=8, initialization="fan_in", input_std=(60, 60, 60))
+    )
+    for found, expected in zip(ours(), reference(), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
 
 
 @pytest.mark.slow

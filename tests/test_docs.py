@@ -14,7 +14,18 @@ from omegaconf import OmegaConf
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.commands import benchmark, detect, evaluate, explain, prepare_data, tables, transfer
+from sppnet.commands import (
+    benchmark,
+    detect,
+    evaluate,
+    explain,
+    export,
+    predict,
+    prepare_data,
+    publish,
+    tables,
+    transfer,
+)
 from sppnet.commands.evaluated_runs import read_protocols
 from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.commands.startup import COMMANDS
@@ -34,7 +45,10 @@ PAGES = [
 TEXTS = {str(page.relative_to(PROJECT)): page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS["README.md"]
 METADATA = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-HELP_CONFIGS = ("train", "evaluate", "transfer", "detect", "explain", "predict", "publish", "prepare_data", "benchmark")
+HELP_CONFIGS = (
+    *("train", "evaluate", "transfer", "detect", "predict", "explain", "export", "publish", "prepare_data"),
+    "benchmark",
+)
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"`([^`\n]+)`")
@@ -131,6 +145,7 @@ def test_there_are_commands():
         "explain": 5,
         "predict": 4,
         "publish": 2,
+        "export": 3,
         "tables": 6,
         "prepare_data": 2,
         "benchmark": 3,
@@ -186,6 +201,24 @@ def test_a_detection_command_fits_the_code(arguments):
 def test_an_explaining_command_composes_and_fits_the_code(arguments, tmp_path):
     (tmp_path / "run").mkdir()
     explain.check(resolved(composed_for("explain", [*overrides_in(arguments), f"run={tmp_path / 'run'}"])))
+
+
+@pytest.mark.parametrize("arguments", commands_of("predict"))
+def test_a_predicting_command_composes_and_fits_the_code(arguments):
+    bound(composed_for("predict", ["run=x", "images=x", *overrides_in(arguments)]), predict.settings)
+
+
+@pytest.mark.parametrize("arguments", commands_of("publish"))
+def test_a_publishing_command_composes_and_fits_the_code(arguments, tmp_path):
+    given = [word for word in overrides_in(arguments) if not word.startswith("run=")]
+    save_network(SPPNet(build_backbone("zf5", width=0.05), num_classes=2, hidden=2), tmp_path / "a.ckpt")
+    publish.check(resolved(composed_for("publish", [*given, f"run={tmp_path / 'a.ckpt'}"])))
+
+
+@pytest.mark.parametrize("arguments", commands_of("export"))
+def test_an_export_command_composes_and_fits_the_code(arguments):
+    config = composed_for("export", overrides_in(arguments) or ["run=x", "out=x.onnx"])
+    bound(config, export.settings)
 
 
 @pytest.mark.parametrize("arguments", commands_of("tables"))

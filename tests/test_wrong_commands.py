@@ -52,6 +52,7 @@ def place(tmp_path_factory):
     save_detector(of_file, place / "of_file.ckpt")
     (place / "photos").mkdir()
     (place / "folder.html").mkdir()
+    (place / "folder.onnx").mkdir()
     (place / "photos" / "a.png").write_bytes(random_images([(20, 30)]).read(0))
     flat = SPPNet(build_backbone("zf5", width=0.05), None, 2, hidden=8, input_side=64)
     save_network(flat, place / "flat.ckpt")
@@ -659,7 +660,7 @@ DETECT += [
 ]
 
 # Of `predict`, and what detectors share with `detect images=...`.
-PHOTOS = "run=run images=photos"
+SHOWN = "run=run images=photos"
 PREDICT = [
     ("images=photos", "run: missing; give it as run=VALUE"),
     ("run=run", "images: missing; give it as images=VALUE"),
@@ -675,22 +676,22 @@ PREDICT = [
     ("run=run images=3", "images=3: must be a file, a folder, a pattern"),
     ("run=run images=[photos,3]", "images=['photos', 3]: must be a file, a folder, a pattern"),
     ("run=run images={a:b}", "images={'a': 'b'}: must be a file, a folder, a pattern"),
-    (f"{PHOTOS} top=0", "top=0: must be at least 1"),
-    (f"{PHOTOS} top=x", "top=x: must be a whole number"),
-    (f"{PHOTOS} min_score=nan", "min_score=nan: must be finite"),
-    (f"{PHOTOS} scores=logit", "scores=logit: must be probabilities or logits"),
-    (f"{PHOTOS} views=[center,full]", "views=['center', 'full']: must be one protocol, as in views=ten_crop"),
-    (f"{PHOTOS} views=centre", "views=centre: must be one of center"),
-    (f"{PHOTOS} views.center.scales=[3]", "scales=[3]: must be at least view_size=224"),
-    (f"{PHOTOS} crop_side=0", "crop_side=0: must be from 1 to 4096"),
-    (f"{PHOTOS} out=a.txt", "out=a.txt: must end in .csv, .json, .jsonl, .parquet"),
-    (f"{PHOTOS} out=predictions", "out=predictions: must end in .csv, .json, .jsonl, .parquet"),
-    (f"{PHOTOS} out=file/a.csv", "file/a.csv: must be in a folder, and", "file is a file"),
-    (f"{PHOTOS} page=a.htm", "page=a.htm: must end in .html"),
-    (f"{PHOTOS} page=folder.html", "folder.html: must be a file, and is a folder"),
-    (f"{PHOTOS} row=fc7", "row=fc7: is for detectors, and run=run is a classifier"),
-    (f"{PHOTOS} hardware.devices=2", "hardware.devices=2: this command runs on one device"),
-    (f"{PHOTOS} image=photos", "image: no such key; did you mean images?"),
+    (f"{SHOWN} top=0", "top=0: must be at least 1"),
+    (f"{SHOWN} top=x", "top=x: must be a whole number"),
+    (f"{SHOWN} min_score=nan", "min_score=nan: must be finite"),
+    (f"{SHOWN} scores=logit", "scores=logit: must be probabilities or logits"),
+    (f"{SHOWN} views=[center,full]", "views=['center', 'full']: must be one protocol, as in views=ten_crop"),
+    (f"{SHOWN} views=centre", "views=centre: must be one of center"),
+    (f"{SHOWN} views.center.scales=[3]", "scales=[3]: must be at least view_size=224"),
+    (f"{SHOWN} crop_side=0", "crop_side=0: must be from 1 to 4096"),
+    (f"{SHOWN} out=a.txt", "out=a.txt: must end in .csv, .json, .jsonl, .parquet"),
+    (f"{SHOWN} out=predictions", "out=predictions: must end in .csv, .json, .jsonl, .parquet"),
+    (f"{SHOWN} out=file/a.csv", "file/a.csv: must be in a folder, and", "file is a file"),
+    (f"{SHOWN} page=a.htm", "page=a.htm: must end in .html"),
+    (f"{SHOWN} page=folder.html", "folder.html: must be a file, and is a folder"),
+    (f"{SHOWN} row=fc7", "row=fc7: is for detectors, and run=run is a classifier"),
+    (f"{SHOWN} hardware.devices=2", "hardware.devices=2: this command runs on one device"),
+    (f"{SHOWN} image=photos", "image: no such key; did you mean images?"),
     ("run=flat.ckpt images=photos views=full crop_side=64", "whole images: the network has no pyramid and takes 64 x"),
     ("run=detector images=photos top=3", "top=3: is for classifiers, and run=detector is a detector"),
     ("run=detector images=photos views=full", "views=full: is for classifiers, and run=detector is a detector"),
@@ -723,7 +724,6 @@ PUBLISH = [
     ("run=flat.ckpt out=", "out: empty"),
 ]
 
-SHOWN = "run=run images=photos"
 EXPLAIN = [
     ("", "run: missing; give it as run=VALUE"),
     ("run=nowhere", "run=nowhere: no such run directory or checkpoint"),
@@ -773,6 +773,34 @@ EXPLAIN = [
     ("-m run=run top=1,0", "top=0: must be from 1 to 100 (job 2 of 2: run=run top=0)"),
 ]
 
+MODEL = "run=run out=model.onnx"
+EXPORT = [
+    ("", "run: missing; give it as run=VALUE"),
+    ("run=run", "out: missing; give it as out=VALUE"),
+    ("run=nowhere out=model.onnx", "run=nowhere: no such run directory or checkpoint"),
+    ("run=unfinished out=model.onnx", "unfinished/checkpoints/last.ckpt: no such checkpoint"),
+    ("run=damaged out=model.onnx", "damaged/checkpoints/last.ckpt: not a checkpoint of sppnet"),
+    ("run=file out=model.onnx", "file: not a checkpoint of sppnet"),
+    ("run= out=model.onnx", "run: empty"),
+    ("run=detector out=model.onnx", "run=detector: is a detector, and only classifiers are exported", "images=PLACE"),
+    ("run=detector/detectors/fc7.ckpt out=model.onnx", "fc7.ckpt: is a detector, and only classifiers are exported"),
+    ("run=run out=model.pb", "out=model.pb: must end in .onnx or .pt2"),
+    ("run=run out=model", "out=model: must end in .onnx or .pt2"),
+    ("run=run out=model.pt2 format=onnx", "out=model.pt2: must end in .onnx, or format null"),
+    (f"{MODEL} format=tflite", "format=tflite: must be one of onnx, pt2"),
+    ("run=run out=file/model.onnx", "file/model.onnx: must be in a folder, and ", "file is a file"),
+    ("run=run out=folder.onnx", "folder.onnx: must be a file, and is a folder"),
+    (f"{MODEL} opset=17", "opset=17: must be from 18 to 23"),
+    (f"{MODEL} opset=24", "opset=24: must be from 18 to 23"),
+    (f"{MODEL} opset=new", "opset=new: must be a whole number"),
+    ("run=run out=model.pt2 opset=18", "opset=18: must be null: it is for format=onnx"),
+    (f"{MODEL} crop_side=0", "crop_side=0: must be from 1 to 4096"),
+    ("run=flat.ckpt out=model.onnx crop_side=65", "crop_side=65: this network takes images of 64 pixels only"),
+    (f"{MODEL} fromat=onnx", "fromat: no such key; did you mean format?"),
+    ("run=[run] out=model.onnx", "run: "),
+    (f"-m {MODEL} opset=18,3", "opset=3: must be from 18 to 23 (job 2 of 2: "),
+]
+
 COMMANDS = [
     *(("publish", *row) for row in PUBLISH),
     ("predict", "run=hf://net images=photos", "hf://net: must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
@@ -783,6 +811,7 @@ COMMANDS = [
     ),
     ("detect", "network=hf://me/net data=scenes", "network=hf://me/net: must be a folder on this machine"),
     *(("predict", *row) for row in PREDICT),
+    *(("export", *row) for row in EXPORT),
     *(("explain", *row) for row in EXPLAIN),
     *(("detect", *row) for row in DETECT),
     *(("train", *row) for row in TRAIN),

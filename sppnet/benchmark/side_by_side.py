@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.backbones import build_backbone
-from sppnet.benchmark import transfer
+from sppnet.benchmark import exported, transfer
 from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.timing import Work, forward_backward, on_one_thread, seconds_of, with_default_malloc
@@ -98,6 +98,9 @@ class SideBySide:
         yield Comparison("96 views on maps: 96 crops", Goal(1.7, 1.5), self.many_views)
         yield Comparison("features of files: forward passes only", Goal(0.9, None), self.extraction)
         yield Comparison("SVMs on a Gram matrix: LinearSVC one by one", Goal(4, None), self.svms)
+        if self.device.type == "cpu" and exported.can_export():
+            yield Comparison("exported pyramid in onnxruntime: in PyTorch", Goal(2, None), self.exported_pyramids)
+            yield Comparison("exported ZF-5 in onnxruntime: in PyTorch", Goal(1.1, None), self.exported_networks)
 
     def normalizations(self) -> tuple[Work, Work]:
         maps = self._random(self.batch_size, 96, 111, 111)
@@ -206,6 +209,12 @@ class SideBySide:
 
     def svms(self) -> tuple[Work, Work]:
         return transfer.svms(Path(self._folder.name))
+
+    def exported_pyramids(self) -> tuple[Work, Work]:
+        return exported.pooling((6, 3, 2, 1), channels=256)
+
+    def exported_networks(self) -> tuple[Work, Work]:
+        return exported.whole_network(SPPNet(build_backbone("zf5"), num_classes=CLASSES, hidden=self.hidden))
 
     def _views(self, scales: list[int], positions: list[str]) -> tuple[Work, Work]:
         """Returns scoring by windows on maps, and by crops, of 4:3 images that are in memory at every scale."""

@@ -21,6 +21,7 @@ COMMANDS = {
     "detect": "train detectors on the feature maps of a classifier, and test them",
     "predict": "label photos by a trained classifier, or find objects in them by a detector",
     "explain": "show what a trained network looks at, in a data set or in photos",
+    "export": "export a trained network to a file that runs without this package",
     "publish": "publish a classifier in a folder or on the Hugging Face Hub, with a model card",
     "tables": "tables and plots from finished runs",
     "prepare_data": "make a store to train from at full speed",

@@ -19,13 +19,14 @@ def environment(gpus: int | None = None) -> dict[str, Any]:
     """
     packages = ("sppnet", "torch", "torchvision", "pytorch-lightning", "timm")
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version()} | {name: package_version(name) for name in packages},
         "commit": _commit(),
         "hardware": _hardware(gpus),
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The version of a package, None if it is not installed."""
     try:
         return version(package)
     except ModuleNotFoundError:

@@ -7,13 +7,16 @@ import torch
 
 from sppnet.metrics import top_k_wrong
 from sppnet.results.page import Page
-from sppnet.results.plots import confusion_plot
+from sppnet.results.plots import Estimate, confusion_plot
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores, check_single_label
-from sppnet.results.statistics import paired_test, wilson_interval
+from sppnet.results.statistics import error_interval, paired_test, wilson_interval
 from sppnet.runtime.checkout import shown_command
 
 Rows = tuple[list[str], list[list[str]]]  # headers and rows of a table
+
+# What the intervals of errors in plots cover, for their captions.
+INTERVALS_COVER = "over images with one seed, over images and training runs with several"
 
 
 def wrong(scores: Scores, k: int = 1) -> np.ndarray:
@@ -23,6 +26,11 @@ def wrong(scores: Scores, k: int = 1) -> np.ndarray:
     """
     check_single_label(scores, str(scores.about.get("run")))
     return top_k_wrong(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels), k).numpy()
+
+
+def error_estimate(mistakes: np.ndarray) -> Estimate:
+    """Returns the mean error of runs on the same images with its interval, for plots. `mistakes`: bool (runs, n)."""
+    return Estimate.of(float(mistakes.mean()), error_interval(mistakes))
 
 
 def combine(tested: Sequence[Scores]) -> Scores:
@@ -198,5 +206,6 @@ def classes_page(run: Run) -> Page:
         )
         page.table(*classes_table(scores, classes))
         figure = confusion_plot(confusion_matrix(scores), classes)
-        page.figure(figure, f"confusion matrix of {len(classes)} classes")
+        caption = f"{len(scores.labels):,} images by {views}, in % of the images of each true class."
+        page.figure(figure, f"confusion matrix of {len(classes)} classes", caption)
     return page

@@ -39,17 +39,19 @@ class Page:
         """Adds a row of links: texts, and addresses relative to the page, such as "runs.html"."""
         self.blocks.append(("links", list(links)))
 
-    def figure(self, figure: Any, description: str) -> None:
+    def figure(self, figure: Any, description: str, caption: str = "") -> None:
         """Adds a plot.
 
         Args:
             figure: a `matplotlib.figure.Figure`.
             description: what it shows, in words, for readers who cannot see it.
+            caption: a line below it: of how many images and by which protocol.
         """
         file = io.StringIO()
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
         svg = file.getvalue()
-        self.blocks.append(("figure", {"svg": svg[svg.index("<svg") :], "description": description}))
+        content = {"svg": svg[svg.index("<svg") :], "description": description, "caption": caption}
+        self.blocks.append(("figure", content))
 
     def pictures(self, pictures: Sequence[tuple[bytes, str]], width: int = 360) -> None:
         """Adds pictures side by side, which are in the HTML file only. Each is a JPEG or PNG file and a line of text.
@@ -82,6 +84,7 @@ class Page:
                 parts.append(f"({count} picture{'s' * (count != 1)}, in the HTML file)")
             elif figures:
                 parts.append(f"![{content['description']}]({next(names)})")
+                parts += [content["caption"]] if content["caption"] else []
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:

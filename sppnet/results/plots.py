@@ -13,59 +13,102 @@ _NEUTRAL_COLOR = "#595959"
 _DOTS = ((1, 1.5), (4, 1.5, 1, 1.5), (4, 1.5, 1, 1.5, 1, 1.5))  # patterns of levels: ink and gap in line widths
 _GRID_COLOR = "#e3e7ee"
 
+# An axis of percentages spans at least so much: stretched over the whole width, noise looks like a difference.
+_LEAST_SPAN = 5.0
+
+
+class Estimate(NamedTuple):
+    """A measured value with its 95 % interval, all in %."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, interval: tuple[float, float]) -> "Estimate":
+        """Converts fractions."""
+        return cls(100 * value, 100 * interval[0], 100 * interval[1])
+
 
 class Errors(NamedTuple):
     """One line of a dot plot."""
 
     label: str
     seeds: list[float]  # errors in %
-    paper: float | None  # error in %; None if the paper has none
+    mean: Estimate
+    paper: float | None = None  # error in %; None if the paper has none
 
 
 def error_dots(lines: Sequence[Errors], quantity: str) -> Any:
-    """Plots a line per entry: a dot per seed, a bar at their mean, a diamond for the paper's error."""
+    """Plots a line per entry: a dot per seed, a bar at their mean, its interval, a diamond for the paper's error."""
     figure, axes = _axes(height=0.9 + 0.4 * len(lines))
     for row, line in enumerate(lines):
+        _interval_bar(axes, line.mean, row, _COLORS[0])
         axes.plot(line.seeds, [row] * len(line.seeds), "o", color=_COLORS[0], alpha=0.6, markersize=6)
-        axes.plot([np.mean(line.seeds)] * 2, [row - 0.28, row + 0.28], color=_COLORS[0], linewidth=2)
+        axes.plot([line.mean.value] * 2, [row - 0.28, row + 0.28], color=_COLORS[0], linewidth=2)
         if line.paper is not None:
             axes.plot([line.paper], [row], "D", markerfacecolor="none", markeredgecolor=_COLORS[1], markersize=7)
 
     axes.set_yticks(range(len(lines)), [line.label for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
+    values = [x for line in lines for x in (*line.seeds, *line.mean, *([] if line.paper is None else [line.paper]))]
+    axes.set_xlim(percent_limits(values))
     paper = "; diamond: the paper" if any(line.paper is not None for line in lines) else ""
-    axes.set_xlabel(f"{quantity} in % (dots: seeds; bar: mean{paper})")
+    axes.set_xlabel(f"{quantity} in % (dots: seeds; bar: mean; line: 95 % interval{paper})")
     axes.grid(axis="x", color=_GRID_COLOR)
     return figure
 
 
-def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], x_label: str, quantity: str) -> Any:
-    """Plots a curve per entry through the mean of its errors at each x, with a band from the lowest to the highest.
+def _interval_bar(axes: Any, estimate: Estimate, row: float, color: str) -> None:
+    """Draws an interval as a horizontal line with caps."""
+    axes.plot([estimate.low, estimate.high], [row] * 2, "|-", color=color, linewidth=1.2, markersize=7)
+
+
+def percent_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of an axis that shows these percentages: a little more than them, and at least 5 points."""
+    low, high = min(values), max(values)
+    span = max(1.1 * (high - low), _LEAST_SPAN)
+    start = max((low + high - span) / 2, -0.05 * span)  # half a marker of space below 0 and above 100
+    end = min(start + span, 100 + 0.05 * span)
+    return min(start, end - span), end
+
+
+def error_curves(curves: Mapping[str, Mapping[int, Estimate]], x_label: str, quantity: str) -> Any:
+    """Plots a curve per entry through its errors at each x, with a bar for each 95 % interval.
 
     Args:
-        curves: label -> x -> errors in %.
+        curves: label -> x -> error.
     """
     figure, axes = _axes(height=4.2)
+    ticks = sorted({x for points in curves.values() for x in points})
+    shift = 0.006 * (ticks[-1] - ticks[0])  # so that bars do not hide each other
     for i, (label, points) in enumerate(curves.items()):
-        color, dashes = _COLORS[i % len(_COLORS)], "--" if i >= len(_COLORS) else "-"
-        xs = sorted(points)
-        means = [np.mean(points[x]) for x in xs]
-        axes.plot(xs, means, dashes, marker="o", markersize=4, color=color, label=label)
-        axes.fill_between(xs, [min(points[x]) for x in xs], [max(points[x]) for x in xs], color=color, alpha=0.15)
+        dashes = "--" if i >= len(_COLORS) else "-"
+        xs, estimates = zip(*sorted(points.items()), strict=True)
+        shifted = [x + shift * (i - (len(curves) - 1) / 2) for x in xs]
+        style = {"linestyle": dashes, "marker": "o", "markersize": 4, "color": _COLORS[i % len(_COLORS)]}
+        axes.errorbar(shifted, [one.value for one in estimates], _bars(estimates), elinewidth=1, label=label, **style)
 
     axes.set_xlabel(x_label)
-    axes.set_ylabel(f"{quantity} in %")
-    axes.set_xticks(sorted({x for points in curves.values() for x in points}))
+    axes.set_ylabel(f"{quantity} in % (bars: 95 % intervals)")
+    axes.set_xticks(ticks)
+    axes.set_ylim(percent_limits([x for points in curves.values() for one in points.values() for x in one]))
     axes.grid(color=_GRID_COLOR)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _bars(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Returns the lengths of the bars below and above each value, (2, n), as matplotlib takes them."""
+    lengths = [(max(0.0, one.value - one.low), max(0.0, one.high - one.value)) for one in estimates]
+    return np.array(lengths).reshape(-1, 2).T
 
 
 class LayerCurve(NamedTuple):
     """One curve of a plot by layer."""
 
     label: str
-    points: dict[str, tuple[float, float | None]]  # layer -> mean in % and standard deviation; None without one
+    points: dict[str, Estimate]  # by layer
     network: int  # a trained network and the same one untrained share the number, and so colour and marker
     trained: bool  # untrained ones are dashed, with hollow markers
 
@@ -73,7 +116,7 @@ class LayerCurve(NamedTuple):
 def layer_curves(
     curves: Sequence[LayerCurve], layers: Sequence[str], levels: Mapping[str, float], quantity: str
 ) -> Any:
-    """Plots a curve per entry through its means at each layer, with a bar of one standard deviation up and down.
+    """Plots a curve per entry through its values at each layer, with a bar for each 95 % interval.
 
     Untrained networks are in the legend only if the trained one is not.
 
@@ -85,10 +128,10 @@ def layer_curves(
     middle = max(curve.network for curve in curves) / 2
     drawn = []
     for curve in curves:
-        shown = [(x, *curve.points[layer]) for x, layer in enumerate(layers) if layer in curve.points]
-        xs = [x + 0.04 * (curve.network - middle) for x, _, _ in shown]  # so that bars do not hide each other
-        means, bars = [mean for _, mean, _ in shown], [deviation or 0 for _, _, deviation in shown]
-        drawn.append(axes.errorbar(xs, means, bars, markersize=5, capsize=3, label=curve.label, **_style(curve)))
+        shown = [(x, curve.points[layer]) for x, layer in enumerate(layers) if layer in curve.points]
+        xs = [x + 0.04 * (curve.network - middle) for x, _ in shown]  # so that bars do not hide each other
+        values, bars = [one.value for _, one in shown], _bars([one for _, one in shown])
+        drawn.append(axes.errorbar(xs, values, bars, markersize=5, capsize=3, label=curve.label, **_style(curve)))
 
     trained = {curve.network for curve in curves if curve.trained}
     twins = [not curve.trained and curve.network in trained for curve in curves]
@@ -102,7 +145,9 @@ def layer_curves(
 
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlim(-0.4, len(layers) - 0.6)
-    axes.set_ylabel(f"{quantity} in %")
+    ends = [x for curve in curves for one in curve.points.values() for x in one]
+    axes.set_ylim(percent_limits([*ends, *levels.values()]))
+    axes.set_ylabel(f"{quantity} in % (bars: 95 % intervals)")
     axes.grid(axis="y", color=_GRID_COLOR)
     axes.legend(handles=legend, frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     return figure

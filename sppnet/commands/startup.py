@@ -20,6 +20,7 @@ COMMANDS = {
     "transfer": "test frozen features on other data by linear SVMs",
     "detect": "train detectors on the feature maps of a classifier, and test them",
     "tables": "tables and plots from finished runs",
+    "report": "pages about finished runs: learning curves, mistakes with images, calibration",
     "prepare_data": "make a store to train from at full speed",
     "benchmark": "measure training and testing on this machine",
 }

@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sppnet.results.comparisons import INTERVALS_COVER, check_same_images, error_estimate, gain_text, percent, wrong
+from sppnet.results.comparisons import (
+    INTERVALS_COVER,
+    NotTested,
+    check_same_images,
+    error_estimate,
+    gain_text,
+    percent,
+    wrong,
+)
 from sppnet.results.costs import parameters
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, Estimate, error_curves, error_dots
@@ -117,7 +125,7 @@ def _epoch_seconds(seeds: Sequence[Run]) -> float:
 def scales_page(runs: Sequence[Run]) -> Page:
     """Makes a page of the error of the whole image and of the centre crop against the shorter side of test images.
 
-    Raises ValueError if no run was tested at several scales.
+    Raises NotTested if no run was tested at several scales.
     """
     page = Page("Error against the test scale")
     page.text("Top-1 errors in %, one view: means over seeds.")
@@ -136,7 +144,7 @@ def scales_page(runs: Sequence[Run]) -> Page:
         )
 
     if len(page.blocks) == 1:
-        raise ValueError(
+        raise NotTested(
             "these runs were not tested at several scales; do it with "
             f"{shown_command('evaluate')} run=RUN views=[center,full] scales=[180,224,256,300,360,448,560]"
         )
@@ -180,7 +188,7 @@ def _value_or_blank(error: Estimate | None) -> str:
 def views_page(runs: Sequence[Run]) -> Page:
     """Makes a page of how close the scores of every protocol are to those of the ten crops by the same networks.
 
-    Raises ValueError if no run was tested by both.
+    Raises NotTested if no run was tested by both.
     """
     page = Page(f"Views against {_REFERENCE_VIEWS}")
     page.text(
@@ -198,7 +206,7 @@ def views_page(runs: Sequence[Run]) -> Page:
             page.table(["views", "seeds", "divergence", "same top-1 in %", "top-1 error", "gain"], rows)
 
     if len(page.blocks) == 1:
-        raise ValueError(
+        raise NotTested(
             f"these runs were not tested by {_REFERENCE_VIEWS} and other views; do it with "
             f"{shown_command('evaluate')} run=RUN views=[{_REFERENCE_VIEWS},ten_crop_maps]"
         )

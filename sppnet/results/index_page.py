@@ -14,11 +14,10 @@ from sppnet.results.plots import error_dots
 from sppnet.results.report_plots import learning_curves
 from sppnet.results.runs import Run, grouped
 from sppnet.results.sweeps import images_text, validation_errors
-from sppnet.runtime.progress import duration
 from sppnet.runtime.run_directory import without_folders
 
 _MOST_CURVES = 12  # in one plot: six colours, each with two kinds of lines
-_HEADERS = ["run", "pyramid", "sizes", "seed", "top-1 error in % (95 % interval)", "top-5 error", "images", "trained"]
+_HEADERS = ["run", "pyramid", "sizes", "seed", "epochs", "hours", "top-1 error in % (95 % interval)"]
 
 
 def index_page(
@@ -53,21 +52,30 @@ def by_data(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups finished runs by their validation images: errors of one group are of the same images."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        recorded = run.result.validation_images if run.result is not None else None
-        key = recorded or json.dumps(without_folders(run.config["data"]), sort_keys=True)
-        groups.setdefault(key, []).append(run)
+        groups.setdefault(_images_key(run), []).append(run)
     return list(groups.values())
+
+
+def _images_key(run: Run) -> str:
+    """Returns a hash of the validation images; the data section for runs of old versions that were not tested."""
+    if run.result is not None and run.result.validation_images:
+        return run.result.validation_images
+    for scores in run.scores.values():
+        if scores.about.get("images"):
+            return str(scores.about["images"])
+    return json.dumps(without_folders(run.config["data"]), sort_keys=True)
 
 
 def _add_group(page: Page, runs: Sequence[Run], addresses: Mapping[Path, str]) -> None:
     """Adds the runs on one data set: a table, a plot of errors, and learning curves."""
     networks = _networks(runs)
     page.heading(f"{runs[0].config['data']['source']}, {images_text(runs)} validation images")
+    hardware = sorted({run.result.hardware for run in runs if run.result is not None})
     page.text(
         "Errors after training on the centre crop of every validation image, with 95 % intervals over images only "
-        "(Wilson)."
+        f"(Wilson). Hours of training with validation, on {', '.join(hardware)}."
     )
-    page.table(_HEADERS, [_row(run, addresses) for run in runs])
+    page.table(_HEADERS, [_row(run, addresses) for seeds in networks.values() for run in seeds])
 
     lines = [validation_errors(label, seeds) for label, seeds in networks.items()]
     caption = f"Centre crop of {images_text(runs)} images after training, with 95 % intervals {INTERVALS_COVER}."
@@ -90,10 +98,15 @@ def _row(run: Run, addresses: Mapping[Path, str]) -> list[Cell]:
     if result is None:
         raise ValueError(f"{run.path}: has not finished training")
     levels = "none" if run.levels is None else ", ".join(map(str, run.levels))
-    top1, top5 = (Rate.of(wrong, result.n) for wrong in (result.top1_wrong, result.top5_wrong))
-    trained = f"{result.epochs or len(result.history)} epochs, {duration(result.seconds)} on {result.hardware}"
-    cells = [levels, ", ".join(map(str, run.sizes)), str(run.config["seed"]), top1.text, top5.text]
-    return [Link(run.path.name, quote(addresses[run.path])), *cells, f"{result.n:,}", trained]
+    trained = [str(result.epochs or len(result.history)), f"{result.seconds / 3600:.2f}"]
+    cells = [
+        levels,
+        ", ".join(map(str, run.sizes)),
+        str(run.config["seed"]),
+        *trained,
+        Rate.of(result.top1_wrong, result.n).text,
+    ]
+    return [Link(run.path.name, quote(addresses[run.path])), *cells]
 
 
 def _add_curves(page: Page, networks: Mapping[str, Sequence[Run]]) -> None:

@@ -50,7 +50,7 @@ def write_report(results: Results, out: Path, views: str | None, find_images: Fi
     """
     addresses = _addresses(results.runs)
     comparisons, missing = _comparisons(results)
-    links = [(page.title, f"{name}.html") for name, page in comparisons.items()]
+    links = [(page.title.partition(":")[0], f"{name}.html") for name, page in comparisons.items()]
     notes: dict[str, None] = {}  # in order, each once
 
     def find(run: Run) -> TestedImages | None:
@@ -134,12 +134,19 @@ def _comparisons(results: Results) -> tuple[dict[str, Page], list[str]]:
         "scales": lambda: scales_page(finished),
         "views": lambda: views_page(finished),
     }
-    for number, runs in enumerate(by_data(finished), start=1):
-        if len(runs) > 1:
-            wanted[f"compare-{number}"] = partial(comparison_page, runs)
+    several = [runs for runs in by_data(finished) if len(runs) > 1]
+    for number, runs in enumerate(several, start=1):
+        wanted["compare" if len(several) == 1 else f"compare-{number}"] = partial(_comparison, runs)
     for name, make in wanted.items() if finished else ():
         try:
             pages[name] = make()
         except NotTested as error:
             missing.append(f"{name}: {error}")
     return pages, missing
+
+
+def _comparison(runs: Sequence[Run]) -> Page:
+    """Returns the page that compares runs on the same images, with their data set in its title."""
+    page = comparison_page(runs)
+    page.title += f" on {runs[0].config['data']['source']}"
+    return page

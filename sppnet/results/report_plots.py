@@ -23,6 +23,8 @@ def learning_curves(curves: Sequence[TrainingCurve]) -> Any:
 
     Epochs at less than the largest size of their run have a hollow marker.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, losses = empty_axes(height=6.4)
     losses.set_subplotspec(figure.add_gridspec(2, 1, hspace=0.12)[0])
     errors = figure.add_subplot(2, 1, 2, sharex=losses)
@@ -38,6 +40,7 @@ def learning_curves(curves: Sequence[TrainingCurve]) -> Any:
     losses.set_ylabel("training loss")
     losses.tick_params(labelbottom=False)
     errors.set_xlabel("epoch")
+    errors.xaxis.set_major_locator(MaxNLocator(integer=True))
     errors.set_ylabel("validation top-1 error in %\n(bars: 95 % intervals)")
     ends = [x for curve in curves for one in curve.validations.values() for x in one]
     errors.set_ylim(percent_limits(ends or [0.0]))
@@ -111,4 +114,42 @@ def reliability(result: Calibration) -> Any:
     for axes in (shares, counts):
         axes.grid(color=GRID_COLOR)
         axes.set_axisbelow(True)
+    return figure
+
+
+def count_bars(names: Sequence[str], counts: Mapping[str, Sequence[float]], quantity: str, title: str = "") -> Any:
+    """Plots numbers by name: a row per name, with a bar per series.
+
+    Args:
+        names: of the rows.
+        counts: series -> a number per name.
+        quantity: what is counted.
+        title: what the names are.
+    """
+    figure, axes = empty_axes(height=0.9 + (0.16 + 0.1 * len(counts)) * len(names))
+    thickness = 0.8 / len(counts)
+    for i, (label, values) in enumerate(counts.items()):
+        rows = [row + thickness * (i - (len(counts) - 1) / 2) for row in range(len(names))]
+        axes.barh(rows, values, thickness, color=COLORS[i % len(COLORS)], label=label)
+
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(quantity)
+    axes.set_ylabel(title)
+    axes.grid(axis="x", color=GRID_COLOR)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(counts))
+    return figure
+
+
+def sorted_counts(counts: Mapping[str, Sequence[int]]) -> Any:
+    """Plots the numbers of images of many classes, from the largest class to the smallest: a line per split."""
+    figure, axes = empty_axes(height=3.2)
+    for i, (label, values) in enumerate(counts.items()):
+        axes.step(range(1, len(values) + 1), sorted(values, reverse=True), where="mid", color=COLORS[i], label=label)
+    axes.set_xlabel("classes, the largest first")
+    axes.set_ylabel("images")
+    axes.set_ylim(bottom=0)
+    axes.grid(color=GRID_COLOR)
+    axes.legend(frameon=False, fontsize=9)
     return figure

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from conftest import make_image_folder, run_process
 from sppnet.backbones import build_backbone
-from sppnet.commands import benchmark, detect, evaluate, prepare_data, tables, transfer
+from sppnet.commands import benchmark, detect, evaluate, prepare_data, report, tables, transfer
 from sppnet.commands.evaluated_runs import read_protocols
 from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.commands.startup import COMMANDS
@@ -129,6 +129,7 @@ def test_there_are_commands():
         "transfer": 15,
         "detect": 4,
         "tables": 6,
+        "report": 3,
         "prepare_data": 2,
         "benchmark": 3,
     }.items():
@@ -186,6 +187,11 @@ def test_a_table_command_fits_the_code(arguments):
     word, *rest = overrides_in(arguments)
     assert word in tables.CHOICES
     tables.settings(**bound(OmegaConf.from_dotlist(rest), tables.settings))
+
+
+@pytest.mark.parametrize("arguments", commands_of("report"))
+def test_a_report_command_fits_the_code(arguments):
+    report.settings(**bound(OmegaConf.from_dotlist(overrides_in(arguments)), report.settings))
 
 
 @pytest.mark.parametrize("arguments", commands_of("prepare_data"))

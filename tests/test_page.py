@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from sppnet.results.page import Page, markdown_table
+from sppnet.results.page import Link, Page, markdown_table
 from sppnet.results.plots import (
     Errors,
     Estimate,
@@ -82,6 +82,30 @@ def test_links_lead_to_other_pages():
     result.links([("A & B", "a b.html"), ("classes", "classes.html")])
     assert '<nav><a href="a b.html">A &amp; B</a><a href="classes.html">classes</a></nav>' in result.html()
     assert "[A & B](a b.html), [classes](classes.html)" in result.markdown()
+
+
+def test_a_cell_of_a_table_can_lead_to_another_page():
+    result = Page("Index")
+    result.table(["run", "error"], [[Link("a|b <c>", "runs/a%23.html"), "1.00"]])
+    assert '<td><a href="runs/a%23.html">a|b &lt;c&gt;</a></td><td class="number">1.00</td>' in result.html()
+    assert "| [a\\|b <c>](runs/a%23.html) |  1.00 |" in result.markdown()
+
+
+def test_tables_and_code_can_be_folded():
+    result = Page("Run")
+    result.table(["a"], [["1"]], folded="all <classes>")
+    result.code("key: <value>\n", "Configuration")
+    html = result.html()
+    assert "<details><summary>all &lt;classes&gt;</summary>" in html
+    assert "<details><summary>Configuration</summary><pre>key: &lt;value&gt;\n</pre></details>" in html
+    assert html.count("<details>") == html.count("</details>") == 2
+    assert result.markdown().endswith("Configuration:\n\n    key: <value>\n")
+
+
+def test_a_page_can_be_written_as_html_alone(tmp_path):
+    page().write_html(tmp_path / "new" / "page.html")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
+    assert (tmp_path / "new" / "page.html").read_text() == page().html()
 
 
 def test_numbers_are_aligned_to_the_right():

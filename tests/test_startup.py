@@ -13,7 +13,7 @@ import pytest
 
 from conftest import make_image_folder, run_process, started_process
 from sppnet.commands.errors import one_line_errors
-from sppnet.commands.startup import quiet_broken_pipe
+from sppnet.commands.startup import COMMANDS, quiet_broken_pipe
 
 PROJECT = Path(__file__).parents[1]
 SCRIPTS = PROJECT / "scripts"
@@ -58,7 +58,7 @@ def interrupted(script, fifo, packages):
     return process.returncode, errors
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "transfer", "detect", "prepare_data", "benchmark", "tables"])
+@pytest.mark.parametrize("script", COMMANDS)
 def test_ctrl_c_during_imports_is_one_line(script, tmp_path):
     """A package of this name replaces the one that takes long to import."""
     (tmp_path / "hydra").mkdir()

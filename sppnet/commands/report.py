@@ -93,9 +93,13 @@ class _ImageFinder:
             return None
         tested_on = scores.about.get("data")
         section = {**(tested_on if isinstance(tested_on, dict) else run.config["data"]), **self.data}
+        if self.data:
+            bound_source(OmegaConf.create(section))  # a misspelt key must stop the command
         key = f"{section} {scores.about.get('images')} {scores.about.get('classes')}"
         if key not in self.found:
             self.found[key] = _find_images(section, scores)
+            if isinstance(self.found[key], str):
+                print(self.found[key], flush=True)
         return self.found[key]
 
 
@@ -111,8 +115,8 @@ def _find_images(section: dict[str, Any], scores: "Scores") -> "TestedImages | s
     except (ValueError, OSError) as error:
         place = section.get("root") or section.get("name") or ""
         return (
-            f"Thumbnails and sizes of the images of {section.get('source')} {place}: {one_line(error)}. If they were "
-            "moved, give data.root=PATH."
+            f"without thumbnails and sizes of the images of {section.get('source')} {place}: {one_line(error)}; if "
+            "they were moved, give data.root=PATH"
         )
 
 

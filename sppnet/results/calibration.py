@@ -1,5 +1,6 @@
 """Calibration: whether images with a highest score of 0.8 are classified rightly in 80 % of the cases."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +54,8 @@ def calibration(scores: Scores) -> Calibration:
     right_counts = np.bincount(bins, right, minlength=BINS).astype(np.int64)
 
     difference = highest - right
-    spread = 1.96 * float(difference.std()) / len(difference) ** 0.5
+    # At least the variance of `gain_interval`: with one image, or where all are alike, it must not have width 0.
+    spread = 1.96 * math.sqrt(max(float(difference.var()) / len(right), 2 / len(right) ** 2))
     excess = float(difference.mean())
     return Calibration(
         counts,
@@ -62,7 +64,7 @@ def calibration(scores: Scores) -> Calibration:
         _error(bins, difference),
         _chance(bins, highest),
         excess,
-        (excess - spread, excess + spread),
+        (max(-1.0, excess - spread), min(1.0, excess + spread)),
     )
 
 

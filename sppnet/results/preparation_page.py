@@ -56,9 +56,7 @@ def _add_classes(page: Page, report: Mapping[str, Any], classes: Sequence[str]) 
     few = len(classes) <= _MOST_BARS
     figure = count_bars(list(classes), counts, "images") if few else sorted_counts(counts)
     fewest, most = min(counts[TRAIN]), max(counts[TRAIN])
-    caption = (
-        f"{fewest:,} to {most:,} training images per class." if fewest < most else f"{most:,} training images each."
-    )
+    caption = f"Training images per class: {fewest:,}{f' to {most:,}' if most > fewest else ''}."
     page.figure(figure, "images by class", caption)
     rows = [[name, *(f"{of_split[i]:,}" for of_split in counts.values())] for i, name in enumerate(classes)]
     page.table(["class", *counts], rows, folded=f"Table of all {len(classes):,} classes")

@@ -35,7 +35,17 @@ def learning_curves(curves: Sequence[TrainingCurve]) -> Any:
         epochs = sorted(curve.validations)
         estimates = [curve.validations[epoch] for epoch in epochs]
         values, bars = [one.value for one in estimates], bar_lengths(estimates)
-        errors.errorbar(epochs, values, bars, marker="o", markersize=4, elinewidth=1, label=curve.label, **style)
+        shift = 0.08 * (i - (len(curves) - 1) / 2)  # so that bars do not hide each other
+        errors.errorbar(
+            [epoch + shift for epoch in epochs],
+            values,
+            bars,
+            marker="o",
+            markersize=4,
+            elinewidth=1,
+            label=curve.label,
+            **style,
+        )
 
     losses.set_ylabel("training loss")
     losses.tick_params(labelbottom=False)
@@ -90,6 +100,8 @@ def class_errors(rates: Sequence[tuple[str, Estimate]], mean: float, left_out: i
 
 def reliability(result: Calibration) -> Any:
     """Plots the share of images classified rightly against the mean highest score, by bin, and the images of each."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, shares = empty_axes(height=5.6)
     grid = figure.add_gridspec(2, 1, height_ratios=[3, 1], hspace=0.1)
     shares.set_subplotspec(grid[0])
@@ -110,6 +122,7 @@ def reliability(result: Calibration) -> Any:
     counts.bar(middles, result.counts, 0.9 * 100 / BINS, color=COLORS[0], alpha=0.6)
     counts.set_xlabel("highest score in %")
     counts.set_ylabel("images")
+    counts.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     counts.spines[["top", "right"]].set_visible(False)
     for axes in (shares, counts):
         axes.grid(color=GRID_COLOR)

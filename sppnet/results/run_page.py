@@ -92,7 +92,7 @@ def _add_summary(page: Page, run: Run, result: Result) -> None:
         ["seed", str(run.config["seed"])],
         *_origin(result),
     ]
-    page.table(["", "after training"], rows)
+    page.table(["run", str(run.path)], rows)
     page.code(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True), "Configuration")
     page.code(training_command(run).strip("`"), "Command of this training")
 

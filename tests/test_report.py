@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def place(tmp_path_factory):
     make_image_folder(place / "images", CLASSES, train=1, val=25)
     for variant, seed, views in (
         ("none", 0, ["center"]),
-        ("single", 0, ["center", "full"]),
+        ("single", 0, ["full", "center"]),
     ):
         make_tested_run(place / "runs", place / "images", variant, seed, views)
     make_tested_run(place / "more", place / "images", "alternate").rename(place / "runs" / "a b#1%?.run")
@@ -96,8 +96,9 @@ def test_every_page_is_one_file_and_every_link_leads_to_another(pages):
     for path, text in pages.items():
         assert not re.search(r'src="(?!data:)', text)
         for address in Links(text).addresses:
-            folder = path.rpartition("/")[0]
-            target = unquote(address).removeprefix("../") if folder else unquote(address)
+            parts = urlsplit(address)
+            assert not parts.query + parts.fragment, address
+            target = unquote(parts.path).removeprefix("../" if "/" in path else "")
             assert target in pages, (path, address)
             reached.add(target)
     assert reached == set(pages)
@@ -143,7 +144,9 @@ def test_a_run_without_scores_says_what_to_run(pages):
     assert "Errors by class" not in text
 
 
-def test_the_protocol_can_be_chosen(place):
+def test_the_protocol_can_be_chosen(place, pages):
+    best = re.findall(r"by the protocol <code>(\w+)</code>", pages["runs/folder-single-0.html"])
+    assert best == ["center"], "or the test chooses nothing else"
     out = make_report(place, "views=full", runs="runs/folder-*-0")
     text = (out / "runs" / "folder-single-0.html").read_text()
     assert "by the protocol <code>full</code>, which was asked for" in text

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,6 +108,13 @@ def test_a_page_can_be_written_as_html_alone(tmp_path):
     page().write_html(tmp_path / "new" / "page.html")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["page.html"]
     assert (tmp_path / "new" / "page.html").read_text() == page().html()
+
+
+def test_names_that_are_not_utf8_can_be_written(tmp_path):
+    result = Page(os.fsdecode(b"run \xff"))
+    result.write_html(tmp_path / "page.html")
+    assert "<h1>run \\udcff</h1>" in (tmp_path / "page.html").read_text()
+    assert result.write(tmp_path, "both")[0].read_text() == "# run \\udcff\n"
 
 
 def test_numbers_are_aligned_to_the_right():

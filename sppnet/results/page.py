@@ -117,7 +117,7 @@ class Page:
     def write_html(self, file: Path) -> None:
         """Writes the page as one HTML file, atomically."""
         with atomic_file(file) as stream:
-            stream.write(self.html().encode())
+            stream.write(_encoded(self.html()))
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Writes NAME.md, NAME.html and a NAME-i.svg per plot into `folder`, each atomically; returns their paths."""
@@ -127,8 +127,13 @@ class Page:
 
         for file, content in files.items():
             with atomic_file(folder / file) as stream:
-                stream.write(content.encode())
+                stream.write(_encoded(content))
         return [folder / file for file in files]
+
+
+def _encoded(text: str) -> bytes:
+    r"""Encodes text as UTF-8. Bytes of file names that are not UTF-8 become \udc followed by two digits."""
+    return text.encode(errors="backslashreplace")
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

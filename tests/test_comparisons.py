@@ -7,8 +7,6 @@ import yaml
 
 from made_runs import made_scores, make_run, make_three_arms, row_of
 from sppnet.results.comparisons import (
-    classes_page,
-    classes_table,
     combine,
     comparison_page,
     comparisons_table,
@@ -17,8 +15,10 @@ from sppnet.results.comparisons import (
     protocol_lines,
     wrong,
 )
+from sppnet.results.run_page import classes_page
 from sppnet.results.runs import read_runs
 from sppnet.results.scores import Scores, write_scores
+from sppnet.results.scores_sections import classes_table
 
 LABELS = np.array([0, 0, 1, 2])
 NAMES = np.array(["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
@@ -100,11 +100,11 @@ def test_comparisons_are_with_the_first():
 
 
 def test_classes_are_sorted_worst_first_with_their_most_frequent_confusion():
-    _, rows = classes_table(ONE, ("ant", "bee", "cat"))
+    _, rows = classes_table(replace(ONE, about={"classes": ["ant", "bee", "cat"]}))
     assert rows == [
-        ["cat", "1", "100.00", "ant (1)"],
-        ["ant", "2", "50.00", "bee (1)"],
-        ["bee", "1", "0.00", ""],
+        ["cat", "1", "1", "100.00 (20.65 to 100.00)", "ant (1)"],
+        ["ant", "2", "1", "50.00 (9.45 to 90.55)", "bee (1)"],
+        ["bee", "1", "0", "0.00 (0.00 to 79.35)", ""],
     ]
 
 

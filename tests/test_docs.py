@@ -23,6 +23,7 @@ from sppnet.commands import (
     predict,
     prepare_data,
     publish,
+    report,
     tables,
     transfer,
 )
@@ -147,6 +148,7 @@ def test_there_are_commands():
         "publish": 2,
         "export": 3,
         "tables": 6,
+        "report": 3,
         "prepare_data": 2,
         "benchmark": 3,
     }.items():
@@ -228,6 +230,11 @@ def test_a_table_command_fits_the_code(arguments):
     word, *rest = overrides_in(arguments)
     assert word in tables.CHOICES
     tables.settings(**bound(OmegaConf.from_dotlist(rest), tables.settings))
+
+
+@pytest.mark.parametrize("arguments", commands_of("report"))
+def test_a_report_command_fits_the_code(arguments):
+    report.settings(**bound(OmegaConf.from_dotlist(overrides_in(arguments)), report.settings))
 
 
 @pytest.mark.parametrize("arguments", commands_of("prepare_data"))

@@ -83,7 +83,7 @@ def test_three_trained_arms_are_tested_by_four_protocols_and_shown_on_pages(plac
     scales = succeeds(run_here("tables", "scales", f"runs={single[4:]}", cwd=place))
     rows = [line.split("|")[1].strip() for line in scales.splitlines() if line.startswith("|")]
     assert rows[2:] == ["180", "224", "240", "256"]
-    assert "## ten_crop: top-1 error" in succeeds(run_here("tables", "classes", f"runs={single[4:]}", cwd=place))
+    assert "## Errors by class" in succeeds(run_here("tables", "classes", f"runs={single[4:]}", cwd=place))
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_a_wrong_table_is_refused(place, monkeypatch, arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["evaluate", "tables", "transfer"])
+@pytest.mark.parametrize("script", ["evaluate", "tables", "report", "transfer"])
 def test_help_fits_a_page(script, tmp_path, run_here):
     out = succeeds(run_here(script, "--help", cwd=tmp_path))
     assert f"sppnet {script}" in out

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sppnet.results.statistics import gain_interval, mean_interval, paired_test, resampled_interval, wilson_interval
+from sppnet.results.statistics import (
+    counts_interval,
+    error_interval,
+    gain_interval,
+    mean_interval,
+    paired_test,
+    resampled_interval,
+    wilson_interval,
+)
 
 
 def test_wilson_interval_of_a_known_case():
@@ -49,6 +57,46 @@ def test_the_interval_of_a_mean_is_students(count):
     assert mean_interval(values) == pytest.approx((values.mean(), *expected))
     with pytest.raises(ValueError, match=r"^1 values: an interval needs two or more$"):
         mean_interval(values[:1])
+
+
+def test_the_interval_of_one_run_is_wilsons():
+    mistakes = np.arange(40) < 13
+    assert error_interval(mistakes[None]) == counts_interval([13], 40) == wilson_interval(13, 40)
+
+
+def test_runs_that_agree_say_no_more_than_one_about_the_images():
+    mistakes = np.tile(np.arange(400) < 100, (3, 1))
+    spread = 1.959964 * math.sqrt(0.25 * 0.75 / 400)
+    assert error_interval(mistakes) == pytest.approx((0.25 - spread, 0.25 + spread), abs=1e-6)
+    assert counts_interval([100] * 3, 400) == pytest.approx((0.25 - spread, 0.25 + spread), abs=1e-6)
+
+
+def test_the_interval_of_counts_by_its_formula():
+    low, high = counts_interval([30, 40], 100)
+    from_images, from_runs = 0.35 * 0.65 / 100, (0.3 - 0.4) ** 2 / 2 / 2
+    variance = from_images + from_runs
+    spread = stats.t.ppf(0.975, variance / from_runs) * math.sqrt(variance)
+    assert (low, high) == pytest.approx((0.35 - spread, 0.35 + spread))
+
+
+def test_the_intervals_of_errors_are_within_0_and_1_and_not_empty():
+    for share in (0.0, 1.0):
+        mistakes = np.full((3, 10), share, bool)
+        for low, high in (error_interval(mistakes), counts_interval([int(10 * share)] * 3, 10)):
+            assert 0 <= low < high <= 1
+
+
+def test_the_intervals_of_errors_cover_images_and_runs():
+    """Three runs on 300 images: each image is hard for all to a random degree, and each run is good to another."""
+    random = np.random.default_rng(0)
+    covered = np.zeros(2)
+    for _ in range(300):
+        levels = random.normal(0, 1, (1, 300)) + random.normal(0, 0.1, (3, 1)) + random.normal(0, 1, (3, 300))
+        mistakes = levels > 0  # of all images and runs, half
+        for i, (low, high) in enumerate((error_interval(mistakes), counts_interval(mistakes.sum(axis=1), 300))):
+            covered[i] += low <= 0.5 <= high
+    assert (covered / 300 >= 0.91).all()
+    assert covered[0] / 300 <= 0.98
 
 
 def test_paired_test_by_hand():

@@ -249,7 +249,7 @@ def test_the_plot_has_a_curve_per_network_and_a_level_for_pixels(two_runs, monke
     assert layers == ["conv4", "fc7"]
     assert [curve.trained for curve in curves] == [True, False]
     assert curves[0].network == curves[1].network
-    assert curves[0].points["conv4"] == pytest.approx((85, 2.5))
+    assert curves[0].points["conv4"].value == pytest.approx(85)
     assert levels == {"raw 16 x 16 pixels, full 224": pytest.approx(100 - 29 / 0.4)}
     assert quantity == "accuracy, overall"
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == layers

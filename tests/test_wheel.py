@@ -73,7 +73,7 @@ def test_the_first_word_is_a_command(sppnet):
     assert done.returncode == 2
     assert done.stderr == (
         "error: trian: must be one of train, evaluate, transfer, detect, explain, predict, export, publish, "
-        "tables, prepare_data, benchmark; did you mean train?\n"
+        "tables, report, prepare_data, benchmark; did you mean train?\n"
     )
     assert (sppnet.installed / "sppnet" / "py.typed").is_file()
 

@@ -470,6 +470,26 @@ TABLES = [
 
 PHOTOS = "run=run data=folder data.root=images"
 BUILT = "backbone=zf5 backbone.width=0.05 data=folder data.root=images"
+REPORT = [
+    ("report", "report: must be runs=PATTERN, out=FOLDER, views=NAME or data.root=PATH"),
+    ("--out=x", "--out=x: must be runs=PATTERN"),
+    ("run=run", "run: no such key; did you mean runs?"),
+    ("runs=nowhere", "runs=nowhere: no run directories there"),
+    ("runs=empty", "runs=empty: no run directories there"),
+    ("runs=images", "runs=images: no run directories there"),
+    ("runs=null", "runs=null: must be a folder, a pattern, or a list of them"),
+    ("runs=[run,nowhere]", "runs=nowhere: no run directories there"),
+    ("runs=[run", "cannot be read"),
+    ("runs=run out=file", "out=file: found a file, expected a new folder or the one of a report"),
+    ("runs=run out=file/x", "Not a directory"),
+    ("runs=run out=", "out: empty"),
+    ("runs=run views=center", "views=center: no run was tested by it; must be one of none"),
+    ("runs=run views=[center]", "views: Cannot convert"),
+    ("runs=run root=images", "root: no such key"),
+    ("runs=run data=images", "data: "),
+    ("runs=cut/detections", "ftfc7.jsonl:7: not a file of detections"),
+]
+
 TRANSFER = [
     # Networks.
     ("", "run: missing; give run=RUN, a run directory or a checkpoint, or backbone=NAME"),
@@ -818,6 +838,7 @@ COMMANDS = [
     *(("evaluate", *row) for row in EVALUATE),
     *(("prepare_data", *row) for row in PREPARE),
     *(("tables", *row) for row in TABLES),
+    *(("report", *row) for row in REPORT),
     *(("transfer", *row) for row in TRANSFER),
     ("benchmark", "seconds=0", "seconds=0"),
     ("benchmark", "seconds=inf", "seconds=inf: must be a number above 0, at most 1000000"),

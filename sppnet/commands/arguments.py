@@ -4,13 +4,17 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.configs import check_experiments
+from sppnet.commands.errors import configuration_errors
 from sppnet.commands.hints import no_such_option
+from sppnet.commands.settings import resolved
 
 
 def checked_arguments(arguments: list[str]) -> list[str]:
@@ -50,6 +54,32 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
         following = arguments[arguments.index(unknown[0]) + 1 :]
         raise ValueError(no_such_option(unknown[0], next((word for word in following[:1] if "=" not in word), None)))
     return parsed
+
+
+def read_words(words: list[str], form: str) -> DictConfig:
+    """Reads the words of a command without a configuration file, such as runs=PATTERN, as the other commands do.
+
+    Args:
+        words: of the command line.
+        form: what they must be, for the error.
+    """
+    if malformed := [word for word in words if "=" not in word or word.startswith("-")]:
+        raise ValueError(f"{malformed[0]}: must be {form}")
+    with configuration_errors():
+        config = OmegaConf.create()
+        for word in map(with_home, words):
+            check_grammar(word)
+            override = OverridesParser.create().parse_override(word)
+            OmegaConf.update(config, override.key_or_group, override.value())
+        return resolved(config)
+
+
+def texts(key: str, value: Any, form: str) -> list[str]:
+    """Returns one text or several as a list. Raises ValueError, with `form` for what must be given, for all else."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list) or not given or not all(isinstance(text, str) and text for text in given):
+        raise ValueError(f"{key}={'null' if value is None else value}: must be {form}")
+    return given
 
 
 def with_home(override: str) -> str:

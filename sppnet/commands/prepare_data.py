@@ -39,7 +39,9 @@ def prepare_data(
     from sppnet.data.prepare import prepare
     from sppnet.data.shards import Settings
     from sppnet.data.sources import open_data, without_images
+    from sppnet.data.stores import PAGE_FILE
     from sppnet.data.survey import report_text
+    from sppnet.results.preparation_page import preparation_page
     from sppnet.runtime.machine import core_count
 
     store_settings = Settings(short_side, quality)
@@ -53,7 +55,8 @@ def prepare_data(
 
     report = prepare(images, Path(out), store_settings, workers=core_count() if workers is None else workers)
     print(report_text(report))
-    print(f"written: {out}; train from it with data=prepared data.root={out}")
+    preparation_page(report, images).write_html(Path(out) / PAGE_FILE)
+    print(f"written: {out}, with {PAGE_FILE}; train from it with data=prepared data.root={out}")
 
 
 def command() -> None:

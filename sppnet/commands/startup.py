@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "export a trained network to a file that runs without this package",
     "publish": "publish a classifier in a folder or on the Hugging Face Hub, with a model card",
     "tables": "tables and plots from finished runs",
+    "report": "pages about finished runs: learning curves, mistakes with images, calibration",
     "prepare_data": "make a store to train from at full speed",
     "benchmark": "measure training and testing on this machine",
 }

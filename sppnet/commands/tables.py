@@ -4,13 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
-
-from sppnet.commands.arguments import check_grammar, with_home
-from sppnet.commands.errors import configuration_errors
+from sppnet.commands.arguments import read_words, texts
 from sppnet.commands.jobs import one_line_command
-from sppnet.commands.settings import bound, resolved
+from sppnet.commands.settings import bound
 from sppnet.commands.startup import interrupt_by_exception
 from sppnet.results.detector_runs import DetectorTest, read_detector_runs
 from sppnet.results.page import Page
@@ -32,7 +28,7 @@ sweep                  error against the pyramid, for runs that differ in poolin
 scales                 error against the test scale, for runs tested with scales=[...]
 views                  how close every protocol's scores come to those of ten_crop, for the same runs
 compare                runs on the same images: paired tests against the first, and their combination
-classes                errors by class and confusion matrix of one run
+classes                errors by class, confusions and calibration of one run
 transfer               all features that were transferred, beside the untrained network and raw pixels
 detection              all detectors that were tested: gains, classes, precision-recall curves, pictures
 
@@ -56,17 +52,9 @@ def settings(*, runs: Any = "runs", out: str = "runs/tables", combine: Any = Non
 
     The signature is the schema of the command line.
     """
-    patterns = _texts("runs", runs, "a folder, a pattern, or a list of them: runs=[A,B]")
-    combinations = [] if combine is None else _texts("combine", combine, "A+B, or a list of such: combine=[A+B,A+C]")
+    patterns = texts("runs", runs, "a folder, a pattern, or a list of them: runs=[A,B]")
+    combinations = [] if combine is None else texts("combine", combine, "A+B, or a list of such: combine=[A+B,A+C]")
     return patterns, Path(out), combinations
-
-
-def _texts(key: str, value: Any, words: str) -> list[str]:
-    """Returns one text or several as a list. Raises ValueError, with `words` for what must be given, for all else."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"{key}={'null' if value is None else value}: must be {words}")
-    return texts
 
 
 def main(arguments: list[str]) -> None:
@@ -77,9 +65,8 @@ def main(arguments: list[str]) -> None:
     choice, *words = arguments
     if choice not in CHOICES:
         raise ValueError(f"{choice}: must be one of {', '.join(CHOICES)}")
-    if malformed := [word for word in words if "=" not in word or word.startswith("-")]:
-        raise ValueError(f"{malformed[0]}: must be runs=PATTERN, out=FOLDER or combine=A+B")
-    patterns, out, combine = settings(**bound(_configuration(words), settings))
+    config = read_words(words, "runs=PATTERN, out=FOLDER or combine=A+B")
+    patterns, out, combine = settings(**bound(config, settings))
     if combine and choice not in _COMBINING:
         raise ValueError(
             f"combine={combine[0]}: is for {', '.join(_COMBINING)}; compare combines classifiers by itself"
@@ -116,21 +103,11 @@ def _pages(choice: str, found: _Found) -> tuple[str, ...]:
     )
 
 
-@configuration_errors()
-def _configuration(words: list[str]) -> DictConfig:
-    """Reads words such as runs=PATTERN as the other commands do."""
-    config = OmegaConf.create()
-    for word in map(with_home, words):
-        check_grammar(word)
-        override = OverridesParser.create().parse_override(word)
-        OmegaConf.update(config, override.key_or_group, override.value())
-    return resolved(config)
-
-
 def _page_of(name: str, found: _Found, combine: list[str]) -> Page:
     """Returns the page of one of CHOICES but "all"."""
     # Imported here because torch takes a second, and --help should not.
-    from sppnet.results.comparisons import classes_page, comparison_page
+    from sppnet.results.comparisons import comparison_page
+    from sppnet.results.run_page import classes_page
     from sppnet.results.sweeps import pyramid_page, scales_page, views_page
     from sppnet.results.tables import table_page
     from sppnet.results.transfer_page import transfer_page

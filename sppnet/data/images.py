@@ -136,6 +136,8 @@ def _size_in_header(file: str | io.BytesIO, name: str) -> tuple[int, int]:
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_FORMATS) as image:
             width, height = image.size
             return (width, height) if _orientation(image) >= 5 else (height, width)
+    except UnidentifiedImageError as error:  # whose message is an address in memory
+        raise UnreadableImage(printable(f"{name}: not an image that can be read")) from error
     except Exception as error:  # damaged files raise almost any error
         raise UnreadableImage(printable(f"{name}: {first_line(error)}")) from error
 

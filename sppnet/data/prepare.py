@@ -33,14 +33,14 @@ from sppnet.data.shards import (
     write_shard,
 )
 from sppnet.data.sources import ImageData
-from sppnet.data.stores import REPORT_FILE, SPLITS_FILE, TRAIN, VALIDATION
+from sppnet.data.stores import PAGE_FILE, REPORT_FILE, SPLITS_FILE, TRAIN, VALIDATION
 from sppnet.data.survey import survey
 from sppnet.runtime.files import is_temporary, remove_stale_files, write_json
 from sppnet.runtime.names import is_utf8, listing, printable
 from sppnet.runtime.processes import exit_with_parent
 from sppnet.runtime.progress import Progress
 
-_STORE_FILES = re.compile(rf"{TRAIN}|{VALIDATION}|{re.escape(REPORT_FILE)}")
+_STORE_FILES = re.compile(rf"{TRAIN}|{VALIDATION}|{re.escape(REPORT_FILE)}|{re.escape(PAGE_FILE)}")
 _SPLIT_FILES = re.compile(r"data-\d{5,}\.(arrow|json)|state\.json|dataset_info\.json")
 _MOST_WORKERS_PER_CORE = 16  # more would only take memory
 

@@ -17,7 +17,7 @@ from PIL import Image
 from sppnet.data.images import UnreadableImage, decode_image, resize_shorter_side
 from sppnet.data.sources import LabelledImages
 from sppnet.data.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, column_values
-from sppnet.data.survey import findings, no_findings
+from sppnet.data.survey import count_image, findings, no_findings
 from sppnet.runtime.files import atomic_file, write_json
 
 _ROWS_PER_BATCH = 64  # of Arrow, the unit in which it looks rows up
@@ -149,6 +149,7 @@ def _row(images: LabelledImages, index: int, settings: Settings | None, facts: d
 
     stored = encoded if settings is None else _small(encoded, image, settings, may_keep=kinds <= {"tiny"})
     facts["images"] += 1
+    count_image(facts, int(images.labels[index]), *image.shape[1:])
     facts["bytes"] += len(stored)
     digest = hashlib.sha256(encoded).hexdigest()
     return {IMAGE: {"bytes": stored, "path": None}, LABEL: int(images.labels[index]), NAME: name, DIGEST: digest}

@@ -13,14 +13,14 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from sppnet.data.coco import coco
 from sppnet.data.folders import caltech101, folder, imagenet, shapes
 from sppnet.data.images import Images as Images  # the interface of all data sets, known from here as well
-from sppnet.data.images import UnreadableImage
+from sppnet.data.images import UnreadableImage, encoded_image_size
 from sppnet.data.objects import DetectionSplits
 from sppnet.data.scenes import scenes
 from sppnet.data.stores import hub, prepared
@@ -121,6 +121,7 @@ def select_images(
     return SelectedImages(sources, places, order[labels], classes)
 
 
+_Value = TypeVar("_Value")
 _DIGEST_BYTES = 16
 _IMAGES_PER_ROUND = 512  # so that few files are in memory at once
 
@@ -133,17 +134,34 @@ def content_digests(images: Images, title: str) -> np.ndarray:
 
     Raises UnreadableImage naming the first image that cannot be read.
     """
+    digests = _of_each(images, title, lambda encoded, _: _digest(encoded))
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(images), _DIGEST_BYTES)
 
-    def digest(index: int) -> bytes:
-        return hashlib.blake2b(read_image(images, index)[0], digest_size=_DIGEST_BYTES).digest()
 
-    digests = bytearray()
+def content_digests_and_sizes(images: Images, title: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `content_digests` and int64 (n, 2), the (height, width) of every upright image, and reads each once.
+
+    Raises UnreadableImage naming the first image that cannot be read.
+    """
+    rows = _of_each(images, title, lambda encoded, name: (_digest(encoded), encoded_image_size(encoded, name)))
+    digests = np.frombuffer(b"".join(digest for digest, _ in rows), np.uint8)
+    sizes = np.array([size for _, size in rows], np.int64)
+    return digests.reshape(len(images), _DIGEST_BYTES), sizes.reshape(len(images), 2)
+
+
+def _digest(encoded: bytes) -> bytes:
+    return hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).digest()
+
+
+def _of_each(images: Images, title: str, compute: Callable[[bytes, str], _Value]) -> list[_Value]:
+    """Returns what `compute` returns for the bytes and the name of every image, in order; shows its progress."""
+    values = []
     with ThreadPoolExecutor() as pool, Progress(title, len(images)) as progress:
         for start in range(0, len(images), _IMAGES_PER_ROUND):
             indices = range(start, min(start + _IMAGES_PER_ROUND, len(images)))
-            digests += b"".join(pool.map(digest, indices))
+            values += list(pool.map(lambda index: compute(*read_image(images, index)), indices))
             progress.add(len(indices))
-    return np.frombuffer(bytes(digests), np.uint8).reshape(len(images), _DIGEST_BYTES)
+    return values
 
 
 def read_image(images: Images, index: int) -> tuple[bytes, str]:

@@ -22,6 +22,7 @@ TRAIN, VALIDATION = "train", "validation"
 
 # Files of a prepared store: `datasets` looks for the first one, which is written last.
 SPLITS_FILE, REPORT_FILE = "dataset_dict.json", "report.json"
+PAGE_FILE = "report.html"  # the report as a page
 
 
 @dataclass(frozen=True, eq=False)

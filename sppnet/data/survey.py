@@ -1,6 +1,8 @@
 """What preparing a data set finds out about its images: the kinds of findings, those of one file, the report."""
 
 import io
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from sppnet.data.stores import TRAIN, VALIDATION
 from sppnet.runtime.names import listing
 
 # Findings reported per image; one image can have several.
-_KINDS = {
+FINDINGS = {
     "unreadable": "cannot be read",
     "misnamed": "are of another format than their names say",
     "cmyk": "are stored as CMYK",
@@ -21,6 +23,13 @@ _KINDS = {
     "duplicate": "have the same bytes as an image before them",
 }
 _TINY_SIDE = 64
+
+# Upper ends of the bins that shorter sides in pixels are counted in, and the ratios of width to height, each image
+# counted at the nearest one: the report of a large data set stays small.
+SHORTER_SIDES = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+RATIOS = ("1:4", "1:3", "1:2", "2:3", "3:4", "1:1", "4:3", "3:2", "2:1", "3:1", "4:1")
+LARGER = f"over {SHORTER_SIDES[-1]}"
+_COUNTS = ("labels", "shorter_sides", "ratios")
 
 _SUFFIXES = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -31,8 +40,21 @@ _SUFFIXES = {
 
 
 def no_findings() -> dict[str, Any]:
-    """The facts of no images: numbers of images and stored bytes, and an empty list of findings for every kind."""
-    return {"images": 0, "bytes": 0} | {kind: [] for kind in _KINDS}
+    """The facts of no images: numbers of images and bytes, counts by label, size and shape, lists of findings."""
+    return {"images": 0, "bytes": 0} | {key: {} for key in _COUNTS} | {kind: [] for kind in FINDINGS}
+
+
+def count_image(facts: dict[str, Any], label: int, height: int, width: int) -> None:
+    """Adds an image to the counts of `facts` by its label, its shorter side and its ratio of width to height."""
+    shorter = next((f"{end}" for end in SHORTER_SIDES if min(height, width) <= end), LARGER)
+    ratio = min(RATIOS, key=lambda ratio: abs(math.log(width / height / _value(ratio))))
+    for key, value in zip(_COUNTS, (str(label), shorter, ratio), strict=True):
+        facts[key][value] = facts[key].get(value, 0) + 1
+
+
+def _value(ratio: str) -> float:
+    width, height = ratio.split(":")
+    return int(width) / int(height)
 
 
 def findings(encoded: bytes, name: str, decoded: torch.Tensor) -> Iterator[tuple[str, str]]:
@@ -64,7 +86,8 @@ def survey(
 
     It holds, per split, the number of images, the number of stored bytes and, for every kind of finding, [name,
     remark] of each image with that finding. The remark on a duplicate is the name of the first image with the same
-    bytes. `both` lists [validation name, training name] of equal files.
+    bytes. `both` lists [validation name, training name] of equal files. `labels`, `shorter_sides` and `ratios` count
+    images by label, by the bins of SHORTER_SIDES and by RATIOS; shards of old versions have no such counts.
 
     Args:
         facts: per split, facts as of `no_findings`, for example one per shard; they are added up.
@@ -81,8 +104,11 @@ def survey(
 def _total(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     total = no_findings()
     for part in facts:
-        for key in total:
-            total[key] += part[key]
+        for key, empty in no_findings().items():
+            if key in _COUNTS:
+                total[key] = dict(Counter(total[key]) + Counter(part.get(key, empty)))
+            else:
+                total[key] += part[key]
     return total
 
 
@@ -99,12 +125,12 @@ def _distinct(digests: Iterable[tuple[str, str]]) -> tuple[dict[str, str], list[
 
 
 def report_text(report: dict[str, Any]) -> str:
-    """The report as text: a line per split and per kind of finding, with the first names of each."""
+    """Returns the report as text: a line per split and per kind of finding, with the first names of each."""
     lines = []
     for split in (TRAIN, VALIDATION):
         summary = report[split]
         lines.append(f"{split}: {summary['images']:,} images, {summary['bytes'] / 1e6:,.0f} MB")
-        for kind, meaning in _KINDS.items():
+        for kind, meaning in FINDINGS.items():
             if summary[kind]:
                 names = [f"{name} ({remark})" if remark else name for name, remark in summary[kind]]
                 lines.append(f"  {len(names):,} {meaning}: {listing(names)}")

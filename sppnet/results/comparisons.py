@@ -1,4 +1,4 @@
-"""Networks compared on the same images: errors with intervals, combinations, paired tests, errors by class."""
+"""Networks compared on the same images: errors with intervals, combinations, paired tests."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,21 @@ import torch
 
 from sppnet.metrics import top_k_wrong
 from sppnet.results.page import Page
-from sppnet.results.plots import confusion_plot
+from sppnet.results.plots import Estimate
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores, check_single_label
-from sppnet.results.statistics import paired_test, wilson_interval
+from sppnet.results.statistics import error_interval, paired_test, wilson_interval
 from sppnet.runtime.checkout import shown_command
 
 Rows = tuple[list[str], list[list[str]]]  # headers and rows of a table
+
+
+class NotTested(ValueError):  # noqa: N818 (says what the runs are, as its message does)
+    """Runs lack the tests that a page is made of. The message names the command."""
+
+
+# What the intervals of errors in plots cover, for their captions.
+INTERVALS_COVER = "over images with one seed, over images and training runs with several"
 
 
 def wrong(scores: Scores, k: int = 1) -> np.ndarray:
@@ -23,6 +31,11 @@ def wrong(scores: Scores, k: int = 1) -> np.ndarray:
     """
     check_single_label(scores, str(scores.about.get("run")))
     return top_k_wrong(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels), k).numpy()
+
+
+def error_estimate(mistakes: np.ndarray) -> Estimate:
+    """Returns the mean error of runs on the same images with its interval, for plots. `mistakes`: bool (runs, n)."""
+    return Estimate.of(float(mistakes.mean()), error_interval(mistakes))
 
 
 def combine(tested: Sequence[Scores]) -> Scores:
@@ -133,26 +146,10 @@ def comparisons_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
     return headers, rows
 
 
-def classes_table(scores: Scores, classes: Sequence[str]) -> Rows:
-    """Tabulates the error per class, worst first, with the class it is confused with most often."""
-    matrix = confusion_matrix(scores)
-    mistakes = wrong(scores)
-    headers = ["class", "images", "top-1 error in %", "most often taken for"]
-    rows = []
-    for label in np.unique(scores.labels):
-        class_mistakes = mistakes[scores.labels == label]
-        error, count = class_mistakes.mean(), len(class_mistakes)
-        others = matrix[label].copy()
-        others[label] = 0
-        confused = f"{classes[others.argmax()]} ({others.max()})" if others.max() else ""
-        rows.append((error, [classes[label], f"{count:,}", percent(error), confused]))
-    return headers, [row for _, row in sorted(rows, key=lambda row: -row[0])]
-
-
 def comparison_page(runs: Sequence[Run]) -> Page:
     """Makes a page of errors, combination and paired tests against the first run, for every protocol all runs have.
 
-    Raises ValueError if there is no such protocol.
+    Raises NotTested if there is no such protocol.
     """
     page = Page("Networks compared")
     for i, run in enumerate(runs):
@@ -160,7 +157,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
 
     shared = [views for views in runs[0].scores if all(views in run.scores for run in runs)]
     if not shared:
-        raise ValueError(
+        raise NotTested(
             f"{', '.join(str(run.path) for run in runs)}: no views that all were tested on; do it with "
             f"{shown_command('evaluate')} run=[RUN1,RUN2] views=[center]"
         )
@@ -177,26 +174,4 @@ def comparison_page(runs: Sequence[Run]) -> Page:
             "are over images only: they compare these trained networks, and other training runs may differ more."
         )
         page.table(*comparisons_table(tested))
-    return page
-
-
-def classes_page(run: Run) -> Page:
-    """Makes a page of errors by class and the confusion matrix, for every protocol that the run was tested by.
-
-    Raises ValueError if there is none.
-    """
-    page = Page(f"Errors by class: {run.path.name}")
-    if not run.scores:
-        raise ValueError(
-            f"{run.path}: not tested yet; do it with {shown_command('evaluate')} run={run.path} views=[center]"
-        )
-    for views, scores in run.scores.items():
-        classes = scores.about["classes"]
-        page.heading(
-            f"{views}: top-1 error {error_text(wrong(scores))} % of {len(scores.labels):,} images "
-            "(95 % interval over images only)"
-        )
-        page.table(*classes_table(scores, classes))
-        figure = confusion_plot(confusion_matrix(scores), classes)
-        page.figure(figure, f"confusion matrix of {len(classes)} classes")
     return page

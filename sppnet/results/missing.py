@@ -35,9 +35,7 @@ def missing_tests(spec: TableSpec, seeds: Sequence[Run]) -> list[str]:
     for run in seeds:
         missing = tuple(views for views, _ in wanted if views not in run.scores)
         if run.result is None:
-            words = [f"run={hydra_value(str(run.path))}", *_overrides(run.config), f"seed={run.config['seed']}"]
-            command = _shell_command("train", *words)
-            lines.append(f"{label}, seed {run.config['seed']}, has not finished training: {command}")
+            lines.append(f"{label}, seed {run.config['seed']}, has not finished training: {training_command(run)}")
         elif missing:
             untested.setdefault(missing, []).append(run)
 
@@ -48,6 +46,12 @@ def missing_tests(spec: TableSpec, seeds: Sequence[Run]) -> list[str]:
         command = _shell_command("evaluate", f"run={value}", f"views={hydra_value(list(missing))}")
         lines.append(f"{label}, seed{'s' if len(runs) > 1 else ''} {numbers}, by {', '.join(missing)}: {command}")
     return lines
+
+
+def training_command(run: Run) -> str:
+    """Returns the command that resumes the training of a run, or shows its result."""
+    words = [f"run={hydra_value(str(run.path))}", *_overrides(run.config), f"seed={run.config['seed']}"]
+    return _shell_command("train", *words)
 
 
 def missing_trainings(spec: TableSpec, block: Sequence[Run], runs: Sequence[Run]) -> list[str]:

@@ -7,12 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from textwrap import indent
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from sppnet.runtime.files import atomic_file
+
+
+class Link(NamedTuple):
+    """A cell of a table that leads to another page."""
+
+    text: str
+    address: str  # relative to the page, percent-encoded
+
+
+Cell = str | Link
 
 
 @dataclass
@@ -30,26 +41,38 @@ class Page:
         """Adds a paragraph. Words between backticks are set as code."""
         self.blocks.append(("text", text))
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Adds a table. Words between backticks are set as code."""
-        table = {"headers": headers, "rows": rows, "numbers": _number_columns(headers, rows)}
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[Cell]], folded: str = "") -> None:
+        """Adds a table. Words between backticks are set as code.
+
+        Args:
+            headers: of the columns.
+            rows: their cells.
+            folded: in HTML, the line to click on that shows the table; "" for one that is always shown.
+        """
+        table = {"headers": headers, "rows": rows, "numbers": _number_columns(headers, rows), "folded": folded}
         self.blocks.append(("table", table))
+
+    def code(self, text: str, folded: str) -> None:
+        """Adds lines to be shown as they are. `folded`: the line to click on that shows them."""
+        self.blocks.append(("code", {"text": text, "folded": folded}))
 
     def links(self, links: Sequence[tuple[str, str]]) -> None:
         """Adds a row of links: texts, and addresses relative to the page, such as "runs.html"."""
         self.blocks.append(("links", list(links)))
 
-    def figure(self, figure: Any, description: str) -> None:
+    def figure(self, figure: Any, description: str, caption: str = "") -> None:
         """Adds a plot.
 
         Args:
             figure: a `matplotlib.figure.Figure`.
             description: what it shows, in words, for readers who cannot see it.
+            caption: a line below it: of how many images and by which protocol.
         """
         file = io.StringIO()
         figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
         svg = file.getvalue()
-        self.blocks.append(("figure", {"svg": svg[svg.index("<svg") :], "description": description}))
+        content = {"svg": svg[svg.index("<svg") :], "description": description, "caption": caption}
+        self.blocks.append(("figure", content))
 
     def pictures(self, pictures: Sequence[tuple[bytes, str]], width: int = 360) -> None:
         """Adds pictures side by side, which are in the HTML file only. Each is a JPEG or PNG file and a line of text.
@@ -86,6 +109,8 @@ class Page:
                 parts.append(content)
             elif kind == "table":
                 parts.append(markdown_table(content["headers"], content["rows"]))
+            elif kind == "code":
+                parts.append(f"{content['folded']}:\n\n{indent(content['text'].rstrip(), '    ')}")
             elif kind == "links":
                 parts.append(", ".join(f"[{text}]({address})" for text, address in content))
             elif kind in ("pictures", "grid"):
@@ -93,11 +118,17 @@ class Page:
                 parts.append(f"({count} picture{'s' * (count != 1)}, in the HTML file)")
             elif figures:
                 parts.append(f"![{content['description']}]({next(names)})")
+                parts += [content["caption"]] if content["caption"] else []
         return "\n\n".join(parts) + "\n"
 
     def html(self) -> str:
         """Returns the page as one HTML file, plots and pictures included."""
         return _template().render(page=self)
+
+    def write_html(self, file: Path) -> None:
+        """Writes the page as one HTML file, atomically."""
+        with atomic_file(file) as stream:
+            stream.write(_encoded(self.html()))
 
     def write(self, folder: Path, name: str) -> list[Path]:
         """Writes NAME.md, NAME.html and a NAME-i.svg per plot into `folder`, each atomically; returns their paths."""
@@ -107,13 +138,18 @@ class Page:
 
         for file, content in files.items():
             with atomic_file(folder / file) as stream:
-                stream.write(content.encode())
+                stream.write(_encoded(content))
         return [folder / file for file in files]
 
 
-def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _encoded(text: str) -> bytes:
+    r"""Encodes text as UTF-8. Bytes of file names that are not UTF-8 become \udc followed by two digits."""
+    return text.encode(errors="backslashreplace")
+
+
+def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """Returns a Markdown table with aligned columns, which is readable as plain text."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (headers, *rows)]
+    cells = [[_markdown_cell(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     numbers = _number_columns(headers, rows)
 
@@ -128,24 +164,34 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join([lines[0], f"|{'|'.join(rules)}|", *lines[1:]])
 
 
-def _number_columns(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+def _markdown_cell(cell: Cell) -> str:
+    text = cell if isinstance(cell, str) else f"[{cell.text}]({cell.address})"
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _number_columns(headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[bool]:
     """Returns which columns hold only numbers and blanks. ± 0.3, (1.2 to 3.4) and < 0.001 count as numbers."""
     columns = list(zip(*rows, strict=True)) or [()] * len(headers)
     number = re.compile(r"[-+±<0-9.,() ]|to")
-    return [any(column) and not any(number.sub("", cell) for cell in column) for column in columns]
+    texts = [[cell if isinstance(cell, str) else cell.text for cell in column] for column in columns]
+    return [any(column) and not any(number.sub("", text) for text in column) for column in texts]
 
 
 @cache
 def _template() -> Template:
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
-    environment.filters["inline"] = _inline
+    environment.filters |= {"inline": _inline, "cell": _cell}
     return environment.get_template("page.html.jinja")
 
 
 def _data_address(picture: bytes) -> str:
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _cell(cell: Cell) -> Markup:
+    return _inline(cell) if isinstance(cell, str) else Markup('<a href="{}">{}</a>').format(cell.address, cell.text)
 
 
 def _inline(text: str) -> Markup:

@@ -7,11 +7,27 @@ import numpy as np
 
 # Okabe and Ito's colours, which readers of any colour vision tell apart. A marker beside each helps in print; as there
 # are more markers than colours, no pair of both repeats soon.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_NEUTRAL_COLOR = "#595959"
+NEUTRAL_COLOR = "#595959"
 _DOTS = ((1, 1.5), (4, 1.5, 1, 1.5), (4, 1.5, 1, 1.5, 1, 1.5))  # patterns of levels: ink and gap in line widths
-_GRID_COLOR = "#e3e7ee"
+GRID_COLOR = "#e3e7ee"
+
+# An axis of percentages spans at least so much: stretched over the whole width, noise looks like a difference.
+_LEAST_SPAN = 5.0
+
+
+class Estimate(NamedTuple):
+    """A measured value with its 95 % interval, all in %."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, interval: tuple[float, float]) -> "Estimate":
+        """Converts fractions."""
+        return cls(100 * value, 100 * interval[0], 100 * interval[1])
 
 
 class Errors(NamedTuple):
@@ -19,53 +35,87 @@ class Errors(NamedTuple):
 
     label: str
     seeds: list[float]  # errors in %
-    paper: float | None  # error in %; None if the paper has none
+    mean: Estimate
+    paper: float | None = None  # error in %; None if the paper has none
 
 
 def error_dots(lines: Sequence[Errors], quantity: str) -> Any:
-    """Plots a line per entry: a dot per seed, a bar at their mean, a diamond for the paper's error."""
-    figure, axes = _axes(height=0.9 + 0.4 * len(lines))
+    """Plots a line per entry: a dot per seed, a bar at their mean, its interval, a diamond for the paper's error."""
+    figure, axes = empty_axes(height=0.9 + 0.4 * len(lines))
     for row, line in enumerate(lines):
-        axes.plot(line.seeds, [row] * len(line.seeds), "o", color=_COLORS[0], alpha=0.6, markersize=6)
-        axes.plot([np.mean(line.seeds)] * 2, [row - 0.28, row + 0.28], color=_COLORS[0], linewidth=2)
+        _interval_bar(axes, line.mean, row, COLORS[0])
+        axes.plot(line.seeds, [row] * len(line.seeds), "o", color=COLORS[0], alpha=0.6, markersize=6)
+        axes.plot([line.mean.value] * 2, [row - 0.28, row + 0.28], color=COLORS[0], linewidth=2)
         if line.paper is not None:
-            axes.plot([line.paper], [row], "D", markerfacecolor="none", markeredgecolor=_COLORS[1], markersize=7)
+            axes.plot([line.paper], [row], "D", markerfacecolor="none", markeredgecolor=COLORS[1], markersize=7)
 
     axes.set_yticks(range(len(lines)), [line.label for line in lines])
     axes.set_ylim(len(lines) - 0.5, -0.5)
+    values = [x for line in lines for x in (*line.seeds, *line.mean, *([] if line.paper is None else [line.paper]))]
+    axes.set_xlim(percent_limits(values))
     paper = "; diamond: the paper" if any(line.paper is not None for line in lines) else ""
-    axes.set_xlabel(f"{quantity} in % (dots: seeds; bar: mean{paper})")
-    axes.grid(axis="x", color=_GRID_COLOR)
+    axes.set_xlabel(f"{quantity} in % (dots: seeds; bar: mean; line: 95 % interval{paper})")
+    axes.grid(axis="x", color=GRID_COLOR)
     return figure
 
 
-def error_curves(curves: Mapping[str, Mapping[int, Sequence[float]]], x_label: str, quantity: str) -> Any:
-    """Plots a curve per entry through the mean of its errors at each x, with a band from the lowest to the highest.
+def _interval_bar(axes: Any, estimate: Estimate, row: float, color: str) -> None:
+    """Draws an interval as a horizontal line with caps."""
+    axes.plot([estimate.low, estimate.high], [row] * 2, "|-", color=color, linewidth=1.2, markersize=7)
+
+
+def percent_limits(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the ends of an axis that shows these percentages: a little more than them, and at least 5 points."""
+    low, high = min(values), max(values)
+    span = max(1.1 * (high - low), _LEAST_SPAN)
+    start = max((low + high - span) / 2, -0.05 * span)  # half a marker of space below 0 and above 100
+    end = min(start + span, 100 + 0.05 * span)
+    return min(start, end - span), end
+
+
+def error_curves(
+    curves: Mapping[str, Mapping[int, Estimate]], x_label: str, quantity: str, x_names: Sequence[str] = ()
+) -> Any:
+    """Plots a curve per entry through its errors at each x, with a bar for each 95 % interval.
 
     Args:
-        curves: label -> x -> errors in %.
+        curves: label -> x -> error.
+        x_label: what x is.
+        quantity: what the errors are.
+        x_names: texts instead of the numbers x, in ascending order.
     """
-    figure, axes = _axes(height=4.2)
+    figure, axes = empty_axes(height=4.2)
+    ticks = sorted({x for points in curves.values() for x in points})
+    shift = 0.006 * (ticks[-1] - ticks[0])  # so that bars do not hide each other
     for i, (label, points) in enumerate(curves.items()):
-        color, dashes = _COLORS[i % len(_COLORS)], "--" if i >= len(_COLORS) else "-"
-        xs = sorted(points)
-        means = [np.mean(points[x]) for x in xs]
-        axes.plot(xs, means, dashes, marker="o", markersize=4, color=color, label=label)
-        axes.fill_between(xs, [min(points[x]) for x in xs], [max(points[x]) for x in xs], color=color, alpha=0.15)
+        dashes = "--" if i >= len(COLORS) else "-"
+        xs, estimates = zip(*sorted(points.items()), strict=True)
+        shifted = [x + shift * (i - (len(curves) - 1) / 2) for x in xs]
+        style = {"linestyle": dashes, "marker": "o", "markersize": 4, "color": COLORS[i % len(COLORS)]}
+        axes.errorbar(
+            shifted, [one.value for one in estimates], bar_lengths(estimates), elinewidth=1, label=label, **style
+        )
 
     axes.set_xlabel(x_label)
-    axes.set_ylabel(f"{quantity} in %")
-    axes.set_xticks(sorted({x for points in curves.values() for x in points}))
-    axes.grid(color=_GRID_COLOR)
+    axes.set_ylabel(f"{quantity} in % (bars: 95 % intervals)")
+    axes.set_xticks(ticks, x_names or None)
+    axes.set_ylim(percent_limits([x for points in curves.values() for one in points.values() for x in one]))
+    axes.grid(color=GRID_COLOR)
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def bar_lengths(estimates: Sequence[Estimate]) -> np.ndarray:
+    """Returns the lengths of the bars below and above each value, (2, n), as matplotlib takes them."""
+    lengths = [(max(0.0, one.value - one.low), max(0.0, one.high - one.value)) for one in estimates]
+    return np.array(lengths).reshape(-1, 2).T
 
 
 class LayerCurve(NamedTuple):
     """One curve of a plot by layer."""
 
     label: str
-    points: dict[str, tuple[float, float | None]]  # layer -> mean in % and standard deviation; None without one
+    points: dict[str, Estimate]  # by layer
     network: int  # a trained network and the same one untrained share the number, and so colour and marker
     trained: bool  # untrained ones are dashed, with hollow markers
 
@@ -73,7 +123,7 @@ class LayerCurve(NamedTuple):
 def layer_curves(
     curves: Sequence[LayerCurve], layers: Sequence[str], levels: Mapping[str, float], quantity: str
 ) -> Any:
-    """Plots a curve per entry through its means at each layer, with a bar of one standard deviation up and down.
+    """Plots a curve per entry through its values at each layer, with a bar for each 95 % interval.
 
     Untrained networks are in the legend only if the trained one is not.
 
@@ -81,35 +131,37 @@ def layer_curves(
         layers: from left to right.
         levels: label -> value in %, each a dotted line across the plot.
     """
-    figure, axes = _axes(height=4.2)
+    figure, axes = empty_axes(height=4.2)
     middle = max(curve.network for curve in curves) / 2
     drawn = []
     for curve in curves:
-        shown = [(x, *curve.points[layer]) for x, layer in enumerate(layers) if layer in curve.points]
-        xs = [x + 0.04 * (curve.network - middle) for x, _, _ in shown]  # so that bars do not hide each other
-        means, bars = [mean for _, mean, _ in shown], [deviation or 0 for _, _, deviation in shown]
-        drawn.append(axes.errorbar(xs, means, bars, markersize=5, capsize=3, label=curve.label, **_style(curve)))
+        shown = [(x, curve.points[layer]) for x, layer in enumerate(layers) if layer in curve.points]
+        xs = [x + 0.04 * (curve.network - middle) for x, _ in shown]  # so that bars do not hide each other
+        values, bars = [one.value for _, one in shown], bar_lengths([one for _, one in shown])
+        drawn.append(axes.errorbar(xs, values, bars, markersize=5, capsize=3, label=curve.label, **_style(curve)))
 
     trained = {curve.network for curve in curves if curve.trained}
     twins = [not curve.trained and curve.network in trained for curve in curves]
     legend = [handle for handle, twin in zip(drawn, twins, strict=True) if not twin]
     if any(twins):
-        style = {"color": _NEUTRAL_COLOR, "markerfacecolor": "white", "label": "dashed: the same, untrained"}
+        style = {"color": NEUTRAL_COLOR, "markerfacecolor": "white", "label": "dashed: the same, untrained"}
         legend += axes.plot([], [], "--o", **style)
     for i, (label, value) in enumerate(levels.items()):
         dots = (0, _DOTS[i % len(_DOTS)])
-        legend.append(axes.axhline(value, linestyle=dots, color=_NEUTRAL_COLOR, label=label))
+        legend.append(axes.axhline(value, linestyle=dots, color=NEUTRAL_COLOR, label=label))
 
     axes.set_xticks(range(len(layers)), layers)
     axes.set_xlim(-0.4, len(layers) - 0.6)
-    axes.set_ylabel(f"{quantity} in %")
-    axes.grid(axis="y", color=_GRID_COLOR)
+    ends = [x for curve in curves for one in curve.points.values() for x in one]
+    axes.set_ylim(percent_limits([*ends, *levels.values()]))
+    axes.set_ylabel(f"{quantity} in % (bars: 95 % intervals)")
+    axes.grid(axis="y", color=GRID_COLOR)
     axes.legend(handles=legend, frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     return figure
 
 
 def _style(curve: LayerCurve) -> dict[str, Any]:
-    color, marker = _COLORS[curve.network % len(_COLORS)], _MARKERS[curve.network % len(_MARKERS)]
+    color, marker = COLORS[curve.network % len(COLORS)], _MARKERS[curve.network % len(_MARKERS)]
     style = {"color": color, "marker": marker}
     return style if curve.trained else style | {"linestyle": "--", "markerfacecolor": "white"}
 
@@ -125,15 +177,15 @@ def precision_curves(curves: Mapping[str, np.ndarray], titles: Sequence[str]) ->
 
     columns = min(4, max(1, len(titles)))
     rows = -(-len(titles) // columns)
-    figure, first = _axes(height=0.7 + 2.1 * rows)
+    figure, first = empty_axes(height=0.7 + 2.1 * rows)
     first.remove()
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     for panel, title, of_class in zip(panels, titles, zip(*curves.values(), strict=True), strict=False):
         for i, precision in enumerate(of_class):
             recall, reached = np.linspace(0, 1, len(precision)), np.where(precision > 0, precision, np.nan)
-            panel.plot(recall, reached, "--" if i >= len(_COLORS) else "-", color=_COLORS[i % len(_COLORS)])
+            panel.plot(recall, reached, "--" if i >= len(COLORS) else "-", color=COLORS[i % len(COLORS)])
         panel.set_title(title, fontsize=9)
-        panel.grid(color=_GRID_COLOR)
+        panel.grid(color=GRID_COLOR)
         panel.spines[["top", "right"]].set_visible(False)
     for panel in list(figure.axes)[len(titles) :]:
         panel.set_visible(False)
@@ -154,7 +206,7 @@ def precision_curves(curves: Mapping[str, np.ndarray], titles: Sequence[str]) ->
 
 def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> Any:
     """Plots a confusion matrix in % of each class's images; rows: true class, columns: class with the highest score."""
-    figure, axes = _axes(height=7)
+    figure, axes = empty_axes(height=7)
     shares = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="% of the class's images")
@@ -166,7 +218,7 @@ def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> Any:
     return figure
 
 
-def _axes(height: float) -> tuple[Any, Any]:
+def empty_axes(height: float) -> tuple[Any, Any]:
     """Returns an empty figure of this height in inches, and its axes."""
     from matplotlib import rcParams
     from matplotlib.figure import Figure  # takes a second

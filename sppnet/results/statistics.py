@@ -22,6 +22,40 @@ def wilson_interval(wrong: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def error_interval(wrong: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean error of runs on the same images, as fractions in 0..1.
+
+    With one run it is Wilson's, over the choice of images. With several it covers the choice of images and of training
+    runs, as that of `gain_interval`.
+
+    Args:
+        wrong: bool (runs, n), which images each run got wrong.
+    """
+    if len(wrong) == 1:
+        return wilson_interval(int(wrong.sum()), wrong.shape[1])
+    low, high = gain_interval(wrong, np.zeros_like(wrong), same_runs=True)
+    return max(0.0, low), high
+
+
+def counts_interval(wrong: Sequence[int], n: int) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean error of runs of which only the numbers of wrong images are known.
+
+    As `error_interval`, but too wide with several runs, because runs are taken to find the same images hard: where
+    they agree on two images of three, it covered 99 % in a simulation.
+
+    Args:
+        wrong: of every run, of n images.
+        n: the number of images.
+    """
+    if len(wrong) == 1:
+        return wilson_interval(wrong[0], n)
+    errors = np.array(wrong) / n
+    mean = float(errors.mean())
+    from_images = max(mean * (1 - mean) / n, 2 / n**2)  # at least as in `gain_interval`
+    low, high = _over_images_and_runs(mean, from_images, errors)
+    return max(0.0, low), min(1.0, high)
+
+
 class PairedTest(NamedTuple):
     """McNemar's test of two trained networks, or of two protocols of one, on the same images."""
 
@@ -141,14 +175,25 @@ def bootstrap_interval(values: Sequence[float], resampled: np.ndarray) -> tuple[
     """
     if not len(values) or len(resampled) != len(values):
         raise ValueError(f"{len(values)} runs and {len(resampled)} resampled: must be as many, and at least one")
+    from_images = float(np.nanvar(resampled.mean(axis=0), ddof=1))
+    return _over_images_and_runs(float(np.mean(values)), from_images, np.asarray(values))
+
+
+def _over_images_and_runs(mean: float, from_images: float, values: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % interval of a mean over runs, by the quantile of `gain_interval`.
+
+    Args:
+        mean: of the values.
+        from_images: the variance of the mean over the choice of images.
+        values: float (runs,), of every run on all images.
+    """
     from scipy.special import stdtrit
 
     runs = len(values)
-    from_images = float(np.nanvar(resampled.mean(axis=0), ddof=1))
-    from_runs = float(np.var(values, ddof=1)) / runs if runs > 1 else 0.0
+    from_runs = float(values.var(ddof=1)) / runs if runs > 1 else 0.0
     variance = from_images + from_runs
     degrees = (runs - 1) * variance / from_runs if from_runs else math.inf
-    mean, spread = float(np.mean(values)), float(stdtrit(degrees, 0.975)) * math.sqrt(variance)
+    spread = float(stdtrit(degrees, 0.975)) * math.sqrt(variance)
     return mean - spread, mean + spread
 
 

@@ -5,12 +5,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sppnet.results.comparisons import check_same_images, gain_text, percent, wrong
+from sppnet.results.comparisons import (
+    INTERVALS_COVER,
+    NotTested,
+    check_same_images,
+    error_estimate,
+    gain_text,
+    percent,
+    wrong,
+)
 from sppnet.results.costs import parameters
 from sppnet.results.page import Page
-from sppnet.results.plots import Errors, error_curves, error_dots
+from sppnet.results.plots import Errors, Estimate, error_curves, error_dots
 from sppnet.results.runs import VARIANTS, Run, grouped
-from sppnet.results.statistics import gain_interval
+from sppnet.results.statistics import counts_interval, gain_interval
 from sppnet.runtime.checkout import shown_command
 
 _REFERENCE_VIEWS = "ten_crop"
@@ -32,12 +40,32 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
         baseline = next((parameters(seeds[0]) for seeds in groups if seeds[0].levels is None), None)
         page.table([*headers, "note"], [_pyramid_row(seeds, baseline) for seeds in groups])
 
-        lines = []
-        for seeds in groups:
-            errors = [100 * run.result.top1_error for run in seeds if run.result is not None]
-            lines.append(Errors(_pyramid_text(seeds[0]), errors, None))
-        page.figure(error_dots(lines, "top-1 error"), "top-1 error of " + ", ".join(line.label for line in lines))
+        lines = [validation_errors(_pyramid_text(seeds[0]), seeds) for seeds in groups]
+        page.figure(
+            error_dots(lines, "top-1 error"),
+            "top-1 error of " + ", ".join(line.label for line in lines),
+            f"Centre crop of {images_text(block)} images after training, with 95 % intervals {INTERVALS_COVER}.",
+        )
     return page
+
+
+def validation_errors(label: str, seeds: Sequence[Run]) -> Errors:
+    """Returns the top-1 errors of finished runs on their validation images, as a line of a plot.
+
+    Args:
+        label: of the line.
+        seeds: finished runs that differ in seed only.
+    """
+    results = [run.result for run in seeds if run.result is not None]
+    errors = [result.top1_error for result in results]
+    interval = counts_interval([result.top1_wrong for result in results], results[0].n)
+    mean = Estimate.of(statistics.mean(errors), interval)
+    return Errors(label, [100 * error for error in errors], mean)
+
+
+def images_text(runs: Sequence[Run]) -> str:
+    """Formats the number of validation images of finished runs, several if they differ."""
+    return " or ".join(f"{n:,}" for n in sorted({run.result.n for run in runs if run.result is not None}))
 
 
 def _pyramid_row(seeds: Sequence[Run], baseline: int | None) -> list[str]:
@@ -97,32 +125,35 @@ def _epoch_seconds(seeds: Sequence[Run]) -> float:
 def scales_page(runs: Sequence[Run]) -> Page:
     """Makes a page of the error of the whole image and of the centre crop against the shorter side of test images.
 
-    Raises ValueError if no run was tested at several scales.
+    Raises NotTested if no run was tested at several scales.
     """
     page = Page("Error against the test scale")
-    page.text("Top-1 errors in %, one view: mean over seeds, with a band from the lowest to the highest.")
+    page.text("Top-1 errors in %, one view: means over seeds.")
     for block in grouped(runs, "pooling", "sizes").values():
         curves = {label: points for label, points in _scale_curves(block).items() if len(points) > 1}
         if not curves:
             continue
         page.heading(block[0].setting_text())
         scales = sorted({scale for points in curves.values() for scale in points})
-        rows = [[str(scale)] + [_mean_or_blank(points.get(scale)) for points in curves.values()] for scale in scales]
+        rows = [[str(scale)] + [_value_or_blank(points.get(scale)) for points in curves.values()] for scale in scales]
         page.table(["shorter side", *curves], rows)
-        figure = error_curves(curves, "shorter side of the test image in pixels", "top-1 error")
-        page.figure(figure, "top-1 error against the test scale: " + "; ".join(curves))
+        page.figure(
+            error_curves(curves, "shorter side of the test image in pixels", "top-1 error"),
+            "top-1 error against the test scale: " + "; ".join(curves),
+            f"{images_text(block)} images, one view of each; 95 % intervals {INTERVALS_COVER}.",
+        )
 
     if len(page.blocks) == 1:
-        raise ValueError(
+        raise NotTested(
             "these runs were not tested at several scales; do it with "
             f"{shown_command('evaluate')} run=RUN views=[center,full] scales=[180,224,256,300,360,448,560]"
         )
     return page
 
 
-def _scale_curves(block: Sequence[Run]) -> dict[str, dict[int, list[float]]]:
-    """Returns network and view -> scale -> top-1 error of every seed in %."""
-    curves: dict[str, dict[int, list[float]]] = {}
+def _scale_curves(block: Sequence[Run]) -> dict[str, dict[int, Estimate]]:
+    """Returns network and view -> scale -> top-1 error, the mean over seeds."""
+    curves: dict[str, dict[int, list[np.ndarray]]] = {}
     for seeds in sorted(grouped(block).values(), key=lambda seeds: _order(seeds[0])):
         name = VARIANTS.get(seeds[0].variant or "", f"SPP {_pyramid_text(seeds[0])}")
         for run in seeds:
@@ -131,8 +162,11 @@ def _scale_curves(block: Sequence[Run]) -> dict[str, dict[int, list[float]]]:
                 if view is not None:
                     label, scale = view
                     points = curves.setdefault(f"{name}, {label}", {})
-                    points.setdefault(scale, []).append(100 * float(wrong(scores).mean()))
-    return curves
+                    points.setdefault(scale, []).append(wrong(scores))
+    return {
+        label: {scale: error_estimate(np.stack(mistakes)) for scale, mistakes in points.items()}
+        for label, points in curves.items()
+    }
 
 
 def _single_view(protocol: Mapping[str, object]) -> tuple[str, int] | None:
@@ -147,14 +181,14 @@ def _single_view(protocol: Mapping[str, object]) -> tuple[str, int] | None:
     return None
 
 
-def _mean_or_blank(errors: Sequence[float] | None) -> str:
-    return f"{statistics.mean(errors):.2f}" if errors else ""
+def _value_or_blank(error: Estimate | None) -> str:
+    return f"{error.value:.2f}" if error else ""
 
 
 def views_page(runs: Sequence[Run]) -> Page:
     """Makes a page of how close the scores of every protocol are to those of the ten crops by the same networks.
 
-    Raises ValueError if no run was tested by both.
+    Raises NotTested if no run was tested by both.
     """
     page = Page(f"Views against {_REFERENCE_VIEWS}")
     page.text(
@@ -172,7 +206,7 @@ def views_page(runs: Sequence[Run]) -> Page:
             page.table(["views", "seeds", "divergence", "same top-1 in %", "top-1 error", "gain"], rows)
 
     if len(page.blocks) == 1:
-        raise ValueError(
+        raise NotTested(
             f"these runs were not tested by {_REFERENCE_VIEWS} and other views; do it with "
             f"{shown_command('evaluate')} run=RUN views=[{_REFERENCE_VIEWS},ten_crop_maps]"
         )

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sppnet.results.comparisons import (
+    INTERVALS_COVER,
     check_same_images,
+    error_estimate,
     error_text,
     gain_text,
     p_text,
@@ -99,9 +101,12 @@ class _Row(NamedTuple):
     paper_reference: PaperErrors | None
     hours: str
 
-    def top1_errors(self) -> list[float]:
-        """Of every seed, in %."""
-        return [100 * float(wrong(scores).mean()) for scores in self.ours.values()]
+    def errors(self) -> Errors:
+        """Returns the top-1 errors as a line of a plot."""
+        mistakes = np.stack([wrong(scores) for scores in self.ours.values()])
+        paper = self.paper[0] if self.paper else None
+        seeds = list(100 * mistakes.mean(axis=1))
+        return Errors(f"{self.label}, {self.views}", seeds, error_estimate(mistakes), paper)
 
 
 def _rows(spec: TableSpec, groups: Sequence[Sequence[Run]]) -> list[_Row]:
@@ -172,10 +177,13 @@ def _add_rows(page: Page, spec: TableSpec, rows: Sequence[_Row], groups: Sequenc
     }
     page.text("Views: " + "; ".join(protocol_lines({views: shown for views, shown in tested.items() if shown})) + ".")
 
-    lines = [
-        Errors(f"{row.label}, {row.views}", row.top1_errors(), row.paper[0] if row.paper else None) for row in rows
-    ]
-    page.figure(error_dots(lines, "top-1 error"), f"top-1 error of {', '.join(line.label for line in lines)}")
+    lines = [row.errors() for row in rows]
+    images = len(next(iter(rows[0].ours.values())).labels)
+    page.figure(
+        error_dots(lines, "top-1 error"),
+        f"top-1 error of {', '.join(line.label for line in lines)}",
+        f"Top-1 error on {images:,} images by the views named, with 95 % intervals {INTERVALS_COVER}.",
+    )
 
 
 def _headers(on_imagenet: bool) -> list[str]:

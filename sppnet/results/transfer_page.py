@@ -8,7 +8,7 @@ from sppnet.results.combinations import combined
 from sppnet.results.comparisons import Rows, percent
 from sppnet.results.decisions import quantity_text
 from sppnet.results.page import Page
-from sppnet.results.plots import LayerCurve, layer_curves
+from sppnet.results.plots import Estimate, LayerCurve, layer_curves
 from sppnet.results.scores import Scores
 from sppnet.results.transfer_cells import (
     add_features,
@@ -96,21 +96,24 @@ def _add_plot(page: Page, found: Sequence[Feature]) -> None:
     levels: dict[str, float] = {}
     networks: dict[tuple[str, str], int] = {}  # (setting, view) -> the number of the network in the plot
     for feature, label in zip(found, labels, strict=True):
-        mean, deviation = 100 * feature.mean(measure), feature.deviation(measure)
         name = f"{label}, {view_text(feature)}"
         if feature.is_pixels:
-            levels[name] = mean
+            levels[name] = 100 * feature.first_mean()
             continue
 
         name += f", trained on {training_text(feature)}" if feature.trained else ", untrained"
         number = networks.setdefault((feature.setting, view_text(feature)), len(networks))
         curve = curves.setdefault(name, LayerCurve(name, {}, number, feature.trained))
-        curve.points[feature.about["layer"]] = (mean, None if deviation is None else 100 * deviation)
+        curve.points[feature.about["layer"]] = Estimate.of(feature.first_mean(), feature.interval())
 
     if layers := sorted({layer for curve in curves.values() for layer in curve.points}, key=layer_order):
         quantity = f"{quantity_text(found[0].shape.several_labels)}, {measure}"
         figure = layer_curves(list(curves.values()), layers, levels, quantity)
-        page.figure(figure, f"{quantity}, by layer: {'; '.join([*curves, *levels])}")
+        caption = (
+            f"{protocol_text(found)}. 95 % intervals: over splits, for these trained networks; with one split over its "
+            "test images, and over training runs if there are several."
+        )
+        page.figure(figure, f"{quantity}, by layer: {'; '.join([*curves, *levels])}", caption)
 
 
 def _add_classes(page: Page, found: Sequence[Feature]) -> None:

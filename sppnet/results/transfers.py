@@ -16,7 +16,7 @@ from sppnet.results.network_records import NETWORK_RECORD
 from sppnet.results.records import read_result
 from sppnet.results.runs import hold_results, matching_folders, transfer_files
 from sppnet.results.scores import Scores, read_about, read_scores
-from sppnet.results.statistics import gain_interval, resampled_interval
+from sppnet.results.statistics import bootstrap_interval, error_interval, gain_interval, resampled_interval
 from sppnet.runtime.rules import COUNT, INDEX, POSITIVE, TEXT, Rule, check_section
 from sppnet.runtime.run_directory import read_run_config
 
@@ -217,6 +217,26 @@ class Feature:
     def first_mean(self) -> float:
         """Returns the mean of the first measure, by which features are ranked."""
         return self.mean(self.measure_names[0])
+
+    def interval(self) -> tuple[float, float]:
+        """Returns the 95 % interval of `first_mean`, as fractions in 0..1.
+
+        With several splits it is over splits (`resampled_interval`), for these trained networks. With one it is over
+        test images, and over training runs too if there are several.
+        """
+        by_split = [self.at(split) for split in self.splits]
+        if len(by_split) > 1:
+            low, high = resampled_interval(
+                [_mean_measure(runs) for runs in by_split], self.about["n_train"], self.shape.images
+            )
+        elif self.shape.several_labels:
+            runs = by_split[0]
+            values = [next(iter(run.measures.values())) for run in runs]
+            low, high = bootstrap_interval(values, np.stack([run.resampled for run in runs]))
+        else:
+            most, least = error_interval(np.stack([run.wrong for run in by_split[0]]))
+            low, high = 1 - least, 1 - most
+        return max(0.0, low), min(1.0, high)
 
     def deviation(self, measure: str) -> float | None:
         """Returns the standard deviation over splits (n - 1), its mean over runs; None with one split."""

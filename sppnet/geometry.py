@@ -38,6 +38,9 @@ CROP_POSITIONS = ("center", "top_left", "top_right", "bottom_left", "bottom_righ
 # more than any network can hold where whole images are tested.
 LONGEST_ASPECT = 16
 
+# The largest shorter side to which images are resized. At this scale an image of 16:1 has 268 megapixels.
+LARGEST_SCALE = 4096
+
 
 def size_at_shorter_side(height: int, width: int, side: int) -> tuple[int, int]:
     """Returns the (height, width) of an image resized to shorter side `side`, all in pixels.

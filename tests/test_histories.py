@@ -54,3 +54,18 @@ def test_epochs_of_the_smaller_size_have_hollow_markers(tmp_path):
     assert (list(small.get_xdata()), list(small.get_ydata())) == ([2], [2.5])
     assert small.get_markerfacecolor() == "white"
     assert len(errors.containers[0].lines[2][0].get_segments()) == 3
+
+
+def test_validation_losses_are_dotted_lines_of_the_runs_that_recorded_them(tmp_path):
+    runs = recorded(tmp_path, [(224, 3.0, 38), (224, 2.0, 20), (224, 1.0, 9)], [(224, 3.0, 38)])
+    record = json.loads((runs[0].path / "result.json").read_text())
+    record["history"][0]["val_loss"], record["history"][2]["val_loss"] = 3.5, 1.5
+    record["history"][1]["val_loss"] = float("inf")
+    (runs[0].path / "result.json").write_text(json.dumps(record))
+    curve = training_curve("zf5", read_runs([str(tmp_path)]))
+    assert curve.validation_losses == [{1: 3.5, 3: 1.5}, {}]
+
+    losses, _ = learning_curves([curve]).axes
+    (dotted,) = (line for line in losses.get_lines() if line.get_linestyle() == ":")
+    assert (list(dotted.get_xdata()), list(dotted.get_ydata())) == ([1, 3], [3.5, 1.5])
+    assert "dotted: in validation" in losses.get_ylabel()

@@ -8,12 +8,10 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sppnet.geometry import CROP_POSITIONS, CROP_SIDE, POSITIONS, Window, window_at
+from sppnet.geometry import CROP_POSITIONS, CROP_SIDE, LARGEST_SCALE, POSITIONS, Window, window_at
 
 if TYPE_CHECKING:  # the network imports torch, which takes seconds; commands check the views without it
     from sppnet.network import SPPNet
-
-LARGEST_SCALE = 4096  # in pixels; at this scale an image of 16:1 has 268 megapixels
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.classify.schedules import Sizes
-from sppnet.classify.views import LARGEST_SCALE, ViewProtocol, in_pixels
+from sppnet.classify.views import ViewProtocol, in_pixels
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.settings import bound, plain
-from sppnet.geometry import CROP_SIDE
+from sppnet.geometry import CROP_SIDE, LARGEST_SCALE
 from sppnet.results.records import Result, read_result
 from sppnet.runtime.names import listing
 from sppnet.runtime.published import WEIGHTS_FILE, check_local, read_published

@@ -6,12 +6,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from sppnet.classify.views import LARGEST_SCALE
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import trained_crop_side
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.settings import bound, resolved
-from sppnet.geometry import CROP_SIDE
+from sppnet.geometry import CROP_SIDE, LARGEST_SCALE
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.files import check_place
 from sppnet.runtime.published import is_hub_address, local_folder, parse_hub_address

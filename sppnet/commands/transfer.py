@@ -14,6 +14,7 @@ from sppnet.commands.evaluated_runs import find_runs
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import content_hash
 from sppnet.commands.settings import bound, bound_choice, resolved
+from sppnet.geometry import LARGEST_SCALE
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.rules import SEED
@@ -117,7 +118,7 @@ def _check_network(config: DictConfig) -> list[Path]:
 
 
 def _check_views(config: DictConfig) -> None:
-    from sppnet.transfer.features import LARGEST_SCALE, VIEWS
+    from sppnet.transfer.features import VIEWS
 
     if config.view not in VIEWS:
         raise ValueError(f"view={config.view}: must be one of {', '.join(VIEWS)}")

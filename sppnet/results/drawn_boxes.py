@@ -1,4 +1,4 @@
-"""Boxes drawn on images, as JPEG."""
+"""Images reduced for pages, as JPEG: thumbnails, and images with boxes."""
 
 import io
 from typing import NamedTuple
@@ -27,14 +27,28 @@ def draw_boxes(image: Tensor, drawn: DrawnBoxes, *, longer_side: int = 360, font
 
     Boxes of less than 20 pixels on the reduced image have no text, which would hide what is in them.
     """
-    height, width = image.shape[1:]
-    factor = min(1.0, longer_side / max(height, width))
-    image = resize(image, [max(1, round(factor * side)) for side in (height, width)], antialias=True)
+    image, factor = _reduced(image, longer_side)
     if len(drawn.boxes):
         scaled = clip_boxes_to_image(torch.from_numpy(factor * drawn.boxes).round(), image.shape[1:])
         scaled[:, 2:] = torch.maximum(scaled[:, 2:] - 1, scaled[:, :2])  # drawn up to the last pixel that they hold
         image = _with_texts(draw_bounding_boxes(image, scaled, colors=drawn.colors, width=2), scaled, drawn, font_size)
 
+    return _jpeg(image)
+
+
+def thumbnail(image: Tensor, longer_side: int = 160) -> bytes:
+    """Reduces an image, uint8 (3, h, w), to a longer side, and encodes it as JPEG. Small images keep their size."""
+    return _jpeg(_reduced(image, longer_side)[0])
+
+
+def _reduced(image: Tensor, longer_side: int) -> tuple[Tensor, float]:
+    """Returns an image reduced to a longer side, and the factor by which it was reduced, at most 1."""
+    height, width = image.shape[1:]
+    factor = min(1.0, longer_side / max(height, width))
+    return resize(image, [max(1, round(factor * side)) for side in (height, width)], antialias=True), factor
+
+
+def _jpeg(image: Tensor) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=85)
     return file.getvalue()

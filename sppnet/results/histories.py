@@ -19,7 +19,8 @@ def training_curve(label: str, runs: Sequence[Run]) -> TrainingCurve:
         runs: the runs.
     """
     histories = [_by_epoch(run.result.history) for run in runs if run.result is not None]
-    return TrainingCurve(label, [_losses(history) for history in histories], _validations(histories))
+    validation_losses = [_validation_losses(history) for history in histories]
+    return TrainingCurve(label, list(map(_losses, histories)), validation_losses, _validations(histories))
 
 
 def _by_epoch(history: Sequence[Epoch]) -> dict[int, Epoch]:
@@ -34,6 +35,11 @@ def _losses(history: dict[int, Epoch]) -> dict[int, tuple[float, bool]]:
         for number, epoch in history.items()
         if epoch.train_loss is not None and math.isfinite(epoch.train_loss)
     }
+
+
+def _validation_losses(history: dict[int, Epoch]) -> dict[int, float]:
+    losses = {number: epoch.val_loss for number, epoch in history.items() if epoch.val_loss is not None}
+    return {number: loss for number, loss in losses.items() if math.isfinite(loss)}
 
 
 def _validations(histories: Sequence[dict[int, Epoch]]) -> dict[int, Estimate]:

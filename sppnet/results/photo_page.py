@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sppnet.data.images import UnreadableImage, decode_image
 from sppnet.data.photos import Photos
-from sppnet.results.drawn_boxes import DrawnBoxes, draw_boxes
+from sppnet.results.drawn_boxes import DrawnBoxes, draw_boxes, thumbnail
 from sppnet.results.page import Page
 from sppnet.results.record_files import Record
 from sppnet.runtime.names import printable
@@ -23,9 +23,8 @@ _COLORS = ("#0072b2", "#b34700", "#117733", "#882255", "#332288", "#7a6000", "#a
 
 def predicted_picture(image: Tensor, record: Record) -> tuple[bytes, str]:
     """Makes a thumbnail of a photo, uint8 (3, h, w), and the line below it: its name, prediction and scores."""
-    jpeg = draw_boxes(image, DrawnBoxes(np.empty((0, 4)), [], []), longer_side=THUMBNAIL)
     scores = ", ".join(f"{one['class']} {one['score']:.3f}" for one in record["scores"])
-    return jpeg, printable(f"{record['image']}: {record['prediction']} ({scores})")
+    return thumbnail(image, THUMBNAIL), printable(f"{record['image']}: {record['prediction']} ({scores})")
 
 
 def boxes_picture(image: Tensor, record: Record, classes: Sequence[str]) -> tuple[bytes, str]:

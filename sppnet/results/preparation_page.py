@@ -7,9 +7,9 @@ from sppnet.data.images import Images, UnreadableImage, decode_image
 from sppnet.data.sources import ImageData
 from sppnet.data.stores import TRAIN, VALIDATION
 from sppnet.data.survey import FINDINGS, LARGER, RATIOS, SHORTER_SIDES
+from sppnet.results.drawn_boxes import thumbnail
 from sppnet.results.page import Page
 from sppnet.results.report_plots import count_bars, sorted_counts
-from sppnet.results.tested_images import thumbnail
 from sppnet.runtime.names import printable
 
 _SHOWN = 5  # thumbnails of one kind of finding in one split

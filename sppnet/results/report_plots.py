@@ -15,7 +15,13 @@ class TrainingCurve(NamedTuple):
 
     label: str
     runs: list[dict[int, tuple[float, bool]]]  # by epoch: training loss, and whether its size was the largest
+    validation_losses: list[dict[int, float]]  # of each run, by epoch
     validations: dict[int, Estimate]  # by epoch: top-1 error, the mean over the runs
+
+
+def has_validation_losses(curve: TrainingCurve) -> bool:
+    """Whether any run of a curve recorded its loss in validation."""
+    return any(curve.validation_losses)
 
 
 def learning_curves(curves: Sequence[TrainingCurve]) -> Any:
@@ -32,6 +38,8 @@ def learning_curves(curves: Sequence[TrainingCurve]) -> Any:
         style = {"color": COLORS[i % len(COLORS)], "linestyle": "--" if i >= len(COLORS) else "-"}
         for run in curve.runs:
             _plot_losses(losses, run, style)
+        for of_run in filter(None, curve.validation_losses):
+            losses.plot(list(of_run), list(of_run.values()), linewidth=1, alpha=0.8, **style | {"linestyle": ":"})
         epochs = sorted(curve.validations)
         estimates = [curve.validations[epoch] for epoch in epochs]
         values, bars = [one.value for one in estimates], bar_lengths(estimates)
@@ -47,7 +55,7 @@ def learning_curves(curves: Sequence[TrainingCurve]) -> Any:
             **style,
         )
 
-    losses.set_ylabel("training loss")
+    losses.set_ylabel("loss in training" + "\n(dotted: in validation)" * any(map(has_validation_losses, curves)))
     losses.tick_params(labelbottom=False)
     errors.set_xlabel("epoch")
     errors.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,19 +1,14 @@
 """The images that scores are of, found again in their data set and checked, with their sizes and as thumbnails."""
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2.functional import resize
 
 from sppnet.data.images import UnreadableImage, decode_image
 from sppnet.data.sources import ImageData, SelectedImages, content_digests_and_sizes, images_fingerprint, select_images
+from sppnet.results.drawn_boxes import thumbnail
 from sppnet.results.scores import Scores
 from sppnet.runtime.names import printable
-
-_LONGER_SIDE = 160  # of a thumbnail in pixels: about 6 kB
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +33,6 @@ class TestedImages:
             return thumbnail(decode_image(self.images.read(index), name))
         except UnreadableImage:
             return None
-
-
-def thumbnail(image: Tensor, longer_side: int = _LONGER_SIDE) -> bytes:
-    """Reduces an image, uint8 (3, h, w), to a longer side, and encodes it as JPEG. Small images keep their size."""
-    height, width = image.shape[1:]
-    factor = min(1.0, longer_side / max(height, width))
-    small = resize(image, [max(1, round(factor * side)) for side in (height, width)], antialias=True)
-    file = io.BytesIO()
-    Image.fromarray(small.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=80)
-    return file.getvalue()
 
 
 def find_tested_images(data: ImageData, scores: Scores) -> TestedImages:

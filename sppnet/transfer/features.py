@@ -19,6 +19,7 @@ from sppnet.data.batches import resize_batch, to_network_input
 from sppnet.data.images import crop, resize_shorter_side
 from sppnet.data.inputs import Inputs, load_groups
 from sppnet.data.sources import Images, content_digests
+from sppnet.geometry import LARGEST_SCALE
 from sppnet.network import SPPNet, weights_digest
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.results.transfers import PIXELS
@@ -33,7 +34,6 @@ FEATURE_RULES = 1
 
 PIXELS_SIDE = 16  # of the images that are features themselves, under the name PIXELS: a baseline
 
-LARGEST_SCALE = 4096  # in pixels
 SECONDS_BETWEEN_MARKS = 20.0
 
 

@@ -15,10 +15,8 @@ from torch import Tensor
 from sppnet.backbones import Backbone
 from sppnet.data.batches import to_network_input
 from sppnet.data.images import crop, resize_shorter_side
-from sppnet.geometry import Window, cell_window, first_center, total_stride
+from sppnet.geometry import LARGEST_SCALE, Window, cell_window, first_center, total_stride
 from sppnet.network import SPPNet
-
-LARGEST_SCALE = 4096  # in pixels
 
 
 @dataclass(frozen=True)

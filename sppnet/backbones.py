@@ -159,8 +159,9 @@ class Backbone(nn.Sequential):
         Raises ValueError for a name that is not in `layers`.
         """
         check_names("layer", [layer], self.layers)
-        upto = list(self)[: self.layers.index(layer) + 1]
-        return [footprint for module in upto if (footprint := _footprint(module)) is not None]
+        # Not by a comprehension that names a value: torch.compile cannot follow one.
+        footprints = map(_footprint, list(self)[: self.layers.index(layer) + 1])
+        return [footprint for footprint in footprints if footprint is not None]
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ def test_the_first_word_is_a_command(sppnet):
     done = sppnet("trian")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: trian: must be one of train, evaluate, transfer, detect, explain, predict, export, publish, "
+        "error: trian: must be one of train, evaluate, transfer, detect, predict, explain, export, publish, "
         "tables, report, prepare_data, benchmark; did you mean train?\n"
     )
     assert (sppnet.installed / "sppnet" / "py.typed").is_file()

@@ -137,7 +137,7 @@ TRAIN = [
     ("--info everything", "--info/-i: invalid choice: 'everything'"),
     ("--resolve", "--resolve flag can only be used"),
     ("--config-name", "--config-name/-cn: expected one argument"),
-    ("--config-name=x", "--config-name=x: must be one of benchmark, detect, evaluate, explain, predict,"),
+    ("--config-name=x", "--config-name=x: must be one of benchmark, detect, evaluate, explain, export, predict,"),
     ("--config-dir=nowhere", "nowhere' not found"),
     ("--config-path=nowhere", "--config-path=nowhere: must be an absolute folder", "--config-dir=FOLDER"),
     ("--config-path=/nowhere", "Primary config directory not found"),

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from made_transfers import ZF5
-from sppnet.data.objects import Objects, objects_fingerprint
-from sppnet.results.detections import ImageDetections, write_detections
+from sppnet.data.objects import Objects, annotated_files, objects_fingerprint
+from sppnet.results.detections import ImageDetections, gather_detections, write_detections
 from sppnet.results.object_files import OBJECTS_FILE, SavedObjects, write_objects
 from sppnet.results.paper_detection import VOC_CLASSES
 
@@ -98,3 +98,31 @@ def make_test(run, objects, row="ftfc7", network=None, found=None, share=0.7, se
     write_detections(path, found, classes=objects.classes, images=len(objects), about=about)
     write_objects(path.with_name(OBJECTS_FILE), objects)
     return path
+
+
+def objects_of(*objects):
+    """The objects (box, label) or (box, label, difficult) of an image."""
+    return Objects(
+        np.array([one[0] for one in objects], np.float64).reshape(-1, 4),
+        np.array([one[1] for one in objects], np.int64),
+        np.array([len(one) > 2 and one[2] for one in objects], bool),
+    )
+
+
+def truth(*images, classes=("cat", "dog")):
+    return annotated_files("root", [f"JPEGImages/{i}.jpg" for i in range(len(images))], list(images), classes)
+
+
+def found(images, *detections):
+    """Detections (image, label, score, box) in images."""
+    per_image = []
+    for i in range(len(images)):
+        own = [one for one in detections if one[0] == i]
+        labels = np.array([one[1] for one in own], np.int64)
+        scores = np.array([one[2] for one in own], np.float32)
+        per_image.append(
+            ImageDetections(
+                images.name(i), labels, scores, np.array([one[3] for one in own], np.float32).reshape(-1, 4)
+            )
+        )
+    return gather_detections(per_image, images.classes, {"network": "zf5"})

@@ -19,8 +19,9 @@ from sppnet.results.detection_pictures import (
     read_pictures,
     write_pictures,
 )
-from sppnet.results.detections import ImageDetections, gather_detections, match_detections
+from sppnet.results.detections import ImageDetections, gather_detections
 from sppnet.results.detector_runs import read_detector_runs
+from sppnet.results.precisions import match_detections
 
 SIDE = 60  # of the objects here
 FOUND, WRONG, MISSED = (0, 158, 115), (213, 94, 0), (0, 114, 178)

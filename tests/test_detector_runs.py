@@ -8,15 +8,9 @@ import pytest
 from made_detections import IMAGENET, made_about, made_detections, made_objects, make_test
 from made_runs import make_run
 from sppnet.results.detection_combinations import combine_tests, combined_detectors
-from sppnet.results.detections import (
-    ImageDetections,
-    match_detections,
-    mean_precision,
-    precision_interval,
-    read_detections,
-    resampled_precisions,
-)
+from sppnet.results.detections import ImageDetections, read_detections
 from sppnet.results.detector_runs import by_protocol, by_row, gain, read_detector_runs, row_before, row_order
+from sppnet.results.precisions import match_detections, mean_precision, precision_interval, resampled_precisions
 from sppnet.results.statistics import bootstrap_interval
 
 OBJECTS = made_objects(30)

@@ -26,7 +26,7 @@ from sppnet.detect.suppression import SuppressionSettings
 from sppnet.detect.training import RegressionSettings
 from sppnet.detect.windows import WindowsOfImages
 from sppnet.network import SPPNet
-from sppnet.results.detections import match_detections, mean_precision
+from sppnet.results.precisions import match_detections, mean_precision
 from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.signals import Stopped
 

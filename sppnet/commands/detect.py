@@ -236,7 +236,7 @@ def _data_text(section: dict[str, Any]) -> str:
 
 def _summary(found: "list[Detections]", images: "AnnotatedImages") -> tuple[list[str], list[list[str]]]:
     """Returns the header and the rows of a table of mean average precisions."""
-    from sppnet.results.detections import match_detections, mean_precision, precision_interval
+    from sppnet.results.precisions import match_detections, mean_precision, precision_interval
 
     rows = []
     for detections in found:

@@ -34,8 +34,9 @@ from sppnet.detect.training import RegressionSettings, train_regressors, train_s
 from sppnet.detect.windows import DrawnWindows, WindowsOfImages
 from sppnet.network import SPPNet, load_network, save_network, weights_digest
 from sppnet.results.detection_pictures import pictures_file, write_pictures
-from sppnet.results.detections import Detections, match_detections
+from sppnet.results.detections import Detections
 from sppnet.results.object_files import OBJECTS_FILE, write_objects
+from sppnet.results.precisions import match_detections
 from sppnet.runtime.environment import environment
 from sppnet.runtime.files import write_json
 from sppnet.runtime.hardware import Hardware

@@ -11,8 +11,8 @@ import numpy as np
 from sppnet.data.images import decode_image
 from sppnet.data.objects import AnnotatedImages, Objects, ObjectsByImage
 from sppnet.data.sources import read_image
-from sppnet.results.detections import Matches, class_precisions
 from sppnet.results.drawn_boxes import DrawnBoxes, draw_boxes
+from sppnet.results.precisions import Matches, class_precisions
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import first_line, printable
 

@@ -11,19 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sppnet.data.objects import objects_fingerprint
-from sppnet.results.detections import (
-    Detections,
+from sppnet.results.detections import Detections, read_detections, read_detections_about
+from sppnet.results.network_records import NETWORK_RECORD
+from sppnet.results.object_files import OBJECTS_FILE, SavedObjects, read_objects
+from sppnet.results.precisions import (
     Matches,
     class_curves,
     class_precisions,
     match_detections,
     mean_of_known,
-    read_detections,
-    read_detections_about,
     resampled_precisions,
 )
-from sppnet.results.network_records import NETWORK_RECORD
-from sppnet.results.object_files import OBJECTS_FILE, SavedObjects, read_objects
 from sppnet.results.runs import detection_files, hold_results, matching_folders
 from sppnet.results.statistics import bootstrap_interval
 from sppnet.runtime.rules import COUNT, FRACTION, SEED, TEXT, Rule, check_section

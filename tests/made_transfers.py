@@ -3,7 +3,8 @@
 import numpy as np
 
 from sppnet.results.scores import Scores, write_scores
-from sppnet.results.transfers import TRANSFER_RULES
+from sppnet.results.transferred_features import features
+from sppnet.results.transfers import TRANSFER_RULES, read_transfers
 
 ZF5 = {
     "name": "zf5",
@@ -77,3 +78,8 @@ def make_transfer(run, wrong, layer="fc7", network=None, n=40, **changes):
         write_decisions(run, made_decisions(made_about(layer, split, network, **changes), wrong=count, n=n))
         for split, count in enumerate(wrong)
     ]
+
+
+def only_feature(*places):
+    (feature,) = features(read_transfers([str(place) for place in places]))
+    return feature

@@ -17,7 +17,8 @@ from sppnet.commands import tables
 from sppnet.results.combinations import combined
 from sppnet.results.scores import Scores, read_scores
 from sppnet.results.transfer_page import transfer_page
-from sppnet.results.transfers import features, gain, read_transfers
+from sppnet.results.transferred_features import features, gain
+from sppnet.results.transfers import read_transfers
 
 
 def found_in(*places):

@@ -16,7 +16,8 @@ import torch
 from conftest import SCRIPTS, call_script, make_image_folder, started_process
 from sppnet.commands import frozen_networks, transfer
 from sppnet.results.scores import read_scores
-from sppnet.results.transfers import features, read_transfers
+from sppnet.results.transferred_features import features
+from sppnet.results.transfers import read_transfers
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer import evaluator

@@ -12,7 +12,8 @@ from sppnet.backbones import build_backbone
 from sppnet.data.sources import content_digests
 from sppnet.network import SPPNet, weights_digest
 from sppnet.results.scores import read_scores, write_scores
-from sppnet.results.transfers import PIXELS, TRANSFER_RULES, features, read_transfers
+from sppnet.results.transferred_features import features
+from sppnet.results.transfers import PIXELS, TRANSFER_RULES, read_transfers
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer import evaluator
 from sppnet.transfer import features as features_module

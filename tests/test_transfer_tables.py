@@ -23,7 +23,8 @@ from sppnet.results.runs import read_runs
 from sppnet.results.scores import Scores
 from sppnet.results.transfer_page import classes_table, summary_table, transfer_page
 from sppnet.results.transfer_tables import table8_page, transfer_table_page
-from sppnet.results.transfers import features, gain, read_transfers
+from sppnet.results.transferred_features import features, gain
+from sppnet.results.transfers import read_transfers
 
 CALTECH101 = {
     "data": {"source": "caltech101", "root": "/somewhere/caltech"},

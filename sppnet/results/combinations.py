@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from sppnet.results.comparisons import combine
 from sppnet.results.scores import Scores
-from sppnet.results.transfers import Feature, Transfer, check_same_split, features
+from sppnet.results.transferred_features import Feature, check_same_split, features
+from sppnet.results.transfers import Transfer
 from sppnet.runtime.names import listing
 
 

@@ -10,7 +10,7 @@ from sppnet.results.comparisons import gain_text, percent
 from sppnet.results.decisions import quantity_text
 from sppnet.results.network_records import numbered_labels, record_label, record_training
 from sppnet.results.page import Page
-from sppnet.results.transfers import Feature, Gain, gain, pixels_baseline, untrained_baseline
+from sppnet.results.transferred_features import Feature, Gain, gain, pixels_baseline, untrained_baseline
 
 
 class _Row(NamedTuple):

@@ -22,9 +22,8 @@ from sppnet.results.transfer_cells import (
     training_text,
     view_text,
 )
-from sppnet.results.transfers import (
+from sppnet.results.transferred_features import (
     Feature,
-    Transfer,
     by_protocol,
     features,
     layer_order,
@@ -32,6 +31,7 @@ from sppnet.results.transfers import (
     protocol,
     untrained_baseline,
 )
+from sppnet.results.transfers import Transfer
 from sppnet.runtime.checkout import shown_command
 
 _ALL_CLASSES = 40  # tables by class of more classes show the ends only

@@ -27,7 +27,8 @@ from sppnet.results.transfer_cells import (
     training_text,
     view_text,
 )
-from sppnet.results.transfers import Feature, Transfer, by_protocol, features, layer_order
+from sppnet.results.transferred_features import Feature, by_protocol, features, layer_order
+from sppnet.results.transfers import Transfer
 from sppnet.runtime.checkout import shown_command
 
 

@@ -6,6 +6,7 @@ Shape letters: N images, C channels of the last convolution, B bins of the pyram
 import copy
 import hashlib
 import json
+import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -250,7 +251,8 @@ def check_settings(
         raise ValueError(f"hidden={hidden}: must be at least 1")
     if not 0 <= dropout < 1:
         raise ValueError(f"{section}dropout={dropout}: must be at least 0 and below 1")
-    if len(input_mean) != 3 or len(input_std) != 3 or not min(input_std) > 0:
+    finite = all(map(math.isfinite, (*input_mean, *input_std)))
+    if len(input_mean) != 3 or len(input_std) != 3 or not finite or not min(input_std) > 0:
         raise ValueError(
             f"{section}input_mean={input_mean}, {section}input_std={input_std}: must be three numbers each, "
             "input_std above 0"
@@ -264,6 +266,8 @@ def _check_arguments(num_classes: int, initialization: str, classes: Sequence[st
         raise ValueError(f"initialization={initialization!r}: must be one of {', '.join(INITIALIZATIONS)}")
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"classes: {len(classes)} names for num_classes={num_classes}")
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in (() if classes is None else classes)):
+        raise ValueError(f"classes={classes!r}: must be a list of names")
 
 
 def _input_side(
@@ -377,7 +381,8 @@ def _check_weights(expected: dict[str, Tensor], state: dict[str, Tensor], file_b
         like = expected[name]
         if value.shape != like.shape:
             raise ValueError(f"{name} has shape {list(value.shape)}, and {list(like.shape)} in its description")
-        if value.is_floating_point() != like.is_floating_point() or value.layout != torch.strided:
+        small = value.is_floating_point() and value.element_size() < 2  # would become four times as large
+        if value.is_floating_point() != like.is_floating_point() or small or value.layout != torch.strided:
             raise ValueError(f"{name} is of {value.dtype} and {value.layout}")
     # Strides of 0, and tensors that share their memory, let a small file hold large weights.
     if (weights := sum(value.nbytes for value in state.values())) > file_bytes:

@@ -33,7 +33,7 @@ from sppnet.data.photos import OneImage, find_photos, photos_in
 from sppnet.data.sources import content_digests
 from sppnet.detect.detector import save_detector
 from sppnet.network import SPPNet, load_network, save_network
-from sppnet.results.predictions import PredictionLines, prediction_record, prediction_table
+from sppnet.results.predictions import PredictionLines, is_unsure, prediction_record, prediction_table
 from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.run_directory import RunDirectory
 from test_configs import composed
@@ -74,7 +74,8 @@ def network(place):
 @pytest.fixture(scope="module")
 def defaults():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return {views: compose("predict", [*CPU, f"views={views}"]) for views in ("center", "full", "ten_crop")}
+        chosen = {views: compose("predict", [*CPU, f"views={views}"]) for views in ("center", "full", "ten_crop")}
+        return chosen | {None: compose("predict", list(CPU))}
 
 
 @pytest.fixture
@@ -133,6 +134,17 @@ def test_predictions_are_those_of_the_network_for_the_centre_crop(place, network
             assert one["score"] == pytest.approx(float(expected[CLASSES.index(one["class"])]), abs=1e-5)
     assert "4 photos, " in done.stdout
     assert f"written: {tmp_path / 'a.jsonl'}\n" in done.stdout
+
+
+@pytest.mark.parametrize("levels", [[2, 1], None])
+def test_by_default_the_whole_image_is_looked_at_and_without_a_pyramid_its_centre(place, run, tmp_path, levels):
+    torch.manual_seed(3)
+    side = 48 if levels is None else None
+    network = SPPNet(build_backbone("zf5", width=0.05), levels, 3, hidden=8, input_side=side)
+    save_network(network, tmp_path / "a.ckpt")
+    done = run(None, run=str(tmp_path / "a.ckpt"), crop_side=48, top=3)
+    name, words = ("full", "whole image") if levels else ("center", "48 crops (center)")
+    assert f"; {name} with crop_side=48: {words} at shorter side 55, float32\n" in done.stdout
 
 
 @pytest.mark.parametrize("views", ["center", "full", "ten_crop"])
@@ -198,7 +210,6 @@ def test_of_equal_scores_the_first_class_comes_first():
 @pytest.mark.parametrize(("least", "prediction"), [(None, "y"), (0.4, "y"), (0.41, "unsure")])
 def test_below_the_least_score_a_prediction_is_unsure_and_its_row_stays(least, prediction):
     scores = np.array([0.25, 0.4], np.float32)
-    least = least if least is None else float(np.float32(least))
     record = prediction_record("a", (1, 2), scores, ("x", "y"), top=1, min_score=least)
     assert record["prediction"] == prediction
     assert record["scores"] == [{"class": "y", "score": 0.4}]
@@ -308,7 +319,33 @@ def test_lines_are_as_wide_as_the_longest_name_and_safe_to_print():
     assert lines.header().index("prediction") == len("b\\n\\x1b[31m  ")
 
 
+def one_class(folder):
+    save_network(SPPNet(build_backbone("zf5", width=0.05), [1], 1, hidden=2), folder / "one.ckpt")
+    return str(folder / "one.ckpt")
+
+
+def test_a_network_that_is_damaged_predicts_nothing(place, network, run, tmp_path):
+    damaged = load_network(place / "run")
+    damaged.fc8.bias.data[1] = float("nan")
+    save_network(damaged, tmp_path / "a.ckpt")
+    done = run(run=str(tmp_path / "a.ckpt"), crop_side=48, out=str(tmp_path / "a.jsonl"), min_score=0.5)
+    assert done.returncode == 1
+    assert "4 photos, 0 of them unsure" in done.stdout
+    for record in lines_of(tmp_path / "a.jsonl"):
+        assert set(record) == {"image", "error"}
+        assert record["error"] == "its scores are not finite; the network is damaged, or diverged in training"
+
+
+def test_a_class_that_is_called_unsure_is_not_counted_as_such():
+    record = prediction_record("a", (1, 1), np.array([0.75, 0.25], np.float32), ("unsure", "b"), top=1, min_score=0.5)
+    assert record["prediction"] == "unsure"
+    assert not is_unsure(record, 0.5)
+    assert is_unsure(record, 0.8)
+    assert not is_unsure({"image": "a", "error": "b"}, 0.8)
+
+
 def test_classes_without_names_are_numbers(run, tmp_path):
+    assert "1 class, " in run(run=one_class(tmp_path), crop_side=48).stdout
     run(run="nameless.ckpt", out=str(tmp_path / "a.jsonl"), crop_side=48)
     for record in lines_of(tmp_path / "a.jsonl"):
         assert sorted(one["class"] for one in record["scores"]) == ["0", "1", "2"]
@@ -336,13 +373,13 @@ def test_unreadable_photos_are_rows_with_their_error_and_the_exit_code_is_1(run,
     assert done.stderr == "warning: 2 of 3 photos could not be used: a.jpg, c.png\n"
     with (tmp_path / "a.csv").open(newline="") as file:
         first, second, third = csv.DictReader(file)
-    assert (first["image"], first["prediction"], first["error"]) == ("a.jpg", "", "a.jpg: the file is empty")
+    assert (first["image"], first["prediction"], first["error"]) == ("a.jpg", "", "the file is empty")
     assert (second["width"], second["height"], second["error"]) == ("50", "40", "")
-    assert third["error"].startswith("c.png: not an image that can be read")
+    assert third["error"].startswith("not an image that can be read")
     html = (tmp_path / "a.html").read_text()
     assert html.count("<img") == 1
-    assert "a.jpg: the file is empty" in html
-    assert "a.jpg  a.jpg: the file is empty\n" in run(images=str(tmp_path)).stdout
+    assert "<td>the file is empty</td>" in html
+    assert "a.jpg  the file is empty\n" in run(images=str(tmp_path)).stdout
 
 
 def test_the_page_shows_every_photo_with_its_prediction(run, tmp_path):
@@ -353,7 +390,7 @@ def test_the_page_shows_every_photo_with_its_prediction(run, tmp_path):
     shown = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="([^"]+)"', html)
     for (picture, text), record in zip(shown, lines_of(tmp_path / "a.jsonl"), strict=True):
         best = record["scores"][0]
-        start = f"{record['image']}: {record['prediction']} ({best['class']} {best['score']:.3f}"
+        start = f"{record['image']}: {best['class']} {best['score']:.3f}"
         assert text.replace("&lt;", "<").replace("&gt;", ">").startswith(start)
         assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (record["width"], record["height"])
 
@@ -378,6 +415,28 @@ def test_names_on_standard_input_are_taken_as_they_come(place, monkeypatch, cont
     assert photos.read(2)
     with pytest.raises(ValueError, match=r"^not there\.png: No such file"):
         photos.read(1)
+
+
+@pytest.mark.parametrize("content", [b"a" * 5000 + b"\nb.jpg", bytes(range(1, 32)) + b"\n\x01\x02", b"\x05\0\x06\0a"])
+def test_what_is_neither_names_nor_an_image_is_refused(content):
+    with pytest.raises(ValueError, match=r"^images=-: found neither an image that can be read nor names of files"):
+        photos_in(io.BytesIO(content))
+
+
+def test_standard_input_may_be_closed(monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(ValueError, match=r"^images=-: standard input is closed$"):
+        find_photos("-")
+
+
+def test_a_path_through_a_link_leads_to_the_same_file_in_a_list(tmp_path):
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "real" / "a.jpg").write_bytes(b"right")
+    (tmp_path / "here" / "a.jpg").write_bytes(b"wrong")
+    (tmp_path / "here" / "link").symlink_to(tmp_path / "real" / "deep")
+    place = f"{tmp_path}/here/link/../a.jpg"
+    assert find_photos(place).read(0) == find_photos([place]).read(0) == b"right"
 
 
 def test_names_that_begin_as_formats_do_are_names():
@@ -420,7 +479,8 @@ def test_the_digest_of_photos_changes_with_their_files(tmp_path, change):
     places = [str(tmp_path / name) for name in ("a.jpg", "b.jpg")]
     before = find_photos(places)
     digest = before.digest()
-    assert digest == find_photos(places).digest() == find_photos(str(tmp_path)).digest()
+    assert digest == find_photos(places).digest()
+    assert digest != find_photos(str(tmp_path)).digest()  # the same files by other names
     if change == "content":
         (tmp_path / "b.jpg").write_bytes(b"xy")
     elif change == "name":
@@ -463,7 +523,11 @@ def test_an_interrupted_prediction_resumes_where_it_was(run, place, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "change", [{"top": 1}, {"scores": "logits"}, {"min_score": 0.1}, {"views": "full"}, {"images": "photos/b"}]
+    "change",
+    [
+        *({"top": 1}, {"scores": "logits"}, {"min_score": 0.1}, {"views": "full"}, {"images": "photos/b"}),
+        *({"images": ["photos"]}, {"hardware": {"accelerator": "cpu", "precision": "bf16"}}),
+    ],
 )
 def test_another_setting_starts_at_the_first_photo(run, tmp_path, change):
     out = tmp_path / "a.csv"
@@ -474,13 +538,19 @@ def test_another_setting_starts_at_the_first_photo(run, tmp_path, change):
         with pytest.raises(KeyboardInterrupt):
             run(out=str(out), page=str(tmp_path / "a.html"))
     assert unfinished.exists()
-    assert "resuming" not in run(out=str(out), **change).stdout
+    done = run(out=str(out), **change)
+    assert "resuming" not in done.stdout
+    assert (
+        f"{out}: starting again, as photos, network or settings are others than those of its rows so far\n"
+        in done.stdout
+    )
+    assert "starting again" not in run(out=str(out)).stdout
 
 
 def test_a_detector_finds_boxes_by_the_same_command(place, run, tmp_path):
     out = tmp_path / "a.jsonl"
     for detector in ("detector", "detector/detectors/fc7.ckpt"):
-        done = run(run=detector, out=str(out), page=str(tmp_path / "a.html"), min_score=0.5)
+        done = run(None, run=detector, out=str(out), page=str(tmp_path / "a.html"), min_score=0.5)
         assert done.returncode == 0, done.stderr
         records = lines_of(out)
         assert [record["image"] for record in records] == list(PHOTOS)
@@ -496,7 +566,7 @@ def test_the_command_as_it_is_typed(place, run_here, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     records = json.loads((tmp_path / "a.json").read_text())
     assert [record["image"] for record in records] == ["photos/a.jpg", "photos/b/<i>.png", "photos/b/c.JPG"]
-    assert "full: whole image at shorter side 55\n" in done.stdout
+    assert "full: whole image at shorter side 55, float32\n" in done.stdout
 
     stream = io.BytesIO(b"photos/a.jpg\n")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stream))

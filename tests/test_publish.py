@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from sppnet.network import SPPNet, load_network, save_network
 from sppnet.results.model_card import CardAbout, model_card
 from sppnet.results.runs import read_runs
 from sppnet.runtime.published import check_local, is_hub_address, local_folder, parse_hub_address
-from sppnet.runtime.run_directory import checkpoint_digest
+from sppnet.runtime.run_directory import checkpoint_digest, folder_beside
 from sppnet.use.publish import FILES, check_folder, upload, write_published
 from stub_hub import stub_hub
 
@@ -140,6 +141,64 @@ def test_a_folder_with_anything_else_is_left_as_it_is(tmp_path, folder):
         check_folder(tmp_path / "file")
 
 
+def test_a_folder_on_another_disk_than_its_parent_is_filled(folder, tmp_path, monkeypatch):
+    def other_disk(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    (tmp_path / "mounted").mkdir()
+    monkeypatch.setattr("pathlib.Path.rename", other_disk)
+    write_published(tmp_path / "mounted", made_network(), "", crop_side=48)
+    assert same(load_network(tmp_path / "mounted"), made_network())
+
+
+def test_the_current_folder_can_be_published_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_published(Path(), made_network(), "", crop_side=48)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_what_an_interrupted_command_left_is_no_other_file(folder):
+    (folder / "model.safetensors.partial1234567").write_bytes(b"half")
+    check_folder(folder)
+    write_published(folder, made_network(), "", crop_side=48)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_a_description_that_is_no_regular_file_is_refused_and_not_waited_for(folder, kind):
+    (folder / "config.json").unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / "config.json")
+    else:
+        (folder / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"config\.json: not the description .*\(not a regular file\)"):
+        load_network(folder)
+
+
+def test_tests_and_explanations_go_beside_a_published_folder_and_not_into_it(folder, tmp_path):
+    assert folder_beside(folder, "scores") == tmp_path / "net.scores"
+    assert folder_beside(tmp_path / "a.ckpt", "scores") == tmp_path / "a.ckpt.scores"
+    (tmp_path / "run").mkdir()
+    assert folder_beside(tmp_path / "run", "scores") == tmp_path / "run" / "scores"
+
+
+def test_weights_that_would_take_more_memory_than_the_file_has_are_refused(folder):
+    weights = {name: value.to(torch.float8_e4m3fn) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "weights": checkpoint_digest(folder)}))
+    with pytest.raises(ValueError, match=r"is of torch\.float8_e4m3fn"):
+        load_network(folder)
+
+
+@pytest.mark.parametrize("classes", ["abc", [["x"], "b", "c"], [1, 2, 3]])
+def test_classes_that_are_no_names_are_refused(folder, classes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "network": {**config["network"], "classes": classes}}))
+    with pytest.raises(ValueError, match="must be a list of names"):
+        load_network(folder)
+
+
 def test_a_run_directory_with_a_stray_file_is_no_published_network(tmp_path):
     save_network(made_network(), tmp_path / "checkpoints" / "last.ckpt")
     assert same(load_network(tmp_path), made_network())
@@ -170,7 +229,7 @@ def test_a_card_has_the_results_of_the_run(tmp_path):
     assert rows["full"][2:4] == ["40", "7.50 (2.58 to 19.86)"]
     for words in ("sppnet predict run=hf://me/net", "100 training images", "seed: 0", "licence: cc-by-4.0"):
         assert words in text
-    assert "classes: 3: cat, <b>dog</b>, new\\nline" in text
+    assert "classes: 3: `cat`, `<b>dog</b>`, `new\\nline`" in text
     assert "images of any size" in text
 
 

@@ -123,7 +123,8 @@ def test_a_record_that_was_cut_off_does_not_count(tmp_path, length):
     content = unfinished.read_bytes()
     complete = content[:length].count(b"\n") - 1
     unfinished.write_bytes(content[:length])
-    assert saved(tmp_path / "a.jsonl") == max(0, complete)
+    assert stopped_after_one_more(tmp_path / "a.jsonl") == max(0, complete)
+    assert saved(tmp_path / "a.jsonl") == max(0, complete) + 1
     write(tmp_path / "a.jsonl", RECORDS)
     assert list(map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())) == RECORDS
 
@@ -170,6 +171,22 @@ def test_records_can_be_read_before_the_file_is_finished(tmp_path):
                 file.add(record)
                 assert next(file.records()) == RECORDS[0]
                 assert list(file.records()) == RECORDS[:count]
+
+
+def test_numbers_that_json_does_not_have_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"), record_file(tmp_path / "a.json", TABLE, {}) as file:
+        file.add({"image": "a", "score": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_full_disk_is_an_error_with_the_name_of_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"a\.csv") as raised, record_file(tmp_path / "a.csv", TABLE, {}):
+        raise OSError(28, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "a.csv")
+
+
+def test_the_name_is_left_out_of_an_error():
+    assert error_record("a\n.jpg", "a\\n.jpg: empty") == {"image": "a\n.jpg", "error": "empty"}
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "a.csv.gz", ".csv"])

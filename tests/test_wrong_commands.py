@@ -38,6 +38,7 @@ def place(tmp_path_factory):
     (place / "damaged" / "checkpoints").mkdir(parents=True)
     (place / "damaged" / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 no more")
     (place / "unfinished").mkdir()
+    (place / "model.onnx").write_bytes(b"exported")
     objects = made_objects(6)
     for name, row, of_images in (("one", "ftfc7", objects), ("other", "ftfc7_bb", made_objects(5))):
         make_test(place / name, of_images, row)
@@ -687,6 +688,9 @@ PREDICT = [
     ("run=nowhere images=photos", "run=nowhere: no such run directory or checkpoint"),
     ("run=empty images=photos", "run=empty: no such run directory with a checkpoint, or detector"),
     ("run=file images=photos", "file: not a checkpoint of sppnet"),
+    (f"{SHOWN} min_score=50", "min_score=50.0: must be from 0 to 1, as scores are probabilities"),
+    ("run=model.onnx images=photos", "run=model.onnx: is an exported file; give the run directory or checkpoint"),
+    ("run=. images=photos", "run=.: no such run directory with a checkpoint, or detector; there is damaged, run"),
     ("run=damaged images=photos", "last.ckpt: not a checkpoint of sppnet"),
     ("run=run images=nowhere", "images=nowhere: there is no such file or folder, and no file matches"),
     ("run=run images=[photos,nowhere]", "images=nowhere: there is no such file or folder, and no file matches"),
@@ -702,7 +706,7 @@ PREDICT = [
     (f"{SHOWN} scores=logit", "scores=logit: must be probabilities or logits"),
     (f"{SHOWN} views=[center,full]", "views=['center', 'full']: must be one protocol, as in views=ten_crop"),
     (f"{SHOWN} views=centre", "views=centre: must be one of center"),
-    (f"{SHOWN} views.center.scales=[3]", "scales=[3]: must be at least view_size=224"),
+    (f"{SHOWN} views=center views.center.scales=[3]", "scales=[3]: must be at least view_size=224"),
     (f"{SHOWN} crop_side=0", "crop_side=0: must be from 1 to 4096"),
     (f"{SHOWN} out=a.txt", "out=a.txt: must end in .csv, .json, .jsonl, .parquet"),
     (f"{SHOWN} out=predictions", "out=predictions: must end in .csv, .json, .jsonl, .parquet"),

@@ -164,7 +164,8 @@ def check_batch_size(recipe: Recipe, processes: int, training_images: int, valid
         raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
     if recipe.batch_size > training_images:
         raise ValueError(
-            f"recipe.batch_size={recipe.batch_size}: must be at most {training_images}, the number of training images"
+            f"recipe.batch_size={recipe.batch_size}: must be at most {training_images}, the number of training images; "
+            f"{_smaller_batch(recipe, training_images, processes)} would make enough steps"
         )
     if validation_images < processes:
         raise ValueError(
@@ -178,14 +179,22 @@ def few_steps_note(recipe: Recipe, images: int, processes: int = 1) -> str | Non
     if steps >= _FEW_STEPS:
         return None
 
-    # The largest power of two per process that makes enough steps.
-    share = images // _FEW_STEPS // processes
-    batch = processes * 2 ** max(0, share.bit_length() - 1)
+    batch = _batch_for_enough_steps(images, processes)
     if batch >= recipe.batch_size:
         return None
-
-    rate = recipe.learning_rate * batch / recipe.batch_size
     return (
         f"an epoch has only {steps} steps ({images:,} images, {recipe.batch_size} at a time), and a network may hardly "
-        f"learn; recipe.batch_size={batch} recipe.learning_rate={rate:.2g} would make it {images // batch}"
+        f"learn; {_smaller_batch(recipe, images, processes)} would make it {images // batch}"
     )
+
+
+def _batch_for_enough_steps(images: int, processes: int) -> int:
+    """Returns the largest batch that is a power of two per process and makes enough steps."""
+    share = images // _FEW_STEPS // processes
+    return processes * 2 ** max(0, share.bit_length() - 1)
+
+
+def _smaller_batch(recipe: Recipe, images: int, processes: int) -> str:
+    """Returns overrides for a batch that makes enough steps, with a rate to go with it."""
+    batch = _batch_for_enough_steps(images, processes)
+    return f"recipe.batch_size={batch} recipe.learning_rate={recipe.learning_rate * batch / recipe.batch_size:.2g}"

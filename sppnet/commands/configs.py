@@ -35,6 +35,12 @@ def groups_of(config_name: str) -> dict[str, list[str]]:
     return groups
 
 
+def settings_of(config_name: str) -> str:
+    """Returns the settings of a command with their defaults and comments, as its configuration file has them."""
+    text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
+    return text.partition("\nhydra:")[0].split("\n\n", 1)[1].rstrip()
+
+
 def suits(command: str, group: str, choice: str) -> bool:
     """Whether a choice is for a command: experiments are for the one that their header names, data for its task."""
     if group == "data":
@@ -96,4 +102,5 @@ OmegaConf.register_new_resolver(
     lambda name: "\n".join(f"{group}: {', '.join(listed)}" for group, listed in groups_of(name).items()),
     replace=True,
 )
+OmegaConf.register_new_resolver("settings_of", lambda name: settings_of(name), replace=True)
 OmegaConf.register_new_resolver("shown_command", shown_command, replace=True)

@@ -13,6 +13,7 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.detect_photos import check_photos, detect_photos
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import content_hash
+from sppnet.commands.photos import check_photos_exist
 from sppnet.commands.settings import bound, bound_choice, plain, resolved
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
@@ -179,6 +180,7 @@ def _run_directory(config: DictConfig, network: str) -> Path:
 
 def detect(config: DictConfig) -> None:
     """Trains and tests the detectors that a resolved configuration describes, and prints their results; or uses one."""
+    check_photos_exist(config.get("images"))
     check(config)
     config = OmegaConf.create(bound(config, settings))
     if config.images is not None:

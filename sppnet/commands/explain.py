@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import find_runs
 from sppnet.commands.jobs import one_line_job, run_main
-from sppnet.commands.photos import check_photo_settings, photo_hardware, photo_places
+from sppnet.commands.photos import check_photo_settings, check_photos_exist, photo_hardware, photo_places
 from sppnet.commands.settings import bound, plain, resolved
 from sppnet.runtime.rules import SEED
 
@@ -86,6 +86,7 @@ def _check_numbers(config: DictConfig) -> None:
 
 def explain(config: DictConfig) -> None:
     """Makes the page that a resolved configuration asks for."""
+    check_photos_exist(config.get("images"))
     config = check(config)
 
     # Imported here because torch takes seconds, and --help and the errors above should not.

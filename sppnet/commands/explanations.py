@@ -25,7 +25,7 @@ from sppnet.runtime.files import atomic_file, check_place
 from sppnet.runtime.hardware import Hardware, prepare_device
 from sppnet.runtime.names import first_line, listing, printable
 from sppnet.runtime.progress import Progress, speed
-from sppnet.runtime.run_directory import read_run_config
+from sppnet.runtime.run_directory import folder_beside, read_run_config
 from sppnet.use.explain import Explained, explain_image
 from sppnet.use.explanation_pages import (
     add_filter,
@@ -69,7 +69,7 @@ def _prepare(config: DictConfig, path: Path) -> _Work:
     crop_side = network.input_side or trained_crop_side(path) or CROP_SIDE
     view = NetworkView.of(network, config.scale or shorter_side_for(crop_side))
 
-    folder = path / "explain" if path.is_dir() else path.with_name(f"{path.name}.explain")
+    folder = folder_beside(path, "explain")
     page = Path(config.page) if config.page else folder / ("photos.html" if config.images else f"{layer}.html")
     check_place(page)
 

@@ -18,7 +18,7 @@ from sppnet.results.records import read_result
 from sppnet.results.runs import Run
 from sppnet.results.transfers import PIXELS
 from sppnet.runtime.names import check_names
-from sppnet.runtime.run_directory import checkpoint_digest, read_run_config
+from sppnet.runtime.run_directory import checkpoint_digest, is_published, read_run_config
 from sppnet.timm_backbone import pretrained_statistics
 
 _FC_LAYERS = ("fc6", "fc7", "fc8")
@@ -44,7 +44,8 @@ def load_run(path: Path) -> LoadedNetwork:
     if config is None:
         description = json.dumps(network.description(), sort_keys=True)
         record = _record(network, trained_on=f"checkpoint {path.name}", setting=description)
-        folder = path if path.is_dir() else path.with_name(f"{path.name}.transferred")
+        in_place = path.is_dir() and not is_published(path)
+        folder = path if in_place else path.with_name(f"{path.name}.transferred")
         return LoadedNetwork(network, checkpoint, record, folder, _probable_initialization(network), True)
 
     run = Run(path, config, read_result(path))

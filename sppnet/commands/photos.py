@@ -1,5 +1,6 @@
 """What the commands on the user's photos share: their checks, and records of all photos, written, printed and shown."""
 
+import glob
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -38,6 +39,14 @@ def check_photo_settings(images: Any, out: str | None, page: str | None) -> None
         check_format("out", Path(out))
     if page is not None and Path(page).suffix != ".html":
         raise ValueError(f"page={page}: must end in .html")
+
+
+def check_photos_exist(images: Any) -> None:
+    """Raises FileNotFoundError for a place that does not exist, before torch and networks are loaded for seconds."""
+    places = photo_places(images)
+    for place in places if isinstance(places, list) else [places]:
+        if isinstance(place, str) and place != "-" and not glob.has_magic(place) and not Path(place).exists():
+            raise FileNotFoundError(f"images={place}: there is no such file or folder, and no file matches")
 
 
 def _is_name(value: Any) -> bool:
@@ -98,6 +107,10 @@ def record_photos(work: PhotoWork) -> Recorded:
         opened = record_file(Path(work.out), work.table, identity) if work.out else unsaved_records()
         file = stack.enter_context(opened)
         resumed, left, started = file.saved, len(work.photos) - file.saved, time.perf_counter()
+        if file.dropped:
+            print(
+                f"{work.out}: starting again, as photos, network or settings are others than those of its rows so far"
+            )
         if resumed:
             print(f"{work.out}: resuming after {resumed:,} of {len(work.photos):,} photos", flush=True)
         # Without a file, the lines that are printed show how far it is.

@@ -16,6 +16,7 @@ from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.photos import (
     PhotoWork,
     check_photo_settings,
+    check_photos_exist,
     open_photos,
     photo_hardware,
     photo_places,
@@ -23,6 +24,7 @@ from sppnet.commands.photos import (
     report_photos,
 )
 from sppnet.commands.settings import bound, resolved
+from sppnet.runtime.names import listing, printable
 from sppnet.runtime.published import is_hub_address, local_folder, parse_hub_address
 from sppnet.runtime.run_directory import checkpoint_digest, checkpoint_file
 
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
     from sppnet.classify.scorer import Scorer
     from sppnet.classify.views import ViewProtocol
     from sppnet.data.photos import Photos
+    from sppnet.network import SPPNet
     from sppnet.results.page import Page
     from sppnet.results.record_files import Record
 
 _SCORES = ("probabilities", "logits")
+_DAMAGED = "the network is damaged, or diverged in training"
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="predict")
@@ -52,7 +56,7 @@ def settings(
     min_score: float | None,
     top: int,
     scores: str,
-    views: dict[str, Any],
+    views: dict[str, Any] | None = None,
     crop_side: int | None,
     row: str | None,
     hardware: dict[str, Any],
@@ -67,18 +71,31 @@ def check(config: DictConfig) -> None:
         raise ValueError(f"top={config.top}: must be at least 1")
     if config.scores not in _SCORES:
         raise ValueError(f"scores={config.scores}: must be {' or '.join(_SCORES)}")
-    if len(config.views) != 1:
+    if config.get("views") and len(config.views) != 1:
         raise ValueError(f"views={list(config.views)}: must be one protocol, as in views=ten_crop")
     check_score("min_score", config.min_score)
+    _check_run(config)
     check_photo_settings(photo_places(config.images), config.out, config.page)
     photo_hardware(config.hardware)
+    if not is_hub_address(config.run) and not _names_detector(config):
+        _check_for_classifier(config)
+        if config.get("views"):
+            _read_protocol(config, config.views)
+
+
+def _check_run(config: DictConfig) -> None:
+    """Raises an error for a `run` that holds no network."""
+    run = Path(config.run)
     if is_hub_address(config.run):
         parse_hub_address(config.run)
-        return
-    if not Path(config.run).exists():
-        raise FileNotFoundError(f"run={config.run}: no such run directory or checkpoint")
-    if not _names_detector(config):
-        _read_protocol(config)
+    elif not run.exists():
+        raise FileNotFoundError(f"run={run}: no such run directory or checkpoint")
+    elif run.suffix in (".onnx", ".pt2"):
+        raise ValueError(f"run={run}: is an exported file; give the run directory or checkpoint that it was made from")
+    elif not checkpoint_file(run).is_file() and not any((run / "detectors").glob("*.ckpt")):
+        there = sorted(str(path) for path in run.iterdir() if checkpoint_file(path).is_file() and path.is_dir())
+        found = f"; there is {listing(there)}" if there else ""
+        raise FileNotFoundError(f"run={run}: no such run directory with a checkpoint, or detector{found}")
 
 
 def _names_detector(config: DictConfig) -> bool:
@@ -89,20 +106,30 @@ def _names_detector(config: DictConfig) -> bool:
     return is_detector(run) if run.is_file() else any((run / "detectors").glob("*.ckpt"))
 
 
-def _read_protocol(config: DictConfig) -> tuple[str, "ViewProtocol"]:
-    """Returns the views by which a classifier is to look at photos, and their title."""
+def _check_for_classifier(config: DictConfig) -> None:
+    """Raises ValueError for a setting that does not suit classifiers."""
     if config.row is not None:
         raise ValueError(f"row={config.row}: is for detectors, and run={config.run} is a classifier")
-    path = Path(config.run)
-    if not checkpoint_file(path).is_file():
-        raise FileNotFoundError(f"run={path}: no such run directory with a checkpoint, or detector")
-    tested = read_tested_run(OmegaConf.create({**config, "scales": None}), path)
+    if config.scores == "probabilities" and config.min_score is not None and not 0 <= config.min_score <= 1:
+        raise ValueError(f"min_score={config.min_score}: must be from 0 to 1, as scores are probabilities")
+
+
+def _read_protocol(config: DictConfig, views: DictConfig) -> tuple[str, "ViewProtocol"]:
+    """Returns the views by which a classifier is to look at photos, and their title."""
+    tested = read_tested_run(OmegaConf.create({**config, "views": views, "scales": None}), Path(config.run))
     ((title, protocol),) = tested.protocols.items()
     return title, protocol
 
 
+def _default_views(network: "SPPNet") -> DictConfig:
+    """Returns the whole image, as a section of views; the centre crop for a network without a pyramid."""
+    name = "center" if network.levels is None else "full"
+    return OmegaConf.create({name: OmegaConf.load(CONFIGS / "views" / f"{name}.yaml")})
+
+
 def predict(config: DictConfig) -> None:
     """Predicts what a resolved configuration asks for, and writes or prints it."""
+    check_photos_exist(config.get("images"))
     check(config)
     config = OmegaConf.create(bound(config, settings))
     config.run = str(local_folder(config.run))
@@ -129,7 +156,7 @@ def _check_for_detector(config: DictConfig) -> None:
     for key, default in {"top": 5, "scores": "probabilities", "crop_side": None}.items():
         if config[key] != default:
             raise ValueError(f"{key}={config[key]}: is for classifiers, and run={config.run} is a detector")
-    if config.views != {"center": OmegaConf.load(CONFIGS / "views" / "center.yaml")}:
+    if config.get("views"):
         raise ValueError(f"views={next(iter(config.views))}: is for classifiers, and run={config.run} is a detector")
 
 
@@ -149,7 +176,9 @@ class _Prediction(NamedTuple):
     def network_text(self) -> str:
         """Describes the network and how it looks at photos."""
         protocol, network = self.scorer.protocol, self.scorer.network
-        return f"{len(self.classes)} classes, {network.summary()}; {self.title}: {protocol.text()}"
+        count, precision = len(self.classes), "float32" if self.scorer.autocast is None else "bf16"
+        classes = f"{count:,} class{'es' * (count != 1)}"
+        return f"{classes}, {network.summary()}; {self.title}: {protocol.text()}, {precision}"
 
 
 def _classify(config: DictConfig) -> None:
@@ -158,9 +187,10 @@ def _classify(config: DictConfig) -> None:
     from sppnet.network import load_network
     from sppnet.runtime.hardware import prepare_device
 
-    title, protocol = _read_protocol(config)
+    _check_for_classifier(config)
     photos = open_photos(photo_places(config.images), config.out, config.page)
     network, hardware = load_network(config.run), photo_hardware(config.hardware)
+    title, protocol = _read_protocol(config, config.get("views") or _default_views(network))
     network.to(prepare_device(0, hardware))
     logits = config.scores == "logits"
     scorer = Scorer(network, protocol, pixels=hardware.pixels, autocast=hardware.autocast, logits=logits)
@@ -174,7 +204,7 @@ def _classify(config: DictConfig) -> None:
 
 
 def _work(task: _Prediction, threads: int) -> PhotoWork:
-    from sppnet.results.predictions import UNSURE, PredictionLines, prediction_table
+    from sppnet.results.predictions import PredictionLines, is_unsure, prediction_table
     from sppnet.results.scores import SCORING_RULES
 
     config, photos = task.config, task.photos
@@ -196,13 +226,14 @@ def _work(task: _Prediction, threads: int) -> PhotoWork:
         },
         make=partial(_records, task, threads),
         show=lambda record: None if config.out else print(lines.line(record), flush=True),
-        counted=lambda record: record.get("prediction") == UNSURE,
+        counted=lambda record: is_unsure(record, config.min_score),
         make_page=partial(_page, task),
     )
 
 
 def _records(task: _Prediction, threads: int, start: int) -> "Generator[Record, None, None]":
     """Yields the records of the photos from `start` on."""
+    import numpy as np
     import torch
 
     from sppnet.classify.photos import score_photos
@@ -218,6 +249,9 @@ def _records(task: _Prediction, threads: int, start: int) -> "Generator[Record, 
                 yield error_record(photo.name, photo.error)
                 continue
             scores = photo.scores.numpy()
+            if not np.isfinite(scores).all():
+                yield error_record(photo.name, f"{printable(photo.name)}: its scores are not finite; {_DAMAGED}")
+                continue
             yield prediction_record(
                 photo.name, photo.size, scores, task.classes, top=task.top, min_score=config.min_score
             )

@@ -91,8 +91,8 @@ def publish(config: DictConfig) -> None:
     run, side = _read_run(config)
     network = load_network(config.run)
     repository = parse_hub_address(config.to)[0] if config.to else None
-    name = config.name or (repository or str(config.out or Path(config.run))).rstrip("/").rpartition("/")[2]
-    card = model_card(network, run, CardAbout(name, config.to or Path(config.out).name, config.license))
+    name = config.name or (repository or str(Path(config.out).absolute())).rpartition("/")[2]
+    card = model_card(network, run, CardAbout(name, config.to or Path(config.out).absolute().name, config.license))
     if run is not None and not run.scores:
         print(f"{config.run}: not tested since its training; its card has the errors of validation", flush=True)
 

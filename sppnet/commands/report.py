@@ -56,11 +56,14 @@ def main(arguments: list[str]) -> None:
         print(_HELP.format(command=shown_command("report")))
         return
     patterns, out, views, data = settings(**bound(read_words(arguments, _FORM), settings))
+    # Imported here because torch takes a second, and --help should not.
+    from sppnet.results.index_page import INDEX
+    from sppnet.results.report import Results, write_report
+
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: found a file, expected a new folder or the one of a report")
-
-    # Imported here because torch takes a second, and --help should not.
-    from sppnet.results.report import Results, write_report
+    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():
+        raise ValueError(f"out={out}: found a folder with other files, expected a new one or that of a report")
 
     results = Results(read_runs(patterns), read_transfers(patterns), read_detector_runs(patterns))
     _check_views(results, views)

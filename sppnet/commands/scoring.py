@@ -18,7 +18,7 @@ from sppnet.network import load_network
 from sppnet.results.missing import hydra_value
 from sppnet.results.scores import Scores, is_of_validation_images
 from sppnet.runtime.hardware import Hardware
-from sppnet.runtime.run_directory import checkpoint_digest
+from sppnet.runtime.run_directory import checkpoint_digest, folder_beside, is_published
 
 
 class OpenData(NamedTuple):
@@ -84,6 +84,8 @@ def _print_notes(run: TestedRun, expected: bool) -> None:
     Args:
         expected: whether the images are those of the run's validation, or others that were asked for.
     """
+    if is_published(run.path):
+        return
     if run.path.is_dir() and run.result is None:
         print(f"{run.path}: has not finished training; this tests its last checkpoint, and tables will skip it")
     elif run.path.is_dir() and not expected:
@@ -91,9 +93,7 @@ def _print_notes(run: TestedRun, expected: bool) -> None:
 
 
 def _scores_folder(given: str | None, run: Path) -> Path:
-    if given is not None:
-        return Path(given)
-    return run / "scores" if run.is_dir() else run.with_name(f"{run.name}.scores")
+    return folder_beside(run, "scores") if given is None else Path(given)
 
 
 def _open_test_data(config: DictConfig, run: TestedRun, opened: dict[str, OpenData]) -> OpenData:

@@ -20,6 +20,7 @@ from sppnet.data.images import MAX_FILE_BYTES, UnreadableImage, decode_image, en
 from sppnet.data.inputs import compute_in_one_thread
 
 STANDARD_INPUT = "-"
+_LONGEST_NAME = 4096  # bytes, on Linux
 # How images begin that may be too damaged for their header to be read, and names of files hardly ever.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 
@@ -48,13 +49,14 @@ class PhotoFiles(NamedFiles):
         """Returns a hash of the names, sizes and times of change of the files."""
         digest = hashlib.sha256()
         for index in range(len(self)):
-            path = Path(self.root, self.name(index))
+            name = self.name(index)
+            path = Path(self.root, name)
             try:
                 status = path.stat()
                 known = (status.st_size, status.st_mtime_ns)
             except OSError:
                 known = (0, 0)
-            digest.update(f"{str(path.absolute())!r} {known}\n".encode())
+            digest.update(f"{str(path.absolute())!r} {name!r} {known}\n".encode())
         return digest.hexdigest()
 
 
@@ -95,7 +97,7 @@ def find_photos(places: str | Sequence[str]) -> Photos:
     Raises FileNotFoundError if there is no such file or folder, and ValueError for a folder without images.
     """
     if isinstance(places, str):
-        return photos_in(sys.stdin.buffer) if places == STANDARD_INPUT else _files_in(places)
+        return _photos_on_standard_input() if places == STANDARD_INPUT else _files_in(places)
     if STANDARD_INPUT in places:
         raise ValueError(f"images={list(places)}: - is for standard input, and cannot be one of several places")
     found = [files for place in places for files in _paths(_files_in(place))]
@@ -103,8 +105,10 @@ def find_photos(places: str | Sequence[str]) -> Photos:
 
 
 def _paths(files: PhotoFiles) -> Iterator[str]:
+    # Not normalized: behind a link to a folder, .. is not the folder before it in the path.
+    root = "" if files.root == "." else files.root
     for index in range(len(files)):
-        yield os.path.normpath(os.path.join(files.root, files.name(index)))
+        yield os.path.join(root, files.name(index))
 
 
 def _files_in(place: str) -> PhotoFiles:
@@ -139,6 +143,12 @@ def _matches(pattern: str, top: Path) -> Iterator[str]:
             yield name
 
 
+def _photos_on_standard_input() -> Photos:
+    if sys.stdin is None:
+        raise ValueError("images=-: standard input is closed")
+    return photos_in(sys.stdin.buffer)
+
+
 def photos_in(stream: BinaryIO) -> Photos:
     """Reads an image, or names of image files, from a stream up to its end.
 
@@ -152,9 +162,16 @@ def photos_in(stream: BinaryIO) -> Photos:
     if _is_image(content):
         return OneImage(content)
     names = [name.removesuffix(b"\r") for name in content.split(b"\0" if b"\0" in content else b"\n")]
-    if not any(names):
+    names = [name for name in names if name]
+    if not names:
         raise ValueError("images=-: standard input is empty; pipe the names of files, or an image, into it")
-    return PhotoFiles("", np.array([name for name in names if name]))
+    if max(map(len, names)) > _LONGEST_NAME or 2 * sum(map(_has_control_characters, names)) > len(names):
+        raise ValueError("images=-: found neither an image that can be read nor names of files on standard input")
+    return PhotoFiles("", np.array(names))
+
+
+def _has_control_characters(name: bytes) -> bool:
+    return any(byte < 32 for byte in name)
 
 
 def _is_image(content: bytes) -> bool:

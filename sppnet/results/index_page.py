@@ -16,6 +16,8 @@ from sppnet.results.runs import Run, grouped
 from sppnet.results.sweeps import images_text, validation_errors
 from sppnet.runtime.run_directory import without_folders
 
+INDEX = "index.html"  # its name in the folder of a report
+
 _MOST_CURVES = 12  # in one plot: six colours, each with two kinds of lines
 _HEADERS = ["run", "pyramid", "sizes", "seed", "epochs", "hours", "top-1 error in % (95 % interval)"]
 

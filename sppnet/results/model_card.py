@@ -55,7 +55,8 @@ def model_card(network: SPPNet, run: Run | None, about: CardAbout) -> str:
 
 
 def _class_names(network: SPPNet) -> str:
-    names = list(map(printable, network.classes or ()))
+    # As code, in which nothing is Markdown or HTML.
+    names = [f"`{printable(name).replace('`', '_')}`" for name in network.classes or ()]
     more = f" and {len(names) - _MOST_CLASSES} more, all in config.json" if len(names) > _MOST_CLASSES else ""
     return f"{network.num_classes:,}" + (f": {', '.join(names[:_MOST_CLASSES])}{more}" if names else "")
 

@@ -24,7 +24,8 @@ _COLORS = ("#0072b2", "#b34700", "#117733", "#882255", "#332288", "#7a6000", "#a
 def predicted_picture(image: Tensor, record: Record) -> tuple[bytes, str]:
     """Makes a thumbnail of a photo, uint8 (3, h, w), and the line below it: its name, prediction and scores."""
     scores = ", ".join(f"{one['class']} {one['score']:.3f}" for one in record["scores"])
-    return thumbnail(image, THUMBNAIL), printable(f"{record['image']}: {record['prediction']} ({scores})")
+    unsure = "unsure: " if record["prediction"] != record["scores"][0]["class"] else ""
+    return thumbnail(image, THUMBNAIL), printable(f"{record['image']}: {unsure}{scores}")
 
 
 def boxes_picture(image: Tensor, record: Record, classes: Sequence[str]) -> tuple[bytes, str]:

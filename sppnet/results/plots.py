@@ -101,7 +101,7 @@ def error_curves(
     axes.set_xticks(ticks, x_names or None)
     axes.set_ylim(percent_limits([x for points in curves.values() for one in points.values() for x in one]))
     axes.grid(color=GRID_COLOR)
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return figure
 
 

@@ -26,15 +26,20 @@ def prediction_record(
         min_score: score below which the prediction is "unsure"; None: never.
     """
     best = np.argsort(-scores, kind="stable")[:top]
-    unsure = min_score is not None and scores[best[0]] < min_score
-    return {
+    record = {
         "image": name,
         "width": size[1],
         "height": size[0],
-        "prediction": UNSURE if unsure else classes[best[0]],
+        "prediction": classes[best[0]],
         # The shortest decimal number that is this float32.
         "scores": [{"class": classes[index], "score": float(str(scores[index]))} for index in best],
     }
+    return record | {"prediction": UNSURE} if is_unsure(record, min_score) else record
+
+
+def is_unsure(record: Record, min_score: float | None) -> bool:
+    """Whether the highest score of a record is too low; False for a photo that could not be used."""
+    return min_score is not None and "scores" in record and record["scores"][0]["score"] < min_score
 
 
 def prediction_table(top: int) -> Table:

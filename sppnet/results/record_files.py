@@ -24,8 +24,8 @@ _ROWS_AT_ONCE = 10_000  # of a Parquet file in memory
 
 
 def error_record(image: str, error: str) -> Record:
-    """Returns the record of an image that could not be used."""
-    return {"image": image, "error": error}
+    """Returns the record of an image that could not be used. Its name is left out of the beginning of the error."""
+    return {"image": image, "error": error.removeprefix(f"{printable(image)}: ")}
 
 
 class Table(NamedTuple):
@@ -37,13 +37,13 @@ class Table(NamedTuple):
 
 def _write_json_lines(file: BinaryIO, records: Iterable[Record], table: Table) -> None:
     for record in records:
-        file.write(f"{json.dumps(record)}\n".encode())
+        file.write(f"{json.dumps(record, allow_nan=False)}\n".encode())
 
 
 def _write_json(file: BinaryIO, records: Iterable[Record], table: Table) -> None:
     file.write(b"[")
     for number, record in enumerate(records):
-        file.write(f"{',' * (number > 0)}\n{json.dumps(record)}".encode())
+        file.write(f"{',' * (number > 0)}\n{json.dumps(record, allow_nan=False)}".encode())
     file.write(b"\n]\n")
 
 
@@ -101,8 +101,9 @@ def check_format(key: str, path: Path) -> None:
 class RecordFile:
     """A file of records under construction, made by `record_file`."""
 
-    def __init__(self, journal: BinaryIO, done: list[int]) -> None:
+    def __init__(self, journal: BinaryIO, done: list[int], dropped: bool = False) -> None:
         self._journal, self._done = journal, done
+        self.dropped = dropped  # records of an interrupted command with another identity
 
     @property
     def saved(self) -> int:
@@ -112,7 +113,7 @@ class RecordFile:
     def add(self, record: Record) -> None:
         """Saves a record. It survives when the process is killed."""
         self._done.append(self._journal.seek(0, os.SEEK_END))
-        self._journal.write(f"{json.dumps(record)}\n".encode())
+        self._journal.write(f"{json.dumps(record, allow_nan=False)}\n".encode())
         self._journal.flush()
 
     def records(self) -> Iterator[Record]:
@@ -150,20 +151,29 @@ def record_file(path: Path, table: Table, identity: Record) -> Iterator[RecordFi
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{path}: another process is writing it") from error
-        file = RecordFile(journal, _saved_records(journal, identity))
-        yield file
-
-        with atomic_file(path) as finished:
-            FORMATS[path.suffix](finished, file.records(), table)
+        file = RecordFile(journal, *_saved_records(journal, identity))
+        try:
+            yield file
+            with atomic_file(path) as finished:
+                FORMATS[path.suffix](finished, file.records(), table)
+        except OSError as error:
+            if error.filename is None:  # as of a full disk
+                error.filename = str(path)
+            raise
         with suppress(OSError):
             unfinished.unlink()
 
 
-def _saved_records(journal: BinaryIO, identity: Record) -> list[int]:
-    """Returns where the records of this identity begin, and cuts off all that follows the last complete one."""
+def _saved_records(journal: BinaryIO, identity: Record) -> tuple[list[int], bool]:
+    """Returns where the records of this identity begin, and whether there were those of another one.
+
+    Cuts off all that follows the last complete record.
+    """
     about = f"{json.dumps(identity, sort_keys=True)}\n".encode()
     places: list[int] = []
-    if journal.readline() != about:
+    found = journal.readline()
+    if other := found != about:
+        dropped = _is_record(found) and _is_record(journal.readline())
         journal.seek(0)
         journal.write(about)
     else:
@@ -173,7 +183,7 @@ def _saved_records(journal: BinaryIO, identity: Record) -> list[int]:
             place = journal.tell()
         journal.seek(place)
     journal.truncate()
-    return places
+    return places, other and dropped
 
 
 def _is_record(line: bytes) -> bool:

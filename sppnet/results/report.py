@@ -9,7 +9,7 @@ from urllib.parse import quote
 from sppnet.results.comparisons import NotTested, comparison_page
 from sppnet.results.detection_page import detection_page
 from sppnet.results.detector_runs import DetectorTest
-from sppnet.results.index_page import by_data, index_page
+from sppnet.results.index_page import INDEX, by_data, index_page
 from sppnet.results.page import Page
 from sppnet.results.paper import TABLES
 from sppnet.results.run_page import run_page
@@ -25,7 +25,6 @@ from sppnet.runtime.progress import Progress
 # Returns the images of the tests of a run, or a line that says why they cannot be shown; None for a run without tests.
 FindImages = Callable[[Run], TestedImages | str | None]
 
-INDEX = "index.html"
 _RUNS_FOLDER = "runs"
 
 

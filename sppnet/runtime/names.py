@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Sequence
 
+_LONGEST_LINE = 1000  # letters of an error that a file from a stranger caused
+
 
 def printable(text: str) -> str:
     r"""Escapes every character that a terminal would not show as itself. Escaping twice changes nothing more.
@@ -34,8 +36,9 @@ def listing(names: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, cut to 1,000 letters, or its type if the message is empty."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."
 
 
 def check_names(key: str, given: Collection[str], known: Collection[str]) -> None:

@@ -1,6 +1,7 @@
 """Rules for values read from untrusted files: what each must be, in words and as a test."""
 
 import json
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +42,12 @@ NAMES = Rule("null or a list of text", lambda value: value is None or _are_texts
 
 
 def read_text(path: Path, limit: int) -> str:
-    """Reads a UTF-8 file. Raises ValueError if it has more than `limit` bytes."""
-    if (size := path.stat().st_size) > limit:
-        raise ValueError(f"{size:,} bytes, at most {limit:,}")
+    """Reads a UTF-8 file. Raises ValueError if it has more than `limit` bytes, or is a device or a pipe."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("not a regular file")
+    if status.st_size > limit:
+        raise ValueError(f"{status.st_size:,} bytes, at most {limit:,}")
     return path.read_text(encoding="utf-8")
 
 

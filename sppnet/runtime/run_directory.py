@@ -96,6 +96,16 @@ def checkpoint_file(run: Path) -> Path:
     return weights if weights.is_file() else run / "checkpoints" / "last.ckpt"
 
 
+def is_published(run: Path) -> bool:
+    """Whether a path is the folder of a published network, whose files are all that should be in it."""
+    return (run / WEIGHTS_FILE).is_file()
+
+
+def folder_beside(run: Path, name: str) -> Path:
+    """Returns where files of a kind go: NAME in a run directory, FILE.NAME beside a checkpoint or published folder."""
+    return run / name if run.is_dir() and not is_published(run) else run.with_name(f"{run.name}.{name}")
+
+
 def checkpoint_digest(run: Path) -> str:
     """SHA-256 of the last checkpoint: shows which one was tested, and whether it has changed since."""
     return file_digest(checkpoint_file(run))

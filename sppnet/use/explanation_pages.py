@@ -108,6 +108,8 @@ def add_photo(page: Page, network: SPPNet, explained: Explained, layer: str) -> 
         ),
     ]
     page.pictures(pictures, width=520)
+    if evidence.total <= 0:
+        page.text(f"In sum, the image speaks against {title}: the windows are the little that speaks for it.")
     page.text(f"What speaks for {title}, minus what speaks against it, by level of the pyramid:")
     page.table(*_level_table(network, evidence))
 

@@ -1,12 +1,14 @@
 """Publishes a trained network: a folder of weights, description and model card, and its upload to a hub."""
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
 from safetensors.torch import save
 
 from sppnet.network import SPPNet, load_network
+from sppnet.runtime.files import atomic_file, is_temporary
 from sppnet.runtime.names import first_line
 from sppnet.runtime.published import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from sppnet.runtime.run_directory import file_digest
@@ -18,7 +20,8 @@ def check_folder(folder: Path) -> None:
     """Raises ValueError for a folder that holds anything but a published network."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={folder}: must be a folder, and is a file")
-    if folder.is_dir() and (others := sorted({path.name for path in folder.iterdir()} - set(FILES))):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if others := sorted(name for name in names - set(FILES) if not is_temporary(name)):
         raise ValueError(
             f"out={folder}: must be a new folder, or one with a published network only; it has {others[0]}"
         )
@@ -36,9 +39,12 @@ def write_published(folder: Path, network: SPPNet, card: str, *, crop_side: int)
         card: Markdown.
         crop_side: side in pixels of the crops that the network was trained on.
     """
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        place = Path(temporary) / folder.name
+    # Renamed, if the folder is new; copied into one that exists, which can be on another disk than its parent.
+    beside = None if folder.exists() else folder.parent
+    with tempfile.TemporaryDirectory(prefix=".publishing.", dir=beside) as temporary:
+        place = Path(temporary) / "network"
         place.mkdir()
         # Safetensors refuses channels_last.
         weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -63,12 +69,13 @@ def _check_same(network: SPPNet, loaded: SPPNet) -> None:
 
 
 def _move(place: Path, folder: Path) -> None:
-    """Moves the files of a folder on the same disk. With half of them, `load_network` refuses the network."""
+    """Moves the files into a folder, each atomically. `load_network` refuses a folder with files of two networks."""
     if not folder.exists():
         place.rename(folder)
         return
     for name in FILES:
-        (place / name).replace(folder / name)
+        with atomic_file(folder / name) as file, (place / name).open("rb") as source:
+            shutil.copyfileobj(source, file)
 
 
 def upload(folder: Path, repository: str, *, private: bool | None) -> str:

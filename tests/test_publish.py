@@ -19,6 +19,7 @@ from sppnet.backbones import build_backbone
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import read_tested_run
 from sppnet.commands.publish import publish
+from sppnet.commands.scoring import _print_notes
 from sppnet.commands.settings import resolved
 from sppnet.network import SPPNet, load_network, save_network
 from sppnet.results.model_card import CardAbout, model_card
@@ -180,6 +181,12 @@ def test_tests_and_explanations_go_beside_a_published_folder_and_not_into_it(fol
     assert folder_beside(tmp_path / "a.ckpt", "scores") == tmp_path / "a.ckpt.scores"
     (tmp_path / "run").mkdir()
     assert folder_beside(tmp_path / "run", "scores") == tmp_path / "run" / "scores"
+
+
+def test_nothing_is_said_of_the_training_of_a_published_network(folder, capsys):
+    config = OmegaConf.create({"views": {"full": {"full_scales": [55]}}, "crop_side": None, "scales": None})
+    _print_notes(read_tested_run(config, folder), expected=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_weights_that_would_take_more_memory_than_the_file_has_are_refused(folder):

@@ -315,7 +315,10 @@ TRAIN = [
     ("data=folder data.root=file", "file: found a file, expected a folder"),
     ("data=folder data.root=empty", "empty: found", "expected a folder for each of two or more classes"),
     ("data=folder data.root=alone/train", "train: found", "expected a folder for each of two or more classes"),
-    ("data=folder data.root=images", "recipe.batch_size=128: must be at most 6, the number of training images"),
+    (
+        "data=folder data.root=images",
+        "recipe.batch_size=128: must be at most 6, the number of training images; recipe.bat",
+    ),
     ("data=folder data.root=images data.val_fraction=0.5", "val_fraction=0.5"),
     ("data=folder data.root=images data.classes=[cat,dgo]", "classes: images has no class dgo; did you mean dog?"),
     ("data=folder data.root=images data.classes=[bee,cat]", "classes: images has no class bee; there are cat, dog"),
@@ -826,6 +829,7 @@ EXPORT = [
 ]
 
 COMMANDS = [
+    ("report", "out=photos", "out=photos: found a folder with other files, expected a new one or that of a report"),
     *(("publish", *row) for row in PUBLISH),
     ("predict", "run=hf://net images=photos", "hf://net: must be hf://OWNER/NAME or hf://OWNER/NAME@REVISION"),
     (

@@ -166,15 +166,15 @@ def test_errors_of_the_code_are_not_taken_for_those_of_a_photo(place, detector):
 
 
 def test_reading_ahead_ends_with_the_photos(place, detector):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     photos = PhotoFiles(str(place / "photos"), np.array([b"a.jpg"] * 50))
     options = {"least_score": 0.0, "threads": 2, "autocast": None}
     with closing(detect_in_photos(detector, photos, partial(proposed_windows, detector), **options)) as arriving:
         next(arriving)
-    for thread in threading.enumerate():
-        if thread.name.startswith("ThreadPool"):
-            thread.join(30)
-    assert threading.active_count() <= before
+    started = set(threading.enumerate()) - before
+    for thread in started:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in started)
 
 
 # The command. Most tests do not compose its configuration again, which would take most of the time.

@@ -102,5 +102,5 @@ OmegaConf.register_new_resolver(
     lambda name: "\n".join(f"{group}: {', '.join(listed)}" for group, listed in groups_of(name).items()),
     replace=True,
 )
-OmegaConf.register_new_resolver("settings_of", lambda name: settings_of(name), replace=True)
+OmegaConf.register_new_resolver("settings_of", settings_of, replace=True)
 OmegaConf.register_new_resolver("shown_command", shown_command, replace=True)

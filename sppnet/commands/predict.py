@@ -131,24 +131,29 @@ def predict(config: DictConfig) -> None:
     """Predicts what a resolved configuration asks for, and writes or prints it."""
     check_photos_exist(config.get("images"))
     check(config)
+
     config = OmegaConf.create(bound(config, settings))
     config.run = str(local_folder(config.run))
     if _names_detector(config):
-        _check_for_detector(config)
-        use_detector(
-            DetectorUse(
-                run=config.run,
-                row=config.row,
-                images=photo_places(config.images),
-                score=config.min_score,
-                out=config.out,
-                page=config.page,
-                hardware=photo_hardware(config.hardware),
-                score_key="min_score",
-            )
-        )
+        _detect(config)
     else:
         _classify(config)
+
+
+def _detect(config: DictConfig) -> None:
+    """Finds objects in all photos by a detector."""
+    _check_for_detector(config)
+    use = DetectorUse(
+        run=config.run,
+        row=config.row,
+        images=photo_places(config.images),
+        score=config.min_score,
+        out=config.out,
+        page=config.page,
+        hardware=photo_hardware(config.hardware),
+        score_key="min_score",
+    )
+    use_detector(use)
 
 
 def _check_for_detector(config: DictConfig) -> None:

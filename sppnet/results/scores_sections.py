@@ -82,20 +82,14 @@ def _add_confusions(page: Page, scores: Scores, tested: TestedImages | None) -> 
     if not pairs:
         page.text("No image is classified wrongly.")
         return
+
     page.heading("Confusions")
-    page.table(
-        ["class", "taken for", "images", "of", "share of the class in % (95 % interval)"],
-        [
-            [
-                classes[pair.label],
-                classes[pair.taken_for],
-                f"{pair.rate.wrong:,}",
-                f"{pair.rate.n:,}",
-                pair.rate.text,
-            ]
-            for pair in pairs
-        ],
-    )
+    rows = []
+    for pair in pairs:
+        counts = [f"{pair.rate.wrong:,}", f"{pair.rate.n:,}"]
+        rows.append([classes[pair.label], classes[pair.taken_for], *counts, pair.rate.text])
+    page.table(["class", "taken for", "images", "of", "share of the class in % (95 % interval)"], rows)
+
     if tested is not None:
         for pair in pairs[:_PAIRS_WITH_IMAGES]:
             _add_pair(page, pair, scores, tested)

@@ -165,14 +165,14 @@ class Format(NamedTuple):
 FORMATS = {"onnx": Format(write_onnx, run_onnx), "pt2": Format(write_pt2, run_pt2)}
 
 
-def file_metadata(network: SPPNet, crop_side: int, shorter_side: int, checkpoint: str | None) -> dict[str, str]:
+def file_metadata(network: SPPNet, crop_side: int, shorter_side: int, checkpoint: str) -> dict[str, str]:
     """Returns what a file says about its network: names and values, those that are not text as JSON.
 
     Args:
         network: the one that is exported.
         crop_side: side in pixels of the crops that it was trained on.
         shorter_side: to which images were resized before they were cropped.
-        checkpoint: SHA-256 of the checkpoint, None if there is none.
+        checkpoint: SHA-256 of the checkpoint.
     """
     values = {
         "classes": network.classes,
@@ -186,9 +186,8 @@ def file_metadata(network: SPPNet, crop_side: int, shorter_side: int, checkpoint
         "summary": network.summary(),
         "sppnet_version": package_version("sppnet") or "not installed",
         "weights": weights_digest(network),
+        "checkpoint": checkpoint,
     }
-    if checkpoint is not None:
-        texts["checkpoint"] = checkpoint
     return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()} | texts
 
 

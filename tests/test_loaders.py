@@ -1,8 +1,11 @@
 """Dead and hanging loader processes are found in seconds, even where torch's own report of them was lost."""
 
+import errno
 import os
 import signal
+import tempfile
 import time
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -74,6 +77,22 @@ def failure(batches):
 def test_a_dead_worker_is_found_in_seconds_and_how_it_ended_is_said(act, message):
     text, seconds = failure(lambda: WatchedLoader(Numbers(act), batch_size=1, num_workers=2))
     assert text == message
+    assert seconds < 10
+
+
+def test_a_connection_that_breaks_before_its_worker_is_dead_is_explained_without_opening_files(monkeypatch):
+    """torch's report of the dead worker, an error at any point, would leave files open: a ResourceWarning."""
+    batches = iter(WatchedLoader(Numbers(lambda: time.sleep(60)), batch_size=1, num_workers=1))
+    (worker,) = batches._workers
+
+    def break_connection(timeout):
+        Timer(0.2, os.kill, [worker.pid, signal.SIGKILL]).start()
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    monkeypatch.setattr(batches._data_queue, "get", break_connection)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda: pytest.fail("opened a file"))
+    text, seconds = failure(lambda: batches)
+    assert text == KILLED
     assert seconds < 10
 
 

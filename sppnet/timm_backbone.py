@@ -149,7 +149,7 @@ def _weights_file(path: str) -> str:
 
 
 def pretrained_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation per channel, in 0..255, of the inputs that timm's weights were trained on."""
+    """Returns mean and standard deviation per channel, in 0..255, of the inputs that a timm model was made for."""
     import timm
 
     config = timm.get_pretrained_cfg(name)

@@ -18,8 +18,9 @@ from sppnet.benchmark.report import advice, judge, ratios_page, stages_page
 from sppnet.benchmark.side_by_side import Comparison, Goal, SideBySide
 from sppnet.benchmark.stages import FORWARD, LOADER, Stage, TrainingSetup, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio, compare
+from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.data.sources import open_data
 from sppnet.network import SPPNet

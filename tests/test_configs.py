@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppnet.backbones import BACKBONES
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.machine import Machine
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.commands import detect as detect_script
 from sppnet.commands import evaluate as evaluate_script

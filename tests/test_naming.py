@@ -43,6 +43,15 @@ def test_the_warm_up_shortens_itself_and_long_runs_keep_their_directories():
     assert run_directory(composed("experiment=demo")).path.name == "demo-seed0-d015733d"
 
 
+def test_settings_that_are_off_leave_the_names_of_runs_from_before_they_existed():
+    neutral = {"sizes.every": "batch", "sizes.multiple": "4", "recipe.mixup": "0.2", "recipe.crop_area": "[0.2,1]"}
+    for key, value in neutral.items():
+        run = run_directory(composed("experiment=demo", f"{key}={value}"))
+        assert run.path.name != "demo-seed0-d015733d"
+        assert key.partition(".")[2] in run.config[key.partition(".")[0]]
+    assert {*run_directory(composed("experiment=demo")).config["sizes"]} == {"cycle"}
+
+
 def test_names_say_what_is_trained():
     names = {
         "sizes=random": "zf5-spp50-random-180-224-shapes",

@@ -2,8 +2,9 @@
 
 import pytest
 
+from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 
 

@@ -1,6 +1,7 @@
 """Settings of training: defaults, notes for the user, and values out of range."""
 
-from sppnet.classify.recipe import Recipe, default_warmup, few_steps_note
+from sppnet.classify.advice import few_steps_note
+from sppnet.classify.recipe import Recipe, default_warmup
 
 
 def recipe(batch_size, learning_rate=0.04):

@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import make_image_folder
 from sppnet.classify import training
+from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.classify.training import train_classifier
 from sppnet.data.sources import open_data, select_images

@@ -13,8 +13,9 @@ import torch
 from torch._dynamo.utils import counters
 
 from conftest import jpeg, make_image_folder
+from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.classify.training import train_classifier
 from sppnet.data.sources import open_data
@@ -138,7 +139,8 @@ from pathlib import Path
 import torch
 
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.recipe import Machine, Recipe
+from sppnet.classify.machine import Machine
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.classify.training import train_classifier
 

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 
 from sppnet.backbones import build_backbone
-from sppnet.classify.recipe import Machine, Recipe, check_validation
+from sppnet.classify.advice import check_validation
+from sppnet.classify.machine import Machine
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes, check_sizes_fit
 from sppnet.data.sources import ImageData, open_data
 from sppnet.geometry import check_levels
-from sppnet.network import SPPNet, check_settings
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, check_settings
+from sppnet.timm_backbone import pretrained_statistics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         recipe = self.recipe
         check_validation(recipe, self.machine)
-        check_settings(self.hidden, recipe.dropout, recipe.input_mean, recipe.input_std, section="recipe.")
+        check_settings(self.hidden, recipe.dropout, *self.input_statistics, section="recipe.")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be from 0 to 2**63 - 1")
         if self.levels is not None:
@@ -73,6 +76,15 @@ class TrainingPlan:
         """Side of the crops in pixels. Training resizes them to the size of the epoch, validation does not."""
         return self.sizes.largest
 
+    @property
+    def input_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and standard deviation per channel of the pixels 0..255 that become network input."""
+        mean: Sequence[float] = IMAGENET_MEAN
+        std: Sequence[float] = IMAGENET_STD
+        if self.architecture == "timm" and None in (self.recipe.input_mean, self.recipe.input_std):
+            mean, std = pretrained_statistics(self.backbone_options["name"])
+        return self.recipe.input_mean or mean, self.recipe.input_std or std
+
     def open_data(self) -> ImageData:
         """Opens the data set. Raises as `sppnet.data.sources.open_data`."""
         return open_data(self.source, **self.data_options)
@@ -87,8 +99,8 @@ class TrainingPlan:
             hidden=self.hidden,
             dropout=self.recipe.dropout,
             initialization=self.recipe.initialization,
-            input_mean=self.recipe.input_mean,
-            input_std=self.recipe.input_std,
+            input_mean=self.input_statistics[0],
+            input_std=self.input_statistics[1],
             classes=classes,
             input_side=self.crop_side if self.levels is None else None,
         )

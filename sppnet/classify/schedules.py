@@ -45,6 +45,8 @@ class Sizes:
     cycle: list[int] | None = None
     uniform: list[int] | None = None
     seed: int = 0
+    every: str = "epoch"  # "epoch" or "batch": how long a size stays
+    multiple: int = 1  # drawn sizes are multiples of it
 
     def __post_init__(self) -> None:
         _check_sizes(self.cycle, self.uniform)

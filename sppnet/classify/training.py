@@ -9,11 +9,12 @@ import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from sppnet.classify.advice import check_batch_size
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import shorter_side_for
+from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.recipe import Machine, check_batch_size
 from sppnet.classify.reporting import EpochLines, ProgressBar, StepLines
 from sppnet.classify.tensorboard import RunLog
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint

@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from sppnet.commands.configs import CONFIGS
 from sppnet.commands.settings import plain
 from sppnet.runtime.run_directory import RunDirectory, without_folders
 
@@ -20,12 +22,21 @@ def run_directory(config: DictConfig) -> RunDirectory:
 
     Raises ValueError for a name that would lead out of its folder.
     """
-    outcome = plain(OmegaConf.masked_copy(config, list(_OUTCOME)))
+    outcome = _without_neutral(plain(OmegaConf.masked_copy(config, list(_OUTCOME))))
     digest = content_hash({**outcome, "data": without_folders(outcome["data"])})
     name = str(config.name or _default_name(config))
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"name={name}: may hold letters, digits, dots, dashes and underscores only")
     return RunDirectory(Path(config.run or Path(config.runs) / f"{name}-seed{config.seed}-{digest}"), outcome)
+
+
+def _without_neutral(outcome: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out settings that change nothing, so that runs from before they existed keep their names."""
+    neutral = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
+    for section in ("sizes", "recipe"):
+        kept = outcome[section].items()
+        outcome[section] = {k: v for k, v in kept if k not in neutral[section] or v != neutral[section][k]}
+    return outcome
 
 
 def content_hash(content: dict[str, Any]) -> str:

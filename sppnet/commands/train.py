@@ -11,7 +11,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sppnet.classify.recipe import Machine, Recipe, check_batch_size, few_steps_note
+from sppnet.classify.advice import check_batch_size, few_steps_note
+from sppnet.classify.machine import Machine
+from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.errors import configuration_errors

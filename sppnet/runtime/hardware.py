@@ -20,7 +20,7 @@ _MAX_MEGAPIXELS = 10_000
 class Hardware:
     """The hardware of a test or of a transfer, and how it is used: the `hardware` section. ValueError out of range.
 
-    None means what suits the machine. Training has the same settings in `sppnet.classify.recipe.Machine`, with
+    None means what suits the machine. Training has the same settings in `sppnet.classify.machine.Machine`, with
     Lightning's values:
 
         hardware.accelerator           trainer.accelerator   the same values

@@ -1,0 +1,58 @@
+"""Checks and notes on settings that do not fit the data or each other."""
+
+from sppnet.classify.machine import Machine
+from sppnet.classify.recipe import Recipe
+
+_FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
+
+
+def check_validation(recipe: Recipe, machine: Machine) -> None:
+    """Raises ValueError if the schedule follows the validation error and some epochs have no validation."""
+    every = machine.validate_every
+    if recipe.plateau_patience is not None and every != 1:
+        raise ValueError(
+            f"trainer.validate_every={every}: must be 1, because the learning rate follows the validation error "
+            f"(recipe.plateau_patience={recipe.plateau_patience})"
+        )
+
+
+def check_batch_size(recipe: Recipe, processes: int, training_images: int, validation_images: int) -> None:
+    """Raises ValueError if `processes` cannot share a batch equally, or if there are too few images for a batch."""
+    if recipe.batch_size % processes:
+        raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
+    if recipe.batch_size > training_images:
+        raise ValueError(
+            f"recipe.batch_size={recipe.batch_size}: must be at most {training_images}, the number of training images; "
+            f"{_smaller_batch(recipe, training_images, processes)} would make enough steps"
+        )
+    if validation_images < processes:
+        raise ValueError(
+            f"{validation_images} validation images: must be at least one for each of the {processes} devices"
+        )
+
+
+def few_steps_note(recipe: Recipe, images: int, processes: int = 1) -> str | None:
+    """Returns a note with better overrides if an epoch of so many images has fewer than _FEW_STEPS steps, else None."""
+    steps = images // recipe.batch_size
+    if steps >= _FEW_STEPS:
+        return None
+
+    batch = _batch_for_enough_steps(images, processes)
+    if batch >= recipe.batch_size:
+        return None
+    return (
+        f"an epoch has only {steps} steps ({images:,} images, {recipe.batch_size} at a time), and a network may hardly "
+        f"learn; {_smaller_batch(recipe, images, processes)} would make it {images // batch}"
+    )
+
+
+def _batch_for_enough_steps(images: int, processes: int) -> int:
+    """Returns the largest batch that is a power of two per process and makes enough steps."""
+    share = images // _FEW_STEPS // processes
+    return processes * 2 ** max(0, share.bit_length() - 1)
+
+
+def _smaller_batch(recipe: Recipe, images: int, processes: int) -> str:
+    """Returns overrides for a batch that makes enough steps, with a rate to go with it."""
+    batch = _batch_for_enough_steps(images, processes)
+    return f"recipe.batch_size={batch} recipe.learning_rate={recipe.learning_rate * batch / recipe.batch_size:.2g}"

@@ -253,6 +253,11 @@ BACKBONES: dict[str, Callable[..., Backbone | TimmBackbone]] = {
 }
 
 
+def without_weights(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options of a backbone, or a section of them, without weights to load or download."""
+    return {key: value for key, value in options.items() if key not in ("pretrained", "weights")}
+
+
 def build_backbone(architecture: str, **options: Any) -> Backbone | TimmBackbone:
     """Builds the backbone that BACKBONES has under this name.
 

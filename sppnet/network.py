@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sppnet.backbones import Backbone, build_backbone
+from sppnet.backbones import Backbone, build_backbone, without_weights
 from sppnet.geometry import CROP_SIDE
 from sppnet.initialization import INITIALIZATIONS
 from sppnet.pyramid import SpatialPyramidPool
@@ -232,9 +232,7 @@ class SPPNet(nn.Module):
         Raises ValueError, TypeError or KeyError for anything but a description.
         """
         options = dict(description)
-        backbone = dict(options.pop("backbone"))
-        if "pretrained" in backbone:
-            backbone["pretrained"] = False
+        backbone = without_weights(options.pop("backbone"))
         return cls(build_backbone(**backbone), initialization=initialization, **options)
 
 

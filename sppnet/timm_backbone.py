@@ -22,15 +22,23 @@ class TimmBackbone(nn.Module):
 
     Args:
         name: any model of `timm.list_models()` that returns feature maps, such as "resnet18".
-        pretrained: True starts from timm's weights, which are downloaded; a path from the weights in that file.
+        pretrained: whether to start from timm's weights, which are downloaded.
+        weights: a file of weights to start from instead.
         out_indices: one index, that of the feature map, as timm counts them. None is [-1], the last; [-2] of a ResNet
             has stride 16.
 
     Raises ValueError for an unknown model, one without such feature maps, or whose cells do not lie at a fixed stride,
-    and for a file that does not hold weights of the model.
+    for a file that does not hold weights of the model, and for `pretrained` and `weights` together.
     """
 
-    def __init__(self, *, name: str, pretrained: bool | str = False, out_indices: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        out_indices: list[int] | None = None,
+    ) -> None:
         import timm  # takes seconds, and only this class needs it
 
         super().__init__()
@@ -39,11 +47,13 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"backbone.name={name!r}: timm has no such model (close: {close})")
         if out_indices is not None and len(out_indices) != 1:
             raise ValueError(f"backbone.out_indices={out_indices}: must be one index, such as [-1]")
+        if pretrained and weights:
+            raise ValueError(f"backbone.pretrained=true, backbone.weights={weights}: set one of them, not both")
         self._index = int(out_indices[0]) if out_indices else -1
         outline = _outline(name, self._index)
-        self.body = _create_timm_model(name, self._index, pretrained)
-        if isinstance(pretrained, str):
-            _check_all_weights_loaded(self.body, name, self._index, pretrained)
+        self.body = _create_timm_model(name, self._index, pretrained, weights)
+        if weights:
+            _check_all_weights_loaded(self.body, name, self._index, weights)
         # A network built from these options gets its weights from a checkpoint and must not download any.
         self.options = {"architecture": "timm", "name": name, "pretrained": False}
         if self._index != -1:
@@ -98,7 +108,7 @@ class TimmBackbone(nn.Module):
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 
-def _create_timm_model(name: str, index: int, pretrained: bool | str = False) -> nn.Module:
+def _create_timm_model(name: str, index: int, pretrained: bool = False, weights_file: str | None = None) -> nn.Module:
     """Returns a timm model that outputs one of its feature maps.
 
     Raises ValueError for a model without this feature map, and for a file that does not hold its weights.
@@ -106,12 +116,17 @@ def _create_timm_model(name: str, index: int, pretrained: bool | str = False) ->
     import timm
 
     weights: dict[str, Any] = {}
-    if isinstance(pretrained, str):
-        weights = {"pretrained_cfg_overlay": {"file": _weights_file(pretrained)}}
+    if weights_file:
+        weights = {"pretrained_cfg_overlay": {"file": _checked_file(weights_file)}}
     for options in _ANY_SIZE:
         try:
             body = timm.create_model(
-                name, pretrained=bool(pretrained), features_only=True, out_indices=(index,), **weights, **options
+                name,
+                pretrained=pretrained or bool(weights),
+                features_only=True,
+                out_indices=(index,),
+                **weights,
+                **options,
             )
             break
         except TypeError:  # the model does not accept the option
@@ -119,7 +134,7 @@ def _create_timm_model(name: str, index: int, pretrained: bool | str = False) ->
                 raise
         except (RuntimeError, AttributeError, NotImplementedError, AssertionError, IndexError) as error:
             if weights:
-                reason = f"backbone.pretrained={pretrained}: not weights of timm's {name}"
+                reason = f"backbone.weights={weights_file}: not weights of timm's {name}"
             else:
                 reason = f"backbone.name={name!r}: timm gives no feature maps of this model at out_indices=[{index}]"
             raise ValueError(f"{reason} ({first_line(error)})") from error
@@ -136,15 +151,15 @@ def _check_all_weights_loaded(body: nn.Module, name: str, index: int, path: str)
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + 1)
-        again = _create_timm_model(name, index, path)
+        again = _create_timm_model(name, index, weights_file=path)
     for key, value in body.state_dict().items():
         if not torch.equal(value, again.state_dict()[key]):
-            raise ValueError(f"backbone.pretrained={path}: not weights of timm's {name} ({key} is missing)")
+            raise ValueError(f"backbone.weights={path}: not weights of timm's {name} ({key} is missing)")
 
 
-def _weights_file(path: str) -> str:
+def _checked_file(path: str) -> str:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"backbone.pretrained={path}: no such file of weights")
+        raise FileNotFoundError(f"backbone.weights={path}: no such file of weights")
     return path
 
 

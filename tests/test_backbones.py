@@ -430,7 +430,7 @@ def test_weights_of_timm_are_taken_from_a_local_file(tmp_path, suffix):
     weights = timm.create_model("resnet18").state_dict()
     path = tmp_path / f"weights{suffix}"
     save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
-    backbone = build_backbone("timm", name="resnet18", pretrained=str(path))
+    backbone = build_backbone("timm", name="resnet18", weights=str(path))
     for name, value in backbone.body.state_dict().items():
         assert torch.equal(value, weights[name])
     assert backbone.options["pretrained"] is False  # a checkpoint holds the weights then
@@ -444,9 +444,14 @@ def test_files_that_do_not_hold_the_weights_are_refused(tmp_path, caplog):
     (tmp_path / "text.pth").write_text("no weights")
     for name in (*contents, "text.pth"):
         with pytest.raises(ValueError, match=rf"{name}: not weights of timm's resnet18 \(.+\)"):
-            build_backbone("timm", name="resnet18", pretrained=str(tmp_path / name))
-    with pytest.raises(FileNotFoundError, match=r"backbone\.pretrained=no\.pth: no such file"):
-        build_backbone("timm", name="resnet18", pretrained="no.pth")
+            build_backbone("timm", name="resnet18", weights=str(tmp_path / name))
+    with pytest.raises(FileNotFoundError, match=r"backbone\.weights=no\.pth: no such file"):
+        build_backbone("timm", name="resnet18", weights="no.pth")
+
+
+def test_two_sources_of_weights_are_refused():
+    with pytest.raises(ValueError, match=r"^backbone\.pretrained=true, backbone\.weights=w\.pth: set one of them"):
+        build_backbone("timm", name="resnet18", pretrained=True, weights="w.pth")
 
 
 @pytest.mark.parametrize(("index", "stride", "channels"), [(-1, 32, 512), (-2, 16, 256), (2, 8, 128)])

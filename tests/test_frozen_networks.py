@@ -29,8 +29,10 @@ def config_of(**changes):
     return OmegaConf.create({"backbone": backbone, "seed": 0, "runs": "runs", "layers": None} | changes)
 
 
-def timm_config(pretrained, **changes):
-    options = {"architecture": "timm", "name": "test_resnet", "pretrained": pretrained}
+def timm_config(weights, **changes):
+    """A configuration of a timm body with timm's weights (True), those of a file, or none (False)."""
+    chosen = {"weights": weights} if isinstance(weights, str) else {"pretrained": weights}
+    options = {"architecture": "timm", "name": "test_resnet", **chosen}
     return config_of(backbone=options | changes)
 
 

@@ -230,7 +230,7 @@ def test_a_network_of_timm_takes_weights_from_a_file_and_gives_pool5(place, caps
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet").state_dict(), "weights.pth")
     built = ["backbone=timm", "backbone.name=test_resnet", "pooling=spp30", *PHOTOS]
-    test(*built, "backbone.pretrained=weights.pth")
+    test(*built, "backbone.weights=weights.pth")
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("transfer-test_resnet-pretrained-")
     assert files(run) == decided("pixels", "pool5", "pool5-untrained-seed0")
@@ -240,7 +240,7 @@ def test_a_network_of_timm_takes_weights_from_a_file_and_gives_pool5(place, caps
 
     # Other weights under the same name are another network.
     torch.save(timm.create_model("test_resnet").state_dict(), "weights.pth")
-    test(*built, "backbone.pretrained=weights.pth", "baselines=[]")
+    test(*built, "backbone.weights=weights.pth", "baselines=[]")
     assert "done already" not in capsys.readouterr().out
 
 

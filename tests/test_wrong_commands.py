@@ -524,8 +524,8 @@ TRANSFER = [
     (f"{BUILT} seed=-1", "seed=-1: must be from 0 to 2**63 - 1"),
     (f"{BUILT} seed={2**64}", f"seed={2**64}: must be from 0 to 2**63 - 1"),
     (f"{BUILT} runs=file", "file", "Not a directory"),
-    ("backbone=timm backbone.pretrained=nowhere data=folder data.root=images", "backbone.pretrained=nowhere: no such"),
-    ("backbone=timm backbone.pretrained=file data=folder data.root=images", "backbone.pretrained=file: not weights"),
+    ("backbone=timm backbone.weights=nowhere data=folder data.root=images", "backbone.weights=nowhere: no such"),
+    ("backbone=timm backbone.weights=file data=folder data.root=images", "backbone.weights=file: not weights"),
     # Layers and views.
     (f"{PHOTOS} layers=[]", "layers=[]: must name at least one layer, as in layers=[pool5,fc7]"),
     (f"{PHOTOS} layers=[conv6]", "layers='conv6': must be one of conv1", "fc8, pixels"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sppnet.backbones import build_backbone
+from sppnet.backbones import build_backbone, without_weights
 from sppnet.classify.advice import check_validation
 from sppnet.classify.machine import Machine
 from sppnet.classify.recipe import Recipe
@@ -57,9 +57,8 @@ class TrainingPlan:
             check_levels(self.levels)
 
         # On the meta device building takes neither time nor memory. Pretrained weights are not downloaded.
-        untrained = {"pretrained": False} if "pretrained" in self.backbone_options else {}
         with torch.device("meta"):
-            backbone = build_backbone(self.architecture, **self.backbone_options | untrained)
+            backbone = build_backbone(self.architecture, **without_weights(self.backbone_options))
         check_sizes_fit(backbone, self.levels, self.sizes.cycle or range(self.sizes.smallest, self.crop_side + 1))
 
     def settings(self) -> dict[str, Any]:

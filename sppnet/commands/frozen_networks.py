@@ -80,7 +80,7 @@ def check_backbone(config: DictConfig) -> None:
     if config.get("pooling") is not None:
         bound(config.pooling, pooling, "pooling.")
     _check_not_random(config.layers or [])
-    if options.get("pretrained"):
+    if options.get("pretrained") or options.get("weights"):
         pretrained_statistics(options["name"])
 
 
@@ -89,7 +89,7 @@ def build_network(config: DictConfig) -> LoadedNetwork:
     architecture, options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     has_levels = config.get("pooling") is not None
     levels = bound(config.pooling, pooling, "pooling.")["levels"] if has_levels else [6, 3, 2, 1]
-    pretrained = bool(options.get("pretrained"))
+    pretrained = bool(options.get("pretrained") or options.get("weights"))
     mean, std = pretrained_statistics(options["name"]) if pretrained else (IMAGENET_MEAN, IMAGENET_STD)
 
     with torch.random.fork_rng(devices=[]):
@@ -98,7 +98,7 @@ def build_network(config: DictConfig) -> LoadedNetwork:
         # Its fully connected layers stay random and are never used.
         network = SPPNet(backbone, levels, 1, hidden=1, initialization="fan_in", input_mean=mean, input_std=std).eval()
 
-    setting = {**network.description(), "pretrained": options.get("pretrained", False)}
+    setting = {**network.description(), "pretrained": options.get("weights") or options.get("pretrained", False)}
     record = _record(
         network,
         trained_on="timm" if pretrained else None,

@@ -32,6 +32,8 @@ def run_directory(config: DictConfig) -> RunDirectory:
 
 def _without_neutral(outcome: dict[str, Any]) -> dict[str, Any]:
     """Leaves out settings that change nothing, so that runs from before they existed keep their names."""
+    if outcome["backbone"].get("weights") is None:
+        outcome["backbone"].pop("weights", None)
     neutral = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
     for section in ("sizes", "recipe"):
         kept = outcome[section].items()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sppnet.backbones import build_backbone
+from sppnet.backbones import build_backbone, without_weights
 from sppnet.network import SPPNet
 from sppnet.results.runs import Run, naming_config
 from sppnet.runtime.progress import duration
@@ -47,7 +47,7 @@ def parameters(run: Run) -> int | None:
     if run.result is None:
         return None
     with naming_config(run), torch.device("meta"):
-        backbone = build_backbone(**_untrained(run.config["backbone"]))
+        backbone = build_backbone(**without_weights(run.config["backbone"]))
         side = int(run.sizes[0]) if run.levels is None else None
         network = SPPNet(
             backbone,
@@ -60,18 +60,13 @@ def parameters(run: Run) -> int | None:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _untrained(backbone: dict[str, Any]) -> dict[str, Any]:
-    """Returns the section so that no weights are downloaded."""
-    return {**backbone, "pretrained": False} if backbone["architecture"] == "timm" else backbone
-
-
 def training_work(config: dict[str, Any], classes: int, images: int) -> float:
     """Counts the multiply-adds of the forward passes of a whole training.
 
     Args:
         images: of one epoch.
     """
-    backbone = {key: value for key, value in config["backbone"].items() if key != "pretrained"}
+    backbone = without_weights(config["backbone"])
     sizes = config["sizes"].get("cycle") or config["sizes"]["uniform"]
     levels = tuple(config["pooling"]["levels"] or (6,))  # without a pyramid: one grid of 6 x 6, at any size
     text = json.dumps(backbone, sort_keys=True)

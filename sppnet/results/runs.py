@@ -87,7 +87,9 @@ class Run:
     def setting_text(self) -> str:
         """Describes network, data and recipe in one line."""
         backbone, recipe, data = (self.config[section] for section in ("backbone", "recipe", "data"))
-        options = [f"{k} {v}" for k, v in backbone.items() if k not in {"architecture", "name", "pretrained"}]
+        options = [
+            f"{k} {v}" for k, v in backbone.items() if k not in {"architecture", "name", "pretrained", "weights"}
+        ]
         options.append(f"hidden {self.config['hidden']}")
         if data.get("classes") is not None:
             options.append(f"{len(data['classes'])} of the classes")

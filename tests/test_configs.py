@@ -25,6 +25,7 @@ from sppnet.commands import transfer as transfer_script
 from sppnet.commands.configs import choices as choices_of
 from sppnet.commands.configs import groups_of, suits
 from sppnet.commands.evaluated_runs import read_protocols
+from sppnet.commands.recipes import with_recipe
 from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
 from sppnet.data.sources import DATA_SOURCES, DETECTION_SOURCES, MULTI_LABEL_SOURCES
 from sppnet.results.paper import PAPER, PAPER_EPOCHS, PAPER_SIZES, experiment_of
@@ -54,7 +55,7 @@ def check(config):
     bound(config.pooling, train_script.pooling, "pooling.")
     bound(config.sizes, Sizes, "sizes.")
     bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES | DETECTION_SOURCES, "data.")
-    Recipe(**bound(config.recipe, Recipe, "recipe."))
+    Recipe(**bound(with_recipe(config).recipe, Recipe, "recipe."))
     Machine(**bound(config.trainer, Machine, "trainer."))
 
 
@@ -242,7 +243,7 @@ def test_the_papers_recipe_takes_the_papers_epochs(backbone, epochs):
         (["recipe.epochs=0"], r"recipe\.epochs=0: must be at least 1"),
         (["recipe.learning_rate=-1"], r"recipe\.learning_rate=-1\.0: must be above 0"),
         (["recipe.momentum=1"], r"recipe\.momentum=1\.0: must be below 1"),
-        (["recipe.plateau_patience=null"], r"recipe\.plateau_patience=None.*make the other null"),
+        (["recipe=paper", "recipe.plateau_patience=null"], r"recipe\.plateau_patience=None.*make the other null"),
         (["recipe=fast", "recipe.warmup_epochs=60"], r"recipe\.warmup_epochs=60.*below recipe\.epochs=60"),
         (["recipe=fast", "recipe.warmup_epochs=3", "recipe.epochs=3"], r"recipe\.warmup_epochs=3\.0.*recipe\.epochs=3"),
         (["recipe=fast", "recipe.epochs=some"], r"recipe\.epochs=some: must be a whole number"),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 _MOST_EPOCHS = 100_000  # every epoch has an entry in each checkpoint
+_FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +146,17 @@ def default_warmup(epochs: object) -> float:
     """Returns the default of `warmup_epochs` for a cosine: 3, or a fifth of fewer than 15 epochs."""
     # Anything but a number of epochs is refused later, by Recipe.
     return min(3, epochs / 5) if isinstance(epochs, int) and 0 < epochs < 15 else 3
+
+
+def recipe_for(images: int, pretrained: bool) -> tuple[str, dict[str, int]]:
+    """Returns the name of the recipe for so many training images, and values that depend on their number.
+
+    Small data sets need more epochs, and a smaller batch for enough steps in each.
+    """
+    if images > 50_000 and not pretrained:
+        return "fast", {}
+    batch = min(32, max(4, 2 ** (images // _FEW_STEPS).bit_length() // 2))
+    if pretrained:
+        return "finetune", {"batch_size": batch}
+    epochs = next(epochs for most, epochs in ((1000, 100), (5000, 60), (math.inf, 30)) if images <= most)
+    return "small", {"batch_size": batch, "epochs": epochs}

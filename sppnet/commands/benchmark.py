@@ -12,6 +12,7 @@ from sppnet.classify.views import ViewProtocol, in_pixels
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.detect import read_proposer
 from sppnet.commands.jobs import one_line_job, run_main
+from sppnet.commands.recipes import count_training_images, with_recipe
 from sppnet.commands.settings import bound, plain, resolved
 from sppnet.commands.train import read_plan
 
@@ -90,7 +91,7 @@ def references(config: DictConfig) -> tuple["Page", dict[str, Any]]:
 
 def detection(config: DictConfig) -> tuple["Page", dict[str, Any]]:
     """Compares SPP-net's way of detection with R-CNN's, and poolings of windows: the page, and the same as values."""
-    plan = read_plan(config)
+    plan = read_plan(with_recipe(config))
     from sppnet.benchmark.detection import measure_detection, propose, read_image
     from sppnet.benchmark.detection_report import detection_page, detection_record
     from sppnet.classify.training import device_type
@@ -111,7 +112,7 @@ def detection(config: DictConfig) -> tuple["Page", dict[str, Any]]:
 
 def stages(config: DictConfig) -> tuple["Page", dict[str, Any]]:
     """Measures every stage of the configured training and of testing: the page, and the same as plain values."""
-    plan = read_plan(config)
+    plan = read_plan(with_recipe(config, partial(count_training_images, config)))
     protocols = _read_protocols(config, plan.crop_side)
     from sppnet.benchmark.report import advice, judge, stages_page
     from sppnet.benchmark.stages import TrainingSetup

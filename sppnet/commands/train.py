@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.errors import configuration_errors
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import run_directory
+from sppnet.commands.recipes import count_training_images, with_recipe
 from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
@@ -43,6 +45,7 @@ def main(config: DictConfig) -> float:
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be trained. Opens no data and writes nothing."""
     bound(config, settings)
+    config = with_recipe(config)
     _planned_directory(config, read_plan(config))
 
 
@@ -71,7 +74,7 @@ def pooling(*, levels: list[int] | None) -> list[int] | None:
 
 @configuration_errors()
 def read_plan(config: DictConfig) -> "TrainingPlan":
-    """Returns the plan that a resolved configuration asks for. Opens no data.
+    """Returns the plan that a resolved configuration asks for, with its recipe of `with_recipe`. Opens no data.
 
     Raises ValueError naming the key, the value and what is allowed.
     """
@@ -108,6 +111,7 @@ def train(config: DictConfig) -> float:
 
     Returns its top-1 error, a fraction.
     """
+    config = with_recipe(config, partial(count_training_images, config))
     plan = read_plan(config)
     from sppnet.results.records import read_result, result_text
     from sppnet.runtime.machine import is_first_process

@@ -1,0 +1,78 @@
+"""recipe=auto is the recipe that fits the data and the network, with the values that the user gave."""
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from sppnet.commands.naming import run_directory
+from sppnet.commands.recipes import count_training_images, with_recipe
+from sppnet.commands.settings import resolved
+from test_configs import CONFIGS, composed
+
+NAMED = sorted(file.stem for file in (CONFIGS / "recipe").glob("*.yaml") if file.stem != "auto")
+
+
+def chosen(*overrides, images=3000):
+    """Returns the recipe that is chosen for a training of so many images, as plain values."""
+    config = resolved(composed("recipe=auto", *overrides))
+    return OmegaConf.to_container(with_recipe(config, lambda: images).recipe)
+
+
+def named(name, *overrides):
+    return OmegaConf.to_container(resolved(composed(f"recipe={name}", *overrides)).recipe)
+
+
+PRETRAINED = ["backbone=timm", "backbone.pretrained=true"]
+WEIGHTS = ["backbone=timm", "backbone.weights=body.pth"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "images", "name", "fitted"),
+    [
+        (["data=imagenet", "data.root=x"], None, "paper", {}),
+        (["data=imagenet", "data.root=x", "backbone=overfeat7"], None, "paper", {"epochs": 90}),
+        ([], 50_001, "fast", {}),
+        ([], 50_000, "small", {"epochs": 30, "batch_size": 32}),
+        ([], 5_000, "small", {"epochs": 60, "batch_size": 32}),
+        ([], 1_000, "small", {"epochs": 100, "batch_size": 32}),
+        ([], 639, "small", {"epochs": 100, "batch_size": 16}),
+        ([], 13, "small", {"epochs": 100, "batch_size": 4}),
+        (PRETRAINED, 3000, "finetune", {"batch_size": 32}),
+        (WEIGHTS, 200, "finetune", {"batch_size": 8}),
+        (WEIGHTS, 60_000, "finetune", {"batch_size": 32}),
+    ],
+)
+def test_the_recipe_follows_the_data_and_the_weights(overrides, images, name, fitted, capsys):
+    given = named(name, *overrides, *(f"recipe.{key}={value}" for key, value in fitted.items()))
+    assert chosen(*overrides, images=images) == given
+    line = f"{given['epochs']} epochs, {given['batch_size']} images per step\n"
+    about = "" if images is None else f" for {images:,} training images"
+    weights = " and pretrained weights" if name == "finetune" else ""
+    assert capsys.readouterr().out == f"recipe={name}{about}{weights}: {line}"
+
+
+def test_given_values_take_the_place_of_chosen_ones():
+    overrides = ["recipe.epochs=2", "recipe.batch_size=7", "recipe.mixup=0.2", "recipe.clip_gradient_norm=null"]
+    assert chosen(*overrides) == named("small", *overrides)
+    assert chosen(*overrides)["warmup_epochs"] == 0.4  # follows the epochs
+    plateau = ["recipe.plateau_patience=3", "recipe.warmup_epochs=null"]
+    assert chosen(*plateau) == named("small", *plateau)
+
+
+def test_a_run_has_the_name_of_the_recipe_that_was_chosen():
+    same = composed("recipe=small")
+    assert run_directory(with_recipe(resolved(composed()))).path == run_directory(same).path
+
+
+def test_every_value_of_a_recipe_is_left_to_the_choice():
+    """Otherwise the value that is off by default would take the place of the chosen recipe's."""
+    auto = yaml.safe_load((CONFIGS / "recipe" / "auto.yaml").read_text())
+    for name in NAMED:
+        assert yaml.safe_load((CONFIGS / "recipe" / f"{name}.yaml").read_text()).keys() <= auto.keys()
+    assert set(auto.values()) == {"auto"}
+
+
+def test_images_are_counted_only_where_it_makes_a_difference():
+    for overrides in (["recipe=fast"], ["data=imagenet", "data.root=x"]):
+        with_recipe(resolved(composed(*overrides)), lambda: pytest.fail("counted"))
+    assert count_training_images(resolved(composed())) == 2000

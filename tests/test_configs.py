@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sppnet.backbones import BACKBONES
+from sppnet.classify.loggers import LOGGERS
 from sppnet.classify.machine import Machine
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
@@ -34,7 +35,7 @@ from sppnet.runtime.hardware import Hardware
 from sppnet.transfer.probe import Svm
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "experiment", "proposals")
+GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "logger", "experiment", "proposals")
 ROOT = "data.root=/some/where"
 DETECTION_PATHS = {"voc": ["root"], "coco": ["root"], "scenes": []}
 WITHOUT_ROOT = {"shapes", "hub", "scenes"}  # data whose configs need no root
@@ -57,6 +58,7 @@ def check(config):
     bound_choice(config.data, "source", DATA_SOURCES | MULTI_LABEL_SOURCES | DETECTION_SOURCES, "data.")
     Recipe(**bound(with_recipe(config).recipe, Recipe, "recipe."))
     Machine(**bound(config.trainer, Machine, "trainer."))
+    bound_choice(config.logger, "kind", LOGGERS, "logger.")
 
 
 def choices():
@@ -212,8 +214,8 @@ def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():
 @pytest.mark.parametrize(
     ("command", "groups"),
     [
-        ("train", "backbone pooling sizes data recipe trainer experiment"),
-        ("benchmark", "backbone pooling sizes data recipe trainer experiment views proposals"),
+        ("train", "backbone pooling sizes data recipe trainer logger experiment"),
+        ("benchmark", "backbone pooling sizes data recipe trainer logger experiment views proposals"),
         ("evaluate", "views data"),
         ("prepare_data", "data"),
         ("transfer", "data backbone pooling experiment"),

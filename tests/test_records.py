@@ -165,6 +165,7 @@ def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 def test_the_text_shows_errors_with_interval_n_and_protocol(tmp_path):
+    (tmp_path / "tensorboard").mkdir()
     assert result_text(Result.from_dict(RESULT), tmp_path).splitlines() == [
         "  network        zf5 (width 0.25), pyramid 6, 3, 2, 1, 1,000 parameters",
         "  data           shapes (500 validation images, 10 classes)",

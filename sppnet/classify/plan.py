@@ -1,7 +1,7 @@
 """The plan of a training run: everything that decides it, typed and checked."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class TrainingPlan:
         source: a name of `sppnet.data.sources.DATA_SOURCES`.
         data_options: keyword arguments of that source.
         seed: of the weights and of everything random in training, from 0 to 2**63 - 1.
+        logger: a name of `sppnet.classify.loggers.LOGGERS`.
+        logger_options: keyword arguments of that logger.
 
     Raises ValueError for values out of range, and for a network that cannot train at one of the sizes.
     """
@@ -46,6 +48,8 @@ class TrainingPlan:
     recipe: Recipe
     machine: Machine
     seed: int
+    logger: str = "tensorboard"
+    logger_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         recipe = self.recipe

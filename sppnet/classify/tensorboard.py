@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
@@ -68,7 +69,11 @@ class RunLog(Callback):
             "result/top5_error_percent": 100 * last["top5_wrong"] / last["n"],
             "result/val_loss": last["val_loss"],
         }
-        trainer.logger.log_hyperparams(self.settings, result)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.log_hyperparams(self.settings, result)
+        else:
+            trainer.logger.log_hyperparams(self.settings)
+            trainer.logger.log_metrics(result, step=trainer.global_step)
 
     def _text(self, trainer: Trainer, name: str, text: str) -> None:
         writer = _writer(trainer)
@@ -82,8 +87,9 @@ class RunLog(Callback):
 
 
 def _writer(trainer: Trainer) -> Any:
-    """Returns the writer of TensorBoard in the first process, None in others and without a logger."""
-    return getattr(trainer.logger, "experiment", None) if trainer.is_global_zero else None
+    """Returns the writer of TensorBoard in the first process, None in others and with another logger or none."""
+    is_shown = trainer.is_global_zero and isinstance(trainer.logger, TensorBoardLogger)
+    return trainer.logger.experiment if is_shown else None  # type: ignore[union-attr]
 
 
 def true_colors(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

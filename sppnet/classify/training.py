@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from sppnet.classify.advice import check_batch_size
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import shorter_side_for
+from sppnet.classify.loggers import LOGGERS
 from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.reporting import EpochLines, ProgressBar, StepLines
@@ -181,7 +181,7 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
         deterministic=machine.deterministic,
         max_epochs=plan.recipe.epochs,
         check_val_every_n_epoch=machine.validate_every,
-        logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
+        logger=LOGGERS[plan.logger](run, **plan.logger_options),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False,  # SaveCheckpoints does it

@@ -63,6 +63,7 @@ def settings(
     data: dict[str, Any],
     recipe: dict[str, Any],
     trainer: dict[str, Any],
+    logger: dict[str, Any],
 ) -> None:
     """The schema of configs/train.yaml; sections are checked against the functions that take them."""
 
@@ -82,6 +83,7 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
     import torch
 
     from sppnet.backbones import BACKBONES
+    from sppnet.classify.loggers import LOGGERS
     from sppnet.classify.plan import TrainingPlan
     from sppnet.runtime.machine import processes_here, worker_count
 
@@ -92,6 +94,7 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
 
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     source, data_options = bound_source(config.data)
+    logger, logger_options = bound_choice(config.logger, "kind", LOGGERS, "logger.")
     return TrainingPlan(
         architecture=architecture,
         backbone_options=backbone_options,
@@ -103,6 +106,8 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
         recipe=Recipe(**bound(config.recipe, Recipe, "recipe.")),
         machine=machine,
         seed=config.seed,
+        logger=logger,
+        logger_options=logger_options,
     )
 
 
@@ -175,7 +180,9 @@ def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", proces
 
     print(
         f"{network.summary()} on {plan.source}: {len(data.train):,} + {len(data.val):,} images of "
-        f"{len(data.classes)} classes\nrun directory {run}  (tensorboard --logdir {run})",
+        f"{len(data.classes)} classes\nrun directory {run}"
+        + f"  (tensorboard --logdir {run})"
+        * (plan.logger == "tensorboard"),
         flush=True,
     )
 

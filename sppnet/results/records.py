@@ -196,8 +196,9 @@ def result_text(result: Result, run: Path) -> str:
         ("top-5 error", _error_text(result.top5_wrong, result.n)),
         ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}"),
         ("run directory", str(run)),
-        ("TensorBoard", f"tensorboard --logdir {run}"),
     ]
+    if (run / "tensorboard").is_dir():
+        rows.append(("TensorBoard", f"tensorboard --logdir {run}"))
     return "\n".join(f"  {name:<15}{value}" for name, value in rows)
 
 

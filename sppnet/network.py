@@ -324,6 +324,24 @@ def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
         torch.save({"network": network.description(), "state_dict": weights}, file)
 
 
+def take_weights(network: SPPNet, source: SPPNet) -> None:
+    """Copies weights of `source`: of the backbone, and of fc6, fc7 and fc8 up to the first that has another meaning.
+
+    fc6 is taken if the pyramid is the same, fc7 with it, fc8 if the classes are the same too.
+
+    Raises ValueError if the backbones differ.
+    """
+    if source.backbone.options != network.backbone.options:
+        raise ValueError(f"has the backbone {source.backbone.options}, and this network {network.backbone.options}")
+    network.backbone.load_state_dict(source.backbone.state_dict())
+    if (source.levels, source.hidden, source.input_side) != (network.levels, network.hidden, network.input_side):
+        return
+    network.fc6.load_state_dict(source.fc6.state_dict())
+    network.fc7.load_state_dict(source.fc7.state_dict())
+    if source.classes is not None and source.classes == network.classes:
+        network.fc8.load_state_dict(source.fc8.state_dict())
+
+
 def load_network(path: str | os.PathLike[str]) -> SPPNet:
     """Loads a trained network: on the CPU, in eval mode.
 

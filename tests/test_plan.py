@@ -1,18 +1,20 @@
 """The plan of a training run: values out of range are refused with the key of the user."""
 
 import pytest
+import torch
 
 from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
+from sppnet.network import load_network, save_network
 
 
-def make_plan(*, hidden=8, seed=0, sizes=(64,), validate_every=1, **recipe):
+def make_plan(*, hidden=8, seed=0, sizes=(64,), validate_every=1, width=0.05, initial_weights=None, **recipe):
     fixed = {"epochs": 1, "batch_size": 4, "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 0.0}
     return TrainingPlan(
         architecture="zf5",
-        backbone_options={"width": 0.05},
+        backbone_options={"width": width},
         levels=[2, 1],
         hidden=hidden,
         sizes=Sizes(cycle=list(sizes)),
@@ -21,6 +23,7 @@ def make_plan(*, hidden=8, seed=0, sizes=(64,), validate_every=1, **recipe):
         recipe=Recipe(**fixed, **({"warmup_epochs": 0} | recipe)),
         machine=Machine(validate_every=validate_every),
         seed=seed,
+        initial_weights=initial_weights,
     )
 
 
@@ -43,3 +46,56 @@ def test_a_plan_makes_crops_of_its_largest_size():
 def test_values_out_of_range_are_refused_by_their_keys(changes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         make_plan(**changes)
+
+
+# Starting from a trained network.
+
+LAYERS = ("backbone", "fc6", "fc7", "fc8")
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint of a network of two classes with its own mean."""
+    save_network(make_plan(seed=5, input_mean=[1.0, 2.0, 3.0]).build_network(["cat", "dog"]), tmp_path / "trained.ckpt")
+    return str(tmp_path / "trained.ckpt")
+
+
+def layers_of(network, source):
+    """Returns which layers of `network` have the weights of `source`."""
+    weights, others = network.state_dict(), source.state_dict()
+
+    def is_equal(layer):
+        names = [name for name in weights if name.startswith(layer)]
+        return all(weights[n].shape == others[n].shape and torch.equal(weights[n], others[n]) for n in names)
+
+    return tuple(filter(is_equal, LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "classes", "taken"),
+    [
+        ({}, ["cat", "dog"], LAYERS),
+        ({}, ["cat", "fox"], LAYERS[:3]),
+        ({}, ["dog", "cat"], LAYERS[:3]),
+        ({}, ["cat", "dog", "fox"], LAYERS[:3]),
+        ({"hidden": 7}, ["cat", "dog"], LAYERS[:1]),
+    ],
+)
+def test_layers_that_mean_the_same_are_taken_from_the_trained_network(trained, changes, classes, taken):
+    network = make_plan(initial_weights=trained, **changes).build_network(classes)
+    assert layers_of(network, load_network(trained)) == taken
+    assert network.input_mean == (1.0, 2.0, 3.0)  # which the weights were trained on
+    drawn = make_plan(**changes).build_network(classes)
+    assert layers_of(network, drawn) == LAYERS[len(taken) :]
+
+
+def test_a_given_mean_takes_the_place_of_the_trained_networks(trained):
+    plan = make_plan(initial_weights=trained, input_mean=[4.0, 5.0, 6.0])
+    assert plan.build_network(["cat", "dog"]).input_mean == (4.0, 5.0, 6.0)
+
+
+def test_another_backbone_is_refused(trained):
+    with pytest.raises(ValueError, match=r"^initial_weights=.*trained\.ckpt: has the backbone .*0\.05.*0\.1"):
+        make_plan(initial_weights=trained, width=0.1).build_network(["cat", "dog"])
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such checkpoint"):
+        make_plan(initial_weights="nowhere").build_network(["cat", "dog"])

@@ -13,7 +13,7 @@ from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes, check_sizes_fit
 from sppnet.data.sources import ImageData, open_data
 from sppnet.geometry import check_levels
-from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, check_settings
+from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, check_settings, load_network, take_weights
 from sppnet.timm_backbone import pretrained_statistics
 
 
@@ -32,6 +32,8 @@ class TrainingPlan:
         source: a name of `sppnet.data.sources.DATA_SOURCES`.
         data_options: keyword arguments of that source.
         seed: of the weights and of everything random in training, from 0 to 2**63 - 1.
+        initial_weights: a network with the same backbone, as `sppnet.network.load_network` takes it, to start from;
+            None draws all weights.
         logger: a name of `sppnet.classify.loggers.LOGGERS`.
         logger_options: keyword arguments of that logger.
 
@@ -48,6 +50,7 @@ class TrainingPlan:
     recipe: Recipe
     machine: Machine
     seed: int
+    initial_weights: str | None = None
     logger: str = "tensorboard"
     logger_options: dict[str, Any] = field(default_factory=dict)
 
@@ -93,17 +96,28 @@ class TrainingPlan:
         return open_data(self.source, **self.data_options)
 
     def build_network(self, classes: Sequence[str]) -> SPPNet:
-        """Returns a new network for these classes, its weights drawn by the seed."""
+        """Returns a new network for these classes, its weights drawn by the seed or taken from `initial_weights`.
+
+        Raises what `load_network` raises, and ValueError if `initial_weights` has another backbone.
+        """
+        source = None if self.initial_weights is None else load_network(self.initial_weights)
         torch.manual_seed(self.seed)
-        return SPPNet(
+        mean, std = self.input_statistics if source is None else (source.input_mean, source.input_std)
+        network = SPPNet(
             build_backbone(self.architecture, **self.backbone_options),
             self.levels,
             len(classes),
             hidden=self.hidden,
             dropout=self.recipe.dropout,
             initialization=self.recipe.initialization,
-            input_mean=self.input_statistics[0],
-            input_std=self.input_statistics[1],
+            input_mean=self.recipe.input_mean or mean,
+            input_std=self.recipe.input_std or std,
             classes=classes,
             input_side=self.crop_side if self.levels is None else None,
         )
+        if source is not None:
+            try:
+                take_weights(network, source)
+            except ValueError as error:
+                raise ValueError(f"initial_weights={self.initial_weights}: {error}") from error
+        return network

@@ -14,7 +14,7 @@ from sppnet.commands.settings import plain
 from sppnet.runtime.run_directory import RunDirectory, without_folders
 
 # The settings that change the outcome of a run, and so the name of its directory.
-_OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed")
+_OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed", "initial_weights")
 
 
 def run_directory(config: DictConfig) -> RunDirectory:
@@ -32,6 +32,8 @@ def run_directory(config: DictConfig) -> RunDirectory:
 
 def _without_neutral(outcome: dict[str, Any]) -> dict[str, Any]:
     """Leaves out settings that change nothing, so that runs from before they existed keep their names."""
+    if outcome["initial_weights"] is None:
+        del outcome["initial_weights"]
     if outcome["backbone"].get("weights") is None:
         outcome["backbone"].pop("weights", None)
     neutral = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))

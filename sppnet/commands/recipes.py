@@ -26,7 +26,8 @@ def with_recipe(config: DictConfig, count_images: Callable[[], int] | None = Non
         return config
     from sppnet.runtime.machine import is_first_process  # torch takes seconds
 
-    pretrained = bool(config.backbone.get("pretrained") or config.backbone.get("weights"))
+    backbone = config.backbone
+    pretrained = bool(backbone.get("pretrained") or backbone.get("weights") or config.initial_weights)
     is_imagenet = config.data.get("source") == "imagenet"
     images = 0 if is_imagenet else count_images() if count_images else 3000
     name, fitted = ("paper", {}) if is_imagenet else recipe_for(images, pretrained)

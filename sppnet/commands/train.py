@@ -54,6 +54,7 @@ def settings(
     name: str | None,
     seed: int,
     hidden: int,
+    initial_weights: str | None,
     runs: str,
     run: str | None,
     paper_epochs: int,
@@ -106,6 +107,7 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
         recipe=Recipe(**bound(config.recipe, Recipe, "recipe.")),
         machine=machine,
         seed=config.seed,
+        initial_weights=config.initial_weights,
         logger=logger,
         logger_options=logger_options,
     )

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from conftest import make_image_folder
-from sppnet.classify.reporting import StepLines, epoch_line
+from sppnet.classify.reporting import Forecast, StepLines, epoch_line
 from sppnet.data.sources import open_data
 from sppnet.runtime.signals import Stopped
 from test_resuming import SignalAt, train
@@ -55,6 +55,15 @@ def test_without_a_terminal_lines_show_the_progress_of_training_and_validation(d
     assert len(printed) == len(expected)
     for line, pattern in zip(printed, expected, strict=True):
         assert re.fullmatch(pattern, line)
+
+
+def test_the_time_of_the_whole_training_is_estimated_once(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Forecast, "AFTER", 0.0)
+    train(data, tmp_path, epochs=2)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about")]
+    found = re.fullmatch(r"about 0 min (\d+) s for 2 epochs, at ([\d.,]+) images/s and without validation", line)
+    expected = 2 * 16 / float(found[2].replace(",", ""))  # 4 steps of 4 images in an epoch
+    assert abs(int(found[1]) - expected) <= 1
 
 
 def test_progress_lines_are_rare(data, tmp_path, capsys):

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from sppnet.classify.classifier import Classifier
-from sppnet.runtime.progress import clock, speed
+from sppnet.runtime.progress import clock, duration, speed
 
 
 def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
@@ -38,6 +38,35 @@ class EpochLines(Callback):
         recent = [epoch["seconds"] for epoch in history[-4:]]
         left = (epochs - len(history)) * sum(recent) / len(recent)
         Tqdm.write(epoch_line(history[-1], epochs, left), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class Forecast(Callback):
+    """Prints once, `AFTER` seconds into the first epoch, about how long the whole training will take."""
+
+    AFTER = 10.0
+
+    def __init__(self) -> None:
+        self.due: float | None = None  # time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not _classifier(trainer).history:
+            self.due = time.monotonic() + self.AFTER
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.due is None or time.monotonic() < self.due:
+            return
+        self.due, steps = None, (trainer.max_epochs or 0) * int(trainer.num_training_batches)
+        classifier = _classifier(trainer)
+        images = steps * trainer.world_size * classifier.images_seen / (batch_idx + 1)
+        seconds = images / classifier.images_per_second()
+        Tqdm.write(
+            f"about {duration(seconds)} for {trainer.max_epochs} epochs, at {speed(classifier.images_per_second())} "
+            "images/s and without validation",
+            file=sys.stdout,
+        )
         sys.stdout.flush()
 
 

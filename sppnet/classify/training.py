@@ -15,7 +15,7 @@ from sppnet.classify.loading import shorter_side_for
 from sppnet.classify.loggers import LOGGERS
 from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.reporting import EpochLines, ProgressBar, StepLines
+from sppnet.classify.reporting import EpochLines, Forecast, ProgressBar, StepLines
 from sppnet.classify.tensorboard import RunLog
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.lightning_checkpoints import (
@@ -165,6 +165,7 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
     terminal = sys.stderr.isatty()
     callbacks: list[Callback] = [
         EpochLines(),
+        Forecast(),
         RunLog(run, command, plan.settings()),
         SaveCheckpoints(
             run / "checkpoints", signals, steps=machine.save_every_steps, minutes=machine.save_every_minutes

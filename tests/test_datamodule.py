@@ -17,7 +17,7 @@ from test_loading import Files, noise
 
 
 def data_module(images, workers=0, **options):
-    defaults = {"batch_size": 4, "crop_side": 32, "size_of_epoch": lambda epoch: (32, 24)[epoch % 2], "color": True}
+    defaults = {"batch_size": 4, "crop_side": 32, "size_of_step": lambda epoch, step: (32, 24)[epoch % 2], "color": True}
     scale = {"input_mean": (100.0, 110.0, 120.0), "input_std": (1.0, 1.0, 1.0)}
     data = ImageData(images, images, ("a", "b", "c"))
     return ClassificationData(data, seed=5, workers=workers, **(defaults | scale | options))

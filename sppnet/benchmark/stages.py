@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sppnet.benchmark.timing import rate
+from sppnet.classify.augmentation import Augmentation
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import TrainingCrops
 from sppnet.classify.plan import TrainingPlan
@@ -84,7 +85,7 @@ def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[S
     images = setup.data.train
     indices = np.random.default_rng(0).permutation(len(images))[:_DISTINCT_IMAGES].tolist()
     files = [(images.read(i), images.name(i)) for i in indices]
-    crops = TrainingCrops(images, side=setup.plan.crop_side, seed=0)
+    crops = TrainingCrops(images, side=setup.plan.crop_side, seed=0, augmentation=_augmentation(setup))
 
     def one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
         cycle = itertools.cycle(items)
@@ -210,14 +211,20 @@ def _data_module(setup: TrainingSetup, workers: int, compiled: bool = False) -> 
         setup.data,
         batch_size=setup.plan.recipe.batch_size,
         crop_side=setup.plan.crop_side,
-        size_of_epoch=lambda epoch: setup.sizes[epoch % len(setup.sizes)],
+        size_of_step=lambda epoch, step: setup.sizes[epoch % len(setup.sizes)],
         input_mean=setup.plan.input_statistics[0],
         input_std=setup.plan.input_statistics[1],
         color=setup.plan.recipe.color,
+        augmentation=_augmentation(setup),
+        balanced=setup.plan.recipe.balanced,
         seed=setup.plan.seed,
         workers=workers,
         compiled=compiled,
     )
+
+
+def _augmentation(setup: TrainingSetup) -> Augmentation | None:
+    return Augmentation.of(setup.plan.recipe, side=setup.plan.crop_side, mean=setup.plan.input_statistics[0])
 
 
 def _endless(loader: Any) -> Iterator[Any]:

@@ -77,8 +77,8 @@ def imbalance_note(recipe: Recipe, labels: np.ndarray, classes: Sequence[str]) -
     largest, smallest = present[counts[present].argmax()], present[counts[present].argmin()]
     if recipe.balanced or recipe.class_weights or counts[largest] <= _IMBALANCED * counts[smallest]:
         return None
+    many, few = (f"{printable(classes[label])} has {counts[label]:,}" for label in (largest, smallest))
     return (
-        f"class {printable(classes[largest])} has {counts[largest]:,} training images and {printable(classes[smallest])}"
-        f" only {counts[smallest]:,}; recipe.balanced=true draws as many of every class in an epoch, "
-        "recipe.class_weights=true weighs the loss instead"
+        f"classes are imbalanced: {many} training images, {few}; recipe.balanced=true draws as many of every class in "
+        "an epoch, recipe.class_weights=true weighs the loss instead"
     )

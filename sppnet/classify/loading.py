@@ -156,10 +156,10 @@ class EpochSampler(Sampler[tuple[int, ...]]):
 class BalancedSampler(EpochSampler):
     """Samples (epoch, index, repetition), as many images of every class in an epoch.
 
-    Each of C classes with images gets the n-th part n = images // C of the epoch, which has C * n samples and so about
-    as many as there are images. A class with more images is represented by n of them, drawn in every epoch. A smaller
-    one repeats all of its images equally often, and as many as are missing, drawn in every epoch, once more. The
-    repetition counts from 0 how often an image came before; it makes its crops differ.
+    An epoch is about as long as that of EpochSampler: images // C samples of each of the C classes that have images.
+    Larger classes show as many of their images, other ones in every epoch. Smaller classes repeat theirs: all equally
+    often, and some, other ones in every epoch, once more. The repetition counts from 0 how often an image came before
+    in the epoch, so that its crops differ.
 
     Args:
         labels: int64 (images,).

@@ -86,6 +86,15 @@ def test_a_mixed_batch_is_torchvisions(key, kind, count):
         assert mixed[1].sum(dim=1).tolist() == pytest.approx([1.0] * count)
 
 
+@pytest.mark.parametrize("options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}], ids=str)
+def test_the_host_never_waits_for_the_values_of_a_batch(options):
+    """Tensors on "meta" have none: reading one would raise."""
+    loss = make_loss(**options, class_weights=True).to("meta")
+    images, labels = loss.mix(*(tensor.to("meta") for tensor in batch()))
+    assert loss(torch.randn(5, 4, device="meta"), labels).shape == ()
+    assert images.shape == batch()[0].shape
+
+
 def test_with_mixup_and_cutmix_each_batch_takes_one_of_them():
     images, labels = batch(6)
     loss, taken = make_loss(mixup=1.0, cutmix=1.0), []

@@ -94,11 +94,15 @@ def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[S
     stages = [
         Stage("read files", one_by_one(images.read, indices), "one core", "from the page cache after the first"),
         Stage("decode", one_by_one(lambda file: decode_image(*file), files), "one core"),
-        Stage("read, decode, resize, crop", one_by_one(lambda i: crops[0, i], indices), "one core"),
+        Stage("read, decode, crop, augment", one_by_one(lambda i: crops[0, i], indices), "one core"),
     ]
     batches = _endless(_data_module(setup, workers).train_dataloader())
     batch_size = len(next(batches)["label"])
-    stages.append(Stage(LOADER, rate(lambda: next(batches), batch_size, seconds), f"{workers} workers"))
+
+    # As many batches at once as workers have ready: one alone may come at once, or only after a long wait.
+    ready = 2 * max(1, workers)
+    loaded = rate(lambda: [next(batches) for _ in range(ready)], ready * batch_size, seconds)
+    stages.append(Stage(LOADER, loaded, f"{workers} workers"))
     return stages
 
 

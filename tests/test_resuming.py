@@ -82,7 +82,7 @@ def train(
         "batch_size": batch_size,
         "momentum": 0.9,
         "weight_decay": 1e-4,
-        "warmup_epochs": 1,
+        "warmup_epochs": min(1, epochs - 1),
         "color": True,
     }
     recipe = Recipe(learning_rate=learning_rate, **fixed, **(augmentation or {}))
@@ -248,6 +248,21 @@ def test_a_run_with_augmentation_mixing_balance_and_sizes_by_batch_ends_the_same
         with pytest.raises(Stopped):
             train(data._replace(train=SignalAt(data.train, reads)), tmp_path / "run", **options)
     assert_same(outcome(tmp_path / "run", train(data, tmp_path / "run", workers=2, **options)), expected)
+
+
+def test_each_setting_of_images_changes_what_is_trained(data, tmp_path):
+    """Their effects are tested where they are made; here, that they reach the training."""
+    excluded = [data.train.name(i) for i in range(12, 18)]
+    data = data._replace(train=select_images(data, "train", excluded))
+    settings = {"erasing": 1.0, "mixup": 0.4, "balanced": True, "class_weights": True}
+    options = {"plain": {}, **{key: {"augmentation": {key: value}} for key, value in settings.items()}}
+    options["by_batch"] = {"sizes": Sizes(cycle=[64, 48], every="batch")}
+    first_layers = set()
+    for key, changed in options.items():
+        train(data, tmp_path / key, epochs=1, **changed)
+        weights = torch.load(tmp_path / key / "checkpoints" / LAST, weights_only=True)["state_dict"]
+        first_layers.add(next(iter(weights.values())).numpy().tobytes())
+    assert len(first_layers) == len(options)
 
 
 @pytest.mark.parametrize("left", [17, 5])

@@ -24,7 +24,7 @@ from sppnet.runtime.names import printable
 from sppnet.runtime.processes import start_loader_worker
 from sppnet.runtime.signals import STOP_SIGNALS
 
-if TYPE_CHECKING:  # torchvision's transforms take a moment to load, and tests of networks need none
+if TYPE_CHECKING:  # it imports torchvision, which takes seconds, and commands that do not train need this file too
     from sppnet.classify.augmentation import Augmentation
 
 # An unreadable training image is replaced by another; after this many in a row the data set is at fault.

@@ -24,6 +24,10 @@ SMALL = [
 SCHEDULES = {
     "cosine": ["recipe=fast", "recipe.warmup_epochs=1", "trainer.validate_every=2"],
     "plateau": ["recipe=paper", "recipe.plateau_patience=1", "recipe.learning_rate=0.01"],
+    "images": [
+        *("recipe=fast", "sizes.every=batch", "recipe.crop_area=[0.2,1]", "recipe.rand_augment=9"),
+        *("recipe.erasing=0.3", "recipe.mixup=0.2", "recipe.cutmix=1", "recipe.balanced=true"),
+    ],
 }
 
 # Seconds. Training takes half a minute on an idle machine.

@@ -10,14 +10,20 @@ import pytest
 import torch
 
 from conftest import make_image_folder
-from sppnet.classify.datamodule import ClassificationData
+from sppnet.classify.datamodule import ClassificationData, allowed_unreadable
 from sppnet.data.folders import ImageFiles
 from sppnet.data.sources import ImageData, open_data
+from test_augmentation import CHOICES, augmentation
 from test_loading import Files, noise
 
 
 def data_module(images, workers=0, **options):
-    defaults = {"batch_size": 4, "crop_side": 32, "size_of_epoch": lambda epoch: (32, 24)[epoch % 2], "color": True}
+    defaults = {
+        "batch_size": 4,
+        "crop_side": 32,
+        "size_of_step": lambda epoch, step: (32, 24)[epoch % 2],
+        "color": True,
+    }
     scale = {"input_mean": (100.0, 110.0, 120.0), "input_std": (1.0, 1.0, 1.0)}
     data = ImageData(images, images, ("a", "b", "c"))
     return ClassificationData(data, seed=5, workers=workers, **(defaults | scale | options))
@@ -39,9 +45,11 @@ def test_a_name_with_any_characters_counts_once_and_is_shown_escaped(image_folde
     } == expected
 
 
-def test_batches_are_the_same_for_any_number_of_workers():
+@pytest.mark.parametrize("augmented", [False, True])
+def test_batches_are_the_same_for_any_number_of_workers(augmented):
     images = noise(8)
-    batches = [list(data_module(images, workers=workers).train_dataloader()) for workers in (0, 2)]
+    options = {"augmentation": augmentation(**CHOICES["all"]), "balanced": True} if augmented else {}
+    batches = [list(data_module(images, workers=workers, **options).train_dataloader()) for workers in (0, 2)]
     for one, two in zip(*batches, strict=True):
         assert one.keys() == two.keys()
         for key in ("image", "label", "mirrored", "color"):
@@ -61,6 +69,20 @@ def test_more_unreadable_images_than_allowed_stop_training():
     ):
         data._warn_of_unreadable(["9.jpg: bad"])
     assert data.unreadable == {"8.jpg: bad", "9.jpg: bad"}
+
+
+def test_a_few_unreadable_images_of_a_small_set_do_not_stop_training():
+    allowed = {0: 0, 9: 0, 10: 1, 33: 3, 50: 5, 499: 5, 599: 5, 600: 6, 1_281_167: 12_811}
+    assert {images: allowed_unreadable(None, images) for images in allowed} == allowed
+    assert [allowed_unreadable(share, 33) for share in (0, 0.01, 0.1, 1)] == [0, 0, 3, 33]
+    data = data_module(noise(19), max_unreadable=None)
+    with pytest.warns(UserWarning, match="0.jpg"):
+        data._warn_of_unreadable(["0.jpg: bad"])
+    with (
+        pytest.warns(UserWarning, match="1.jpg"),
+        pytest.raises(ValueError, match=r"2 of 19 .*, more than trainer\.max_unreadable=null allows \(1\); the "),
+    ):
+        data._warn_of_unreadable(["1.jpg: bad"])
 
 
 def test_an_epoch_resumes_after_the_batches_of_its_checkpoint():

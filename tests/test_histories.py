@@ -6,6 +6,7 @@ import pytest
 
 from made_runs import make_run
 from sppnet.results.histories import training_curve
+from sppnet.results.records import Epoch
 from sppnet.results.report_plots import learning_curves
 from sppnet.results.runs import read_runs
 from sppnet.results.statistics import counts_interval
@@ -38,6 +39,15 @@ def test_validations_are_means_with_intervals_where_all_runs_have_them(tmp_path)
     low, high = counts_interval([20, 24], 40)
     assert epoch == 2
     assert error == pytest.approx((55.0, 100 * low, 100 * high))
+
+
+def test_epochs_with_a_size_for_every_batch_are_not_marked_as_smaller(tmp_path):
+    runs = recorded(tmp_path, [(224, 3.0, 38), (224, 2.5, 30)])
+    path = runs[0].path / "result.json"
+    record = json.loads(path.read_text())
+    record["history"] = [Epoch.from_dict(epoch | {"size": None}).to_dict() for epoch in record["history"]]
+    path.write_text(json.dumps(record))
+    assert training_curve("zf5", read_runs([str(tmp_path)])).runs == [{1: (3.0, True), 2: (2.5, True)}]
 
 
 def test_old_records_without_losses_have_empty_curves(tmp_path):

@@ -1,5 +1,6 @@
 """Crops and samplers: functions of seed, epoch and index, every image once; unreadable images."""
 
+import collections
 import errno
 import functools
 import operator
@@ -10,10 +11,13 @@ import socket
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import jpeg
 from sppnet.classify.loading import (
     MAX_REPLACEMENTS,
+    BalancedSampler,
     CenterCrops,
     EpochSampler,
     ShareSampler,
@@ -187,3 +191,51 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
 def test_validation_shares_hold_every_image_exactly_once(images, processes):
     shares = [list(ShareSampler(images, rank=rank, processes=processes)) for rank in range(processes)]
     assert sorted(functools.reduce(operator.iadd, shares, [])) == list(range(images))
+
+
+def balanced(labels, seed=0, epoch=0, start=0, rank=0, processes=1):
+    sampler = BalancedSampler(np.array(labels), seed=seed, rank=rank, processes=processes)
+    sampler.set_epoch(epoch)
+    sampler.start = start
+    return list(sampler)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 3))
+def test_a_balanced_epoch_has_as_many_images_of_every_class_and_repeats_evenly(labels, epoch):
+    keys = balanced(labels, epoch=epoch)
+    present = set(labels)
+    of_each = len(labels) // len(present)
+    drawn = collections.Counter(labels[index] for _, index, _ in keys)
+    assert drawn == dict.fromkeys(present, of_each)
+    assert len(keys) == len(BalancedSampler(np.array(labels), seed=0)) == len(present) * of_each
+    assert {key[0] for key in keys} == {epoch}
+
+    times = collections.Counter(index for _, index, _ in keys)
+    for index, count in times.items():
+        size = labels.count(labels[index])
+        assert of_each // size <= count <= -(-of_each // size)
+        assert sorted(repetition for _, other, repetition in keys if other == index) == list(range(count))
+    small = {index for index, label in enumerate(labels) if labels.count(label) <= of_each}
+    assert small <= set(times)
+
+
+def test_a_balanced_epoch_is_a_function_of_seed_and_epoch_and_others_draw_other_images():
+    labels = [0] * 40 + [1] * 3
+    assert balanced(labels) == balanced(labels)
+    epochs = [balanced(labels, epoch=epoch) for epoch in range(8)]
+    seen = {index for keys in epochs for _, index, _ in keys if index < 40}
+    assert len(seen) > 35  # 21 of 40 in an epoch
+    assert sorted(balanced(labels, seed=1)) != sorted(epochs[0])
+    spread = [place for place, (_, index, _) in enumerate(epochs[0]) if index >= 40]
+    assert min(spread) < 5 < 37 < max(spread)  # in random order
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_balanced_shares_are_equal_disjoint_and_resumed(processes):
+    labels = [0] * 11 + [1] * 2 + [3] * 7
+    shares = [balanced(labels, rank=rank, processes=processes, epoch=2) for rank in range(processes)]
+    assert {len(share) for share in shares} == {18 // processes}
+    flat = [key for share in shares for key in share]
+    assert len(set(flat)) == len(flat)
+    assert set(flat) <= set(balanced(labels, epoch=2))
+    assert balanced(labels, epoch=2, start=4, processes=processes) == shares[0][4:]

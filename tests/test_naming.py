@@ -56,13 +56,15 @@ def test_names_say_what_is_trained():
     names = {
         "sizes=random": "zf5-spp50-random-180-224-shapes",
         "sizes=alternate": "zf5-spp50-224-180-shapes",
+        "sizes.cycle=[64,48] sizes.every=batch": "zf5-spp50-64-48-per-batch-shapes",
+        "sizes=random sizes.uniform=[64,96] sizes.multiple=32": "zf5-spp50-random-64-96-multiples-of-32-shapes",
         "pooling=none": "zf5-none-224-shapes",
         "backbone=timm": "resnet18-spp50-224-shapes",
         "pooling=spp30": "zf5-spp30-224-shapes",
         "experiment=demo": "demo",
     }
-    for override, name in names.items():
-        assert run_directory(composed(override)).path.name.startswith(f"{name}-seed0-")
+    for overrides, name in names.items():
+        assert run_directory(composed(*overrides.split())).path.name.startswith(f"{name}-seed0-")
 
 
 def test_classes_are_part_of_the_name_whatever_their_order_and_null_is_not():

@@ -40,6 +40,7 @@ def test_a_plan_makes_crops_of_its_largest_size():
         ({"input_std": [1.0, 0.0, 1.0]}, r".*recipe\.input_std=\[1\.0, 0\.0, 1\.0\]: must be .*, input_std above 0"),
         ({"seed": -1}, "seed=-1: must be from 0 to"),
         ({"sizes": (20,)}, "sizes: 20 pixels are too few for this backbone"),
+        ({"sizes": (64, 20)}, "sizes: 20 pixels are too few for this backbone"),
         ({"warmup_epochs": None, "plateau_patience": 3, "validate_every": 2}, r"trainer\.validate_every=2: must be 1"),
     ],
 )

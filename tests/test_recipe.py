@@ -1,6 +1,10 @@
 """Settings of training: defaults, notes for the user, and values out of range."""
 
-from sppnet.classify.advice import few_steps_note
+import dataclasses
+
+import numpy as np
+
+from sppnet.classify.advice import few_steps_note, imbalance_note
 from sppnet.classify.recipe import Recipe, default_warmup
 
 
@@ -34,3 +38,17 @@ def test_the_proposed_batch_can_be_shared_among_the_processes():
 def test_the_default_warmup_fits_short_runs():
     assert [default_warmup(epochs) for epochs in (1, 3, 5, 14)] == [0.2, 0.6, 1.0, 2.8]
     assert [str(default_warmup(epochs)) for epochs in (15, 20, 40, 60, 10**30)] == ["3"] * 5  # as written: hashes hold
+
+
+def test_classes_of_very_different_size_get_a_note_with_what_would_help():
+    labels = np.repeat([0, 1, 3], [200, 19, 2000])  # none of class 2, which does not count
+    classes = ["a", "rare\n", "none", "many"]
+    assert imbalance_note(recipe(8), labels, classes) == (
+        "classes are imbalanced: many has 2,000 training images, rare\\n has 19; recipe.balanced=true draws as many of "
+        "every class in an epoch, recipe.class_weights=true weighs the loss instead"
+    )
+    for option in ("balanced", "class_weights"):
+        assert imbalance_note(dataclasses.replace(recipe(8), **{option: True}), labels, classes) is None
+    assert imbalance_note(recipe(8), np.repeat([0, 1], [100, 10]), "ab") is None
+    assert imbalance_note(recipe(8), np.repeat([0, 1], [101, 10]), "ab") is not None
+    assert imbalance_note(recipe(8), np.array([0]), "a") is None

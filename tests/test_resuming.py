@@ -50,23 +50,48 @@ class SignalAt:
         return getattr(self.images, name)
 
 
-def train(data, run, workers=0, learning_rate=0.02, epochs=3, batch_size=4, precision="32-true", **machine):
+# Everything random about images, with a size for every batch.
+AUGMENTED = {
+    "crop_area": [0.2, 1.0],
+    "rand_augment": 9,
+    "erasing": 0.5,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+    "balanced": True,
+    "label_smoothing": 0.1,
+}
+BY_EPOCH = Sizes(cycle=[64, 48])
+BY_BATCH = Sizes(uniform=[48, 64], multiple=8, every="batch")
+
+
+def train(
+    data,
+    run,
+    workers=0,
+    learning_rate=0.02,
+    epochs=3,
+    batch_size=4,
+    precision="32-true",
+    sizes=BY_EPOCH,
+    augmentation=None,
+    **machine,
+):
     """Trains for three epochs of four steps, at 64, 48 and 64 pixels, with dropout."""
     fixed = {
         "epochs": epochs,
         "batch_size": batch_size,
         "momentum": 0.9,
         "weight_decay": 1e-4,
-        "warmup_epochs": 1,
+        "warmup_epochs": min(1, epochs - 1),
         "color": True,
     }
-    recipe = Recipe(learning_rate=learning_rate, **fixed)
+    recipe = Recipe(learning_rate=learning_rate, **fixed, **(augmentation or {}))
     plan = TrainingPlan(
         architecture="zf5",
         backbone_options={"width": 0.05, "normalization": "none"},
         levels=[3, 2, 1],
         hidden=8,
-        sizes=Sizes(cycle=[64, 48]),
+        sizes=sizes,
         source="folder",
         data_options={},
         recipe=recipe,
@@ -212,6 +237,32 @@ def test_a_run_stopped_repeatedly_ends_the_same_with_any_number_of_workers(data,
         with pytest.raises(Stopped):
             train(data._replace(train=SignalAt(data.train, reads)), tmp_path, workers)
     assert_same(outcome(tmp_path, train(data, tmp_path, workers=2)), uninterrupted)
+
+
+def test_a_run_with_augmentation_mixing_balance_and_sizes_by_batch_ends_the_same(data, tmp_path):
+    options = {"augmentation": AUGMENTED, "sizes": BY_BATCH}
+    excluded = [data.train.name(i) for i in range(12, 18)]
+    data = data._replace(train=select_images(data, "train", excluded))  # leaves 9 of one class and 3 of the other
+    expected = outcome(tmp_path / "whole", train(data, tmp_path / "whole", **options))
+    for reads in (6, 9):
+        with pytest.raises(Stopped):
+            train(data._replace(train=SignalAt(data.train, reads)), tmp_path / "run", **options)
+    assert_same(outcome(tmp_path / "run", train(data, tmp_path / "run", workers=2, **options)), expected)
+
+
+def test_each_setting_of_images_changes_what_is_trained(data, tmp_path):
+    """Their effects are tested where they are made; here, that they reach the training."""
+    excluded = [data.train.name(i) for i in range(12, 18)]
+    data = data._replace(train=select_images(data, "train", excluded))
+    settings = {"erasing": 1.0, "mixup": 0.4, "balanced": True, "class_weights": True}
+    options = {"plain": {}, **{key: {"augmentation": {key: value}} for key, value in settings.items()}}
+    options["by_batch"] = {"sizes": Sizes(cycle=[64, 48], every="batch")}
+    first_layers = set()
+    for key, changed in options.items():
+        train(data, tmp_path / key, epochs=1, **changed)
+        weights = torch.load(tmp_path / key / "checkpoints" / LAST, weights_only=True)["state_dict"]
+        first_layers.add(next(iter(weights.values())).numpy().tobytes())
+    assert len(first_layers) == len(options)
 
 
 @pytest.mark.parametrize("left", [17, 5])

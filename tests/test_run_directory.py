@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from conftest import started_process
-from sppnet.runtime.run_directory import RunDirectory, read_run_config
+from sppnet.runtime.run_directory import RunDirectory, read_run_config, sizes_in_words
 
 CONFIG = {
     "backbone": {"architecture": "zf5", "width": 0.1, "normalization": "none"},
@@ -27,6 +27,16 @@ def test_a_configuration_comes_back_as_it_was_written(tmp_path):
     assert read_run_config(tmp_path) == CONFIG
 
 
+def test_sizes_are_named_with_what_is_not_usual():
+    words = {
+        (224, 180): {"cycle": [224, 180], "uniform": None, "every": "epoch", "multiple": 1},
+        ("random", 180, 224): {"uniform": [180, 224]},
+        (224, 180, "per batch"): {"cycle": [224, 180], "every": "batch"},
+        ("random", 64, 96, "multiples of 32", "per batch"): {"uniform": [64, 96], "every": "batch", "multiple": 32},
+    }
+    assert {tuple(sizes_in_words(sizes)): sizes for sizes in words.values()} == words
+
+
 @pytest.mark.parametrize("seed", [0, 10**15, 2**63 - 1])
 def test_every_seed_that_can_be_trained_is_read(tmp_path, seed):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"seed": seed}))
@@ -41,6 +51,7 @@ def test_every_seed_that_can_be_trained_is_read(tmp_path, seed):
         ("pooling", "levels", 5, "pooling.levels must be null or a list of whole numbers from 1"),
         ("pooling", "levels", [], "pooling.levels must be null or a list"),
         ("sizes", "cycle", "224", "sizes.cycle must be null or a list"),
+        ("sizes", "multiple", 0, "sizes.multiple must be a whole number from 1"),
         ("sizes", "cycle", None, "sizes must have either cycle or uniform"),
         ("recipe", "epochs", "many", "recipe.epochs must be a whole number from 1"),
         ("recipe", "learning_rate", float("nan"), "recipe.learning_rate must be a number above 0"),

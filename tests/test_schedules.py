@@ -12,6 +12,7 @@ from sppnet.classify.schedules import (
     cosine_factor,
     plateau_factor,
     size_of_epoch,
+    size_of_step,
 )
 
 
@@ -30,6 +31,67 @@ def test_random_sizes_are_a_function_of_seed_and_epoch_and_reach_both_ends():
     assert size_of_epoch(7, uniform=[1, 4096]) == size_of_epoch(7, uniform=[1, 4096], seed=0)
     assert set(sizes) == set(range(180, 225))
     assert sum(sizes) / len(sizes) == pytest.approx(202, abs=2)
+
+
+def test_drawn_sizes_are_multiples_and_reach_both_ends():
+    draws = {"uniform": [128, 224], "multiple": 32, "seed": 3}
+    sizes = [size_of_epoch(epoch, **draws) for epoch in range(100)]
+    assert set(sizes) == {128, 160, 192, 224} == set(Sizes(**draws).all) == Sizes(**draws).of_run(1)
+    assert (Sizes(**draws).smallest, Sizes(**draws).largest) == (128, 224)
+
+
+def test_sizes_of_a_cycle_change_in_turn_by_step_and_every_one_comes_first_equally_often():
+    cycle = [224, 180, 200]
+    assert [size_of_step(0, step, cycle=cycle) for step in range(5)] == [224, 180, 200, 224, 180]
+    assert [size_of_step(1, step, cycle=cycle) for step in range(5)] == [180, 200, 224, 180, 200]
+    assert [size_of_step(epoch, 0, cycle=cycle) for epoch in range(4)] == [224, 180, 200, 224]
+
+
+def test_random_sizes_of_steps_are_a_function_of_seed_epoch_and_step():
+    def sizes(seed, epoch, **options):
+        return [size_of_step(epoch, step, uniform=[180, 224], seed=seed, **options) for step in range(400)]
+
+    assert sizes(3, 0) == sizes(3, 0)
+    assert len({tuple(sizes(3, 0)), tuple(sizes(4, 0)), tuple(sizes(3, 1))}) == 3
+    assert set(sizes(3, 0)) == set(range(180, 225))
+    assert sum(sizes(3, 0)) / 400 == pytest.approx(202, abs=2)
+    assert set(sizes(3, 0, multiple=4)) == set(range(180, 225, 4))
+
+
+def test_a_schedule_gives_the_size_of_every_step():
+    for sizes in ({"cycle": [224, 180, 200]}, {"uniform": [180, 224], "seed": 3, "multiple": 4}):
+        by_epoch, by_batch = Sizes(**sizes), Sizes(**sizes, every="batch")
+        for epoch, step in itertools.product(range(3), range(7)):
+            assert by_epoch.of_step(epoch, step) == by_epoch.of_epoch(epoch) == size_of_epoch(epoch, **sizes)
+            assert by_batch.of_step(epoch, step) == size_of_step(epoch, step, **sizes)
+            assert by_batch.of_epoch(epoch) is None
+        assert by_batch.of_run(1) == set(by_batch.all) == set(by_epoch.all)
+        assert by_batch.last_epoch_note(7) is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"cycle": [224], "every": "step"}, "^sizes.every=step: must be one of epoch, batch$"),
+        (
+            {"cycle": [224, 224], "every": "batch"},
+            r"^sizes.every=batch: needs more sizes than 224, such as sizes\.cycle=",
+        ),
+        ({"uniform": [224, 224], "every": "batch"}, "^sizes.every=batch: needs more sizes than 224"),
+        ({"uniform": [180, 224], "multiple": 0}, "^sizes.multiple=0: must be at least 1$"),
+        (
+            {"uniform": [180, 224], "multiple": 32},
+            r"^sizes.uniform=\[180, 224\]: must be multiples of sizes.multiple=32$",
+        ),
+        (
+            {"cycle": [64, 96], "multiple": 32},
+            r"^sizes.multiple=32: is for sizes.uniform; sizes.cycle=\[64, 96\] names",
+        ),
+    ],
+)
+def test_schedules_that_cannot_be_or_would_do_nothing_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        Sizes(**sizes)
 
 
 @pytest.mark.parametrize(

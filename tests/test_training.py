@@ -85,6 +85,17 @@ def test_every_epoch_trains_at_its_size(tmp_path):
     assert [epoch.size for epoch in result.history] == [64, 48, 56, 64]
 
 
+@pytest.mark.parametrize("sizes", [{"cycle": [64, 48, 56]}, {"uniform": [48, 64], "multiple": 8, "seed": 1}])
+def test_every_batch_trains_at_its_size(tmp_path, sizes):
+    folder, seen = make_image_folder(tmp_path / "images", train=10, val=1), []
+    schedule = Sizes(**sizes, every="batch")
+    result = train(folder, tmp_path / "run", sizes | {"every": "batch"}, epochs=2, seen=seen)
+    expected = [schedule.of_step(epoch, step) for epoch in range(2) for step in range(5)]
+    assert [images.shape[-2:] for images in seen] == [(side, side) for side in expected]
+    assert len(set(expected)) == 3
+    assert [epoch.size for epoch in result.history] == [None, None]
+
+
 def test_the_network_sees_images_minus_the_means_red_first_with_colours_shifted_along_alexnets_axes(tmp_path):
     """arXiv:1406.4729v4, §3.1: "the color altering in [3]", which adds the same to all pixels of an image."""
     red = make_image_folder(tmp_path / "images", train=4, val=1)

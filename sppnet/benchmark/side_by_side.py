@@ -164,7 +164,7 @@ class SideBySide:
             data,
             batch_size=self.batch_size,
             crop_side=224,
-            size_of_epoch=lambda epoch: 224,
+            size_of_step=lambda epoch, step: 224,
             input_mean=IMAGENET_MEAN,
             input_std=_STD,
             color=False,

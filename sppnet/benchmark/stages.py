@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sppnet.benchmark.timing import rate
+from sppnet.classify.augmentation import Augmentation
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import TrainingCrops
 from sppnet.classify.plan import TrainingPlan
@@ -84,7 +85,7 @@ def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[S
     images = setup.data.train
     indices = np.random.default_rng(0).permutation(len(images))[:_DISTINCT_IMAGES].tolist()
     files = [(images.read(i), images.name(i)) for i in indices]
-    crops = TrainingCrops(images, side=setup.plan.crop_side, seed=0)
+    crops = TrainingCrops(images, side=setup.plan.crop_side, seed=0, augmentation=_augmentation(setup))
 
     def one_by_one(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
         cycle = itertools.cycle(items)
@@ -93,11 +94,15 @@ def loading_stages(setup: TrainingSetup, workers: int, seconds: float) -> list[S
     stages = [
         Stage("read files", one_by_one(images.read, indices), "one core", "from the page cache after the first"),
         Stage("decode", one_by_one(lambda file: decode_image(*file), files), "one core"),
-        Stage("read, decode, resize, crop", one_by_one(lambda i: crops[0, i], indices), "one core"),
+        Stage("read, decode, crop, augment", one_by_one(lambda i: crops[0, i], indices), "one core"),
     ]
     batches = _endless(_data_module(setup, workers).train_dataloader())
     batch_size = len(next(batches)["label"])
-    stages.append(Stage(LOADER, rate(lambda: next(batches), batch_size, seconds), f"{workers} workers"))
+
+    # As many batches at once as workers have ready: one alone may come at once, or only after a long wait.
+    ready = 2 * max(1, workers)
+    loaded = rate(lambda: [next(batches) for _ in range(ready)], ready * batch_size, seconds)
+    stages.append(Stage(LOADER, loaded, f"{workers} workers"))
     return stages
 
 
@@ -210,14 +215,20 @@ def _data_module(setup: TrainingSetup, workers: int, compiled: bool = False) -> 
         setup.data,
         batch_size=setup.plan.recipe.batch_size,
         crop_side=setup.plan.crop_side,
-        size_of_epoch=lambda epoch: setup.sizes[epoch % len(setup.sizes)],
+        size_of_step=lambda epoch, step: setup.sizes[epoch % len(setup.sizes)],
         input_mean=setup.plan.input_statistics[0],
         input_std=setup.plan.input_statistics[1],
         color=setup.plan.recipe.color,
+        augmentation=_augmentation(setup),
+        balanced=setup.plan.recipe.balanced,
         seed=setup.plan.seed,
         workers=workers,
         compiled=compiled,
     )
+
+
+def _augmentation(setup: TrainingSetup) -> Augmentation | None:
+    return Augmentation.of(setup.plan.recipe, side=setup.plan.crop_side, mean=setup.plan.input_statistics[0])
 
 
 def _endless(loader: Any) -> Iterator[Any]:

@@ -1,8 +1,14 @@
 """Checks and notes on settings that do not fit the data or each other."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from sppnet.classify.machine import Machine
 from sppnet.classify.recipe import Recipe
+from sppnet.runtime.names import printable
 
+_IMBALANCED = 10  # times as many images in the largest class as in the smallest, from which on the user is told
 _FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
 
 
@@ -56,3 +62,23 @@ def _smaller_batch(recipe: Recipe, images: int, processes: int) -> str:
     """Returns overrides for a batch that makes enough steps, with a rate to go with it."""
     batch = _batch_for_enough_steps(images, processes)
     return f"recipe.batch_size={batch} recipe.learning_rate={recipe.learning_rate * batch / recipe.batch_size:.2g}"
+
+
+def imbalance_note(recipe: Recipe, labels: np.ndarray, classes: Sequence[str]) -> str | None:
+    """Returns a note if classes are of very different size and the recipe does nothing about it, else None.
+
+    Args:
+        recipe: of the training.
+        labels: int64 (n,), of the training images. Classes without images do not count.
+        classes: names by label.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    present = np.flatnonzero(counts)
+    largest, smallest = present[counts[present].argmax()], present[counts[present].argmin()]
+    if recipe.balanced or recipe.class_weights or counts[largest] <= _IMBALANCED * counts[smallest]:
+        return None
+    many, few = (f"{printable(classes[label])} has {counts[label]:,}" for label in (largest, smallest))
+    return (
+        f"classes are imbalanced: {many} training images, {few}; recipe.balanced=true draws as many of every class in "
+        "an epoch, recipe.class_weights=true weighs the loss instead"
+    )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from sppnet.classify.mixing import TrainingLoss
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import cosine_factor, plateau_factor
 from sppnet.metrics import count_wrong
@@ -27,7 +28,7 @@ class Classifier(LightningModule):
         network: the network to train.
         recipe: rates, schedule, regularization.
         seed: of the masks of dropout.
-        size_of_epoch: from the epoch, counted from 0, to its side in pixels.
+        size_of_epoch: from the epoch, counted from 0, to its side in pixels; None if every batch has its own.
         training_labels: int64 (n,), labels of all training images.
         validation_images: how many images a validation must count.
 
@@ -46,13 +47,14 @@ class Classifier(LightningModule):
         recipe: Recipe,
         *,
         seed: int,
-        size_of_epoch: Callable[[int], int],
+        size_of_epoch: Callable[[int], int | None],
         training_labels: np.ndarray,
         validation_images: int,
     ) -> None:
         super().__init__()
         self.network, self.recipe, self.seed, self.size_of_epoch = network, recipe, seed, size_of_epoch
-        self.guessing_loss = _guessing_loss(training_labels, network.num_classes, recipe.label_smoothing)
+        self.loss = TrainingLoss(recipe, training_labels, network.num_classes)
+        self.guessing_loss = self.loss.of_guessing()
         self.validation_images = validation_images
 
         self.history: list[dict[str, Any]] = []
@@ -122,8 +124,8 @@ class Classifier(LightningModule):
             group["lr"] = self.learning_rate()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self.network(images), labels, label_smoothing=self.recipe.label_smoothing)
+        images, labels = self.loss.mix(*batch)
+        loss = self.loss(self.network(images), labels)
         self.loss_sum += loss.detach() * len(labels)
         self.images_seen += len(labels)
 
@@ -149,7 +151,7 @@ class Classifier(LightningModule):
 
         # The end of the epoch. Lightning validates before it calls on_train_epoch_end, which would be too late.
         self._check_finite()
-        epoch = {
+        epoch: dict[str, Any] = {
             "epoch": self.current_epoch + 1,
             "size": self.size_of_epoch(self.current_epoch),
             "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / self.images_seen)),
@@ -224,7 +226,7 @@ class Classifier(LightningModule):
         subject = "the loss is" if bad_losses else "weights are"
         raise ValueError(
             f"{subject} not finite any more, at the latest in epoch {epoch + 1}, step {self.global_step}, "
-            f"size {self.size_of_epoch(epoch)}, rate {self.learning_rate():.3g}, "
+            f"{size_text(self.size_of_epoch(epoch))}, rate {self.learning_rate():.3g}, "
             f"gradient norm {float(self._gradient_norm()):.3g}; the last checkpoint is from before; "
             "lower recipe.learning_rate, or set recipe.clip_gradient_norm=5"
         )
@@ -260,11 +262,6 @@ class Classifier(LightningModule):
             self.logger.log_metrics({name: value}, step=self.global_step)
 
 
-def _guessing_loss(labels: np.ndarray, classes: int, label_smoothing: float) -> float:
-    """Returns the lowest loss of a network that gives all images the same scores: the entropy of the training labels.
-
-    With label smoothing, of the smoothed labels. ln(classes) for classes of equal size.
-    """
-    frequencies = np.bincount(labels, minlength=classes) / len(labels)
-    targets = (1 - label_smoothing) * frequencies + label_smoothing / classes
-    return float(-sum(target * np.log(target) for target in targets if target > 0))
+def size_text(size: int | None) -> str:
+    """Says at which size an epoch trains; None: every batch has its own."""
+    return "sizes by batch" if size is None else f"size {size}"

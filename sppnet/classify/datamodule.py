@@ -1,8 +1,8 @@
-"""Batches of network input, at the size of the epoch, from encoded images and labels.
+"""Batches of network input, at their size of training, from encoded images and labels.
 
-Workers decode, resize and crop (`sppnet.classify.loading`). The device mirrors, alters colours and resizes whole
-batches. The paper's 180 x 180 image is its 224 x 224 crop resized (arXiv:1406.4729v4, §2.3), so switching sizes is one
-call on the device, and no loader is rebuilt.
+Workers decode, crop and augment single images (`sppnet.classify.loading`). The device mirrors, alters colours and
+resizes whole batches. The paper's 180 x 180 image is its 224 x 224 crop resized (arXiv:1406.4729v4, §2.3), so switching
+sizes is one call on the device, and no loader is rebuilt.
 """
 
 import warnings
@@ -14,7 +14,9 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from sppnet.classify.augmentation import Augmentation
 from sppnet.classify.loading import (
+    BalancedSampler,
     CenterCrops,
     EpochSampler,
     ShareSampler,
@@ -28,22 +30,25 @@ from sppnet.runtime.loaders import ResumingLoader, WatchedLoader
 
 
 class ClassificationData(LightningDataModule):
-    """Training batches at the size of the epoch, validation batches of centre crops.
+    """Training batches at the size of their step, validation batches of centre crops.
 
     A batch on the device is (images, labels). Images are float32 (N, 3, s, s) in channels_last on the network's scale,
-    where s is the size of the epoch in training and `crop_side` in validation. Labels are int64 (N,).
+    where s is the size of the step in training and `crop_side` in validation. Labels are int64 (N,).
 
     Args:
         data: what `sppnet.data.sources.open_data` returns.
         batch_size: images per device and step.
         crop_side: of the crops in pixels, 224 in the paper; images are resized to a shorter side 8/7 of that before.
-        size_of_epoch: from the epoch, counted from 0, to its side in pixels.
+        size_of_step: from the epoch and the step in it, both counted from 0, to the side in pixels.
         input_mean, input_std: of the network.
         color: whether training alters colours (AlexNet's PCA lighting).
-        seed: of order, crops, mirroring and colours.
+        augmentation: of single training images besides; None: their crops are the paper's five, and nothing else.
+        balanced: whether an epoch draws as many images of every class.
+        seed: of order, crops, mirroring, colours and augmentation.
         workers: loader processes, 0 to load in the training process.
         compiled: whether the functions that prepare training batches on the device are compiled, once per size.
-        max_unreadable: share of the training images that may be unreadable; more raise ValueError.
+        max_unreadable: share of the training images that may be unreadable; more raise ValueError. None: see
+            `allowed_unreadable`.
         allow_changed_data: whether to resume from a checkpoint that was trained on other names or labels.
     """
 
@@ -53,20 +58,23 @@ class ClassificationData(LightningDataModule):
         *,
         batch_size: int,
         crop_side: int,
-        size_of_epoch: Callable[[int], int],
+        size_of_step: Callable[[int, int], int],
         input_mean: Sequence[float],
         input_std: Sequence[float],
         color: bool,
+        augmentation: Augmentation | None = None,
+        balanced: bool = False,
         seed: int,
         workers: int,
         compiled: bool = False,
-        max_unreadable: float = 1.0,
+        max_unreadable: float | None = 1.0,
         allow_changed_data: bool = False,
     ) -> None:
         super().__init__()
         self.data, self.batch_size, self.crop_side = data, batch_size, crop_side
-        self.size_of_epoch = size_of_epoch
+        self.size_of_step = size_of_step
         self.input_mean, self.input_std, self.color = tuple(input_mean), tuple(input_std), color
+        self.augmentation, self.balanced = augmentation, balanced
         self.seed, self.workers = seed, workers
         self.training_input = torch.compile(training_input, dynamic=False) if compiled else training_input
         self.max_unreadable, self.allow_changed_data = max_unreadable, allow_changed_data
@@ -75,10 +83,13 @@ class ClassificationData(LightningDataModule):
     def train_dataloader(self) -> ResumingLoader:
         """Returns the loader of this process's share of the training images, in a new order every epoch."""
         rank, processes = self._rank_and_processes()
-        sampler = EpochSampler(len(self.data.train), seed=self.seed, rank=rank, processes=processes)
+        share = {"seed": self.seed, "rank": rank, "processes": processes}
+        images = self.data.train
+        sampler = BalancedSampler(images.labels, **share) if self.balanced else EpochSampler(len(images), **share)
         # A smaller last batch would be compiled again, so it is dropped, unless it is the only one.
         options = self._loader_options() | {"sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
-        return ResumingLoader(TrainingCrops(self.data.train, side=self.crop_side, seed=self.seed), **options)
+        crops = TrainingCrops(images, side=self.crop_side, seed=self.seed, augmentation=self.augmentation)
+        return ResumingLoader(crops, **options)
 
     def val_dataloader(self) -> WatchedLoader[dict[str, Any]]:
         """Returns the loader of this process's share of the validation images."""
@@ -122,9 +133,17 @@ class ClassificationData(LightningDataModule):
 
         self._warn_of_unreadable(batch["unreadable"])
         color = batch["color"] if self.color else None
-        size = self.size_of_epoch(self.trainer.current_epoch)
+        size = self.size_of_step(self.trainer.current_epoch, self._step())
         images = self.training_input(batch["image"], batch["mirrored"], color, size, self.input_mean, self.input_std)
         return images, batch["label"]
+
+    def _step(self) -> int:
+        """Returns the step in the epoch that the batch is for which is being made, from 0."""
+        assert self.trainer is not None
+        # Lightning counts a batch as ready after it is on the device, also in an epoch that was resumed. Batches that
+        # accumulate for one step have one size.
+        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return batch // self.trainer.accumulate_grad_batches
 
     def _rank_and_processes(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -146,9 +165,21 @@ class ClassificationData(LightningDataModule):
                 warnings.warn(f"skipping an unreadable training image: {message}", stacklevel=2)
 
         bad, total = len(self.unreadable), len(self.data.train)
-        if bad > self.max_unreadable * total:
+        if bad > (allowed := allowed_unreadable(self.max_unreadable, total)):
+            share = self.max_unreadable
+            limit = f"null allows ({allowed})" if share is None else str(share)
             raise ValueError(
-                f"{bad} of {total} training images cannot be read, more than "
-                f"trainer.max_unreadable={self.max_unreadable}; the warnings name them; "
-                f"{shown_command('prepare_data')} makes a store without them"
+                f"{bad} of {total} training images cannot be read, more than trainer.max_unreadable={limit}; the "
+                f"warnings name them; {shown_command('prepare_data')} makes a store without them"
             )
+
+
+def allowed_unreadable(share: float | None, images: int) -> int:
+    """Returns how many of so many training images may be unreadable.
+
+    With None 1 %, but up to 5 of a small set, as long as they are at most a tenth of it: one damaged photo of thirty
+    does not stop a training.
+    """
+    if share is None:
+        return max(images // 100, min(5, images // 10))
+    return int(share * images)

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ from torch.utils.data import Dataset, Sampler
 
 from sppnet.data.batches import COLOR_STANDARD_DEVIATION
 from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
-from sppnet.data.sources import Images, LabelledImages
+from sppnet.data.sources import LabelledImages
 from sppnet.geometry import CROP_POSITIONS
 from sppnet.runtime.names import printable
 from sppnet.runtime.processes import start_loader_worker
 from sppnet.runtime.signals import STOP_SIGNALS
+
+if TYPE_CHECKING:  # it imports torchvision, which takes seconds, and commands that do not train need this file too
+    from sppnet.classify.augmentation import Augmentation
 
 # An unreadable training image is replaced by another; after this many in a row the data set is at fault.
 MAX_REPLACEMENTS = 20
@@ -34,25 +37,38 @@ def shorter_side_for(crop_side: int) -> int:
 
 
 class TrainingCrops(Dataset[dict[str, Any]]):
-    """Training images, each cropped at one of the paper's five positions, with the random numbers for the device.
+    """Training images, cropped at random, with the random numbers for the device.
 
-    An item is indexed by (epoch, index). It holds `image` uint8 (side, side, 3), `label`, `mirrored` bool, `color`
-    float32 (3,) and `unreadable`, a line for each file that had to be replaced ("" nearly always).
+    An item is indexed by (epoch, index), or by (epoch, index, repetition) where an epoch uses images several times. It
+    holds `image` uint8 (side, side, 3), `label`, `mirrored` bool, `color` float32 (3,) and `unreadable`, a line for
+    each file that had to be replaced ("" nearly always).
+
+    Args:
+        images: encoded images and labels.
+        side: of the crops in pixels.
+        seed: of everything random.
+        augmentation: of the images; None crops at one of the paper's five positions and alters nothing.
     """
 
-    def __init__(self, images: LabelledImages, *, side: int, seed: int) -> None:
-        self.images, self.side, self.seed = images, side, seed
+    def __init__(
+        self, images: LabelledImages, *, side: int, seed: int, augmentation: "Augmentation | None" = None
+    ) -> None:
+        self.images, self.side, self.seed, self.augmentation = images, side, seed, augmentation
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, index = key
-        random = np.random.default_rng([self.seed, epoch, index])
+    def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
+        random = np.random.default_rng([self.seed, *key])
         position = CROP_POSITIONS[random.integers(len(CROP_POSITIONS))]
         mirrored = bool(random.integers(2))
         color = random.normal(0.0, COLOR_STANDARD_DEVIATION, 3).astype(np.float32)
+        seed = 0 if self.augmentation is None else int(random.integers(2**63))
 
-        image, index, unreadable = self._read_or_replace(index, random)
+        image, index, unreadable = self._read_or_replace(key[1], random)
+        if self.augmentation is None or self.augmentation.random_crop is None:
+            image = _position_crop(image, self.side, position)
+        if self.augmentation is not None:
+            image = self.augmentation(image, seed)
         return {
-            "image": crop(image, self.side, position).permute(1, 2, 0),
+            "image": image.permute(1, 2, 0),
             "label": int(self.images.labels[index]),
             "mirrored": mirrored,
             "color": torch.from_numpy(color),
@@ -62,12 +78,12 @@ class TrainingCrops(Dataset[dict[str, Any]]):
     def _read_or_replace(self, index: int, random: np.random.Generator) -> tuple[Tensor, int, list[str]]:
         """Reads the image at `index` or, while that is unreadable, at an index drawn from `random`.
 
-        Returns the resized image, its index, and a line for every unreadable one.
+        Returns the decoded image, its index, and a line for every unreadable one.
         """
         unreadable: list[str] = []
         while True:
             try:
-                return _read_resized(self.images, index, shorter_side_for(self.side)), index, unreadable
+                return decode_image(self.images.read(index), self.images.name(index)), index, unreadable
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 if len(unreadable) == MAX_REPLACEMENTS:
@@ -89,22 +105,25 @@ class CenterCrops(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
-            image = _read_resized(self.images, index, shorter_side_for(self.side))
+            image = decode_image(self.images.read(index), self.images.name(index))
         except UnreadableImage as error:
             name = printable(self.images.name(index))
             raise UnreadableImage(
                 f"{error}; repair the file, or skip it with prepare_data.py exclude=[{name}]"
             ) from error
         label = int(self.images.labels[index])
-        return {"image": crop(image, self.side, "center").permute(1, 2, 0), "label": label}
+        return {"image": _position_crop(image, self.side, "center").permute(1, 2, 0), "label": label}
 
 
-def _read_resized(images: Images, index: int, shorter_side: int) -> Tensor:
-    """Reads and resizes an image: uint8 (3, h, w) with min(h, w) = `shorter_side`. Raises UnreadableImage."""
-    return resize_shorter_side(decode_image(images.read(index), images.name(index)), shorter_side)
+def _position_crop(image: Tensor, side: int, position: str) -> Tensor:
+    """Crops an image at one of `sppnet.geometry.POSITIONS`: uint8 (3, h, w) -> (3, side, side).
+
+    The shorter side of the image is resized to `shorter_side_for(side)` before.
+    """
+    return crop(resize_shorter_side(image, shorter_side_for(side)), side, position)
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
+class EpochSampler(Sampler[tuple[int, ...]]):
     """Samples (epoch, index) for this process's share of an epoch, in an order that depends only on (seed, epoch).
 
     Together the shares hold every image once, except the few left over when they do not divide evenly.
@@ -123,11 +142,47 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.images // self.processes
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.images)
-        share = order[self.rank :: self.processes][self.start : len(self)]
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        keys = self.keys(np.random.default_rng([self.seed, self.epoch]))
+        share = keys[self.rank :: self.processes][self.start : len(self)]
         self.start = 0
-        return ((self.epoch, int(index)) for index in share)
+        return ((self.epoch, *map(int, key)) for key in share)
+
+    def keys(self, random: np.random.Generator) -> np.ndarray:
+        """Returns what follows the epoch in the samples of all processes: int64 (n, 1), the indices."""
+        return random.permutation(self.images)[:, None]
+
+
+class BalancedSampler(EpochSampler):
+    """Samples (epoch, index, repetition), as many images of every class in an epoch.
+
+    An epoch is about as long as that of EpochSampler: images // C samples of each of the C classes that have images.
+    Larger classes show as many of their images, other ones in every epoch. Smaller classes repeat theirs: all equally
+    often, and some, other ones in every epoch, once more. The repetition counts from 0 how often an image came before
+    in the epoch, so that its crops differ.
+
+    Args:
+        labels: int64 (images,).
+    """
+
+    def __init__(self, labels: np.ndarray, *, seed: int, rank: int = 0, processes: int = 1) -> None:
+        super().__init__(len(labels), seed=seed, rank=rank, processes=processes)
+        counts = np.bincount(labels)
+        self.labels, self.counts = labels, counts[counts > 0]
+        self.of_each = len(labels) // len(self.counts)
+
+    def __len__(self) -> int:
+        return len(self.counts) * self.of_each // self.processes
+
+    def keys(self, random: np.random.Generator) -> np.ndarray:
+        """Returns what follows the epoch in the samples: int64 (n, 2), indices and repetitions."""
+        shuffled = random.permutation(self.images)
+        by_class = shuffled[np.argsort(self.labels[shuffled], kind="stable")]
+        firsts = np.cumsum(self.counts) - self.counts
+
+        repetitions, places = np.divmod(np.arange(self.of_each), self.counts[:, None])  # (classes, of_each) each
+        keys = np.stack([by_class[firsts[:, None] + places], repetitions], axis=-1).reshape(-1, 2)
+        return random.permutation(keys)
 
 
 class ShareSampler(Sampler[int]):

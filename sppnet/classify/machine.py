@@ -35,7 +35,8 @@ class Machine:
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
     save_every_steps: int | None = None  # steps between checkpoints inside an epoch; None: not by steps
     save_every_minutes: float | None = 10.0  # minutes between them; None: not by the clock
-    max_unreadable: float = 0.01  # share of the training images that may be unreadable; more stop the run
+    # Share of the training images that may be unreadable; more stop the run. None: 0.01, but up to 5 of a small set.
+    max_unreadable: float | None = None
     allow_changed_data: bool = False  # whether to resume although images or labels are not those of the checkpoint
 
     def __post_init__(self) -> None:
@@ -63,5 +64,5 @@ class Machine:
                 raise ValueError(f"trainer.{name}={value}: must be above 0, or null")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"trainer.workers={self.workers}: must be at least 0")
-        if not 0 <= self.max_unreadable <= 1:
-            raise ValueError(f"trainer.max_unreadable={self.max_unreadable}: must be from 0 to 1")
+        if self.max_unreadable is not None and not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"trainer.max_unreadable={self.max_unreadable}: must be from 0 to 1, or null")

@@ -14,6 +14,7 @@ from sppnet.classify.schedules import Sizes, check_sizes_fit
 from sppnet.data.sources import ImageData, open_data
 from sppnet.geometry import check_levels
 from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, check_settings, load_network, take_weights
+from sppnet.runtime.run_directory import sizes_in_words
 from sppnet.timm_backbone import pretrained_statistics
 
 
@@ -28,7 +29,7 @@ class TrainingPlan:
         backbone_options: keyword arguments of that backbone.
         levels: of the pyramid; None for the paper's baseline without one.
         hidden: outputs of fc6 and fc7.
-        sizes: the sides in pixels of the epochs.
+        sizes: the sides in pixels of the epochs or of the batches.
         source: a name of `sppnet.data.sources.DATA_SOURCES`.
         data_options: keyword arguments of that source.
         seed: of the weights and of everything random in training, from 0 to 2**63 - 1.
@@ -66,20 +67,20 @@ class TrainingPlan:
         # On the meta device building takes neither time nor memory. Pretrained weights are not downloaded.
         with torch.device("meta"):
             backbone = build_backbone(self.architecture, **without_weights(self.backbone_options))
-        check_sizes_fit(backbone, self.levels, self.sizes.cycle or range(self.sizes.smallest, self.crop_side + 1))
+        check_sizes_fit(backbone, self.levels, self.sizes.all)
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that decide the result, as text and numbers with dotted keys."""
         recipe = {f"recipe.{key}": value for key, value in asdict(self.recipe).items()}
         backbone = {f"backbone.{key}": value for key, value in self.backbone_options.items()}
-        sizes: list[Any] = self.sizes.cycle or ["random", self.sizes.smallest, self.crop_side]
+        sizes = sizes_in_words(asdict(self.sizes))
         own = {"pooling.levels": self.levels, "hidden": self.hidden, "sizes": sizes, "data": self.source}
         values = {"backbone": self.architecture, **backbone, **own, **recipe, "seed": self.seed}
         return {key: value if isinstance(value, (int, float)) else str(value) for key, value in values.items()}
 
     @property
     def crop_side(self) -> int:
-        """Side of the crops in pixels. Training resizes them to the size of the epoch, validation does not."""
+        """Side of the crops in pixels. Training resizes them to its sizes, validation does not."""
         return self.sizes.largest
 
     @property

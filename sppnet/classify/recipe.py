@@ -110,18 +110,17 @@ class Recipe:
             raise ValueError(f"recipe.ema_decay={self.ema_decay}: must be above 0 and below 1, or null")
 
     def _check_images(self) -> None:
-        for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+        for name, least, most in (("crop_area", 0.0001, 1), ("crop_aspect", 0.01, 100)):
             pair = getattr(self, name)
-            if pair is not None and (len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most):
-                limit = "" if most == math.inf else f", at most {most:g}"
-                raise ValueError(f"recipe.{name}={pair}: must be [smallest, largest], above 0{limit}")
+            if pair is not None and (len(pair) != 2 or not least <= pair[0] <= pair[1] <= most):
+                raise ValueError(f"recipe.{name}={pair}: must be [smallest, largest], from {least} to {most}")
         if self.rand_augment is not None and not 0 <= self.rand_augment <= 30:
             raise ValueError(f"recipe.rand_augment={self.rand_augment}: must be from 0 to 30, or null")
         if not 0 <= self.erasing <= 1:
             raise ValueError(f"recipe.erasing={self.erasing}: must be from 0 to 1")
         for name in ("mixup", "cutmix"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"recipe.{name}={getattr(self, name)}: must be at least 0")
+            if (alpha := getattr(self, name)) and not 0.001 <= alpha <= 1000:
+                raise ValueError(f"recipe.{name}={alpha}: must be 0, or from 0.001 to 1000")
         for first, second in (("rand_augment", "trivial_augment"), ("class_weights", "balanced")):
             if getattr(self, first) not in (None, False) and getattr(self, second):
                 raise ValueError(

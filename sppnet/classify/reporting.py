@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
-from sppnet.classify.classifier import Classifier
+from sppnet.classify.classifier import Classifier, size_text
 from sppnet.runtime.progress import clock, duration, speed
 
 
@@ -22,8 +22,8 @@ def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
             f"top-5 error {100 * epoch['top5_wrong'] / epoch['n']:5.2f} %  "
         )
     return (
-        f"epoch {epoch['epoch']:>{width}}/{epochs}  size {epoch['size']}  loss {epoch['train_loss']:.4f}  {errors}"
-        f"{speed(epoch['images_per_second'])} images/s  {clock(seconds_left)} left"
+        f"epoch {epoch['epoch']:>{width}}/{epochs}  {size_text(epoch['size'])}  loss {epoch['train_loss']:.4f}  "
+        f"{errors}{speed(epoch['images_per_second'])} images/s  {clock(seconds_left)} left"
     )
 
 
@@ -89,9 +89,9 @@ class StepLines(Callback):
     ) -> None:
         if self._is_due(trainer):
             classifier = _classifier(trainer)
-            size = classifier.size_of_epoch(trainer.current_epoch)
+            size = size_text(classifier.size_of_epoch(trainer.current_epoch))
             self._print(
-                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  size {size}  step {batch_idx + 1:,} of "
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {size}  step {batch_idx + 1:,} of "
                 f"{trainer.num_training_batches:,}  loss {classifier.mean_loss():.4f}  "
                 f"{speed(classifier.images_per_second())} images/s"
             )
@@ -152,8 +152,8 @@ class ProgressBar(TQDMProgressBar):
         return {"loss": f"{classifier.mean_loss():.3f}", "images/s": speed(classifier.images_per_second())}
 
     def _description(self, trainer: Trainer) -> str:
-        size = _classifier(trainer).size_of_epoch(trainer.current_epoch)
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, size {size}"
+        size = size_text(_classifier(trainer).size_of_epoch(trainer.current_epoch))
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, {size}"
 
 
 def _classifier(trainer: Trainer) -> Classifier:

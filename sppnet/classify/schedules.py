@@ -1,4 +1,4 @@
-"""The image size of an epoch and the learning rate of a step, as pure functions.
+"""The image size and the learning rate of a step, as pure functions.
 
 They keep no state between calls, so that a resumed run and an uninterrupted one agree.
 """
@@ -6,7 +6,7 @@ They keep no state between calls, so that a resumed run and an uninterrupted one
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _LARGEST_SIDE = 4096  # the largest side to train at, in pixels
 
 
 def size_of_epoch(
-    epoch: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0
+    epoch: int, *, cycle: list[int] | None = None, uniform: list[int] | None = None, seed: int = 0, multiple: int = 1
 ) -> int:
     """Returns the side in pixels at which an epoch trains.
 
@@ -28,51 +28,113 @@ def size_of_epoch(
             training with the even epochs at 224 (arXiv:1406.4729v4, §2.3; which size comes first is not stated).
         uniform: [smallest, largest]: one size per epoch, uniform over the integers between, both included (§3.1.3).
         seed: of the sizes drawn from `uniform`.
+        multiple: only multiples of it are drawn from `uniform`.
 
-    Raises ValueError unless exactly one of `cycle` and `uniform` is given, with sizes from 1 to _LARGEST_SIDE.
+    Raises ValueError unless exactly one of `cycle` and `uniform` is given, with sizes from 1 to _LARGEST_SIDE, those of
+    `uniform` multiples of `multiple`.
     """
-    _check_sizes(cycle, uniform)
+    _check_sizes(cycle, uniform, multiple)
     if cycle is not None:
         return cycle[epoch % len(cycle)]
+    return _drawn_size(np.random.SeedSequence([seed, epoch]), uniform, multiple)
+
+
+def size_of_step(
+    epoch: int,
+    step: int,
+    *,
+    cycle: list[int] | None = None,
+    uniform: list[int] | None = None,
+    seed: int = 0,
+    multiple: int = 1,
+) -> int:
+    """Returns the side in pixels at which a step trains, if every step has its own.
+
+    The sizes of a cycle are taken in turn. An epoch begins with that of `size_of_epoch`, so that each size comes first
+    equally often. Of `uniform`, a size is drawn for every step.
+
+    Args:
+        epoch: from 0.
+        step: in the epoch, from 0.
+        cycle, uniform, seed, multiple: as of `size_of_epoch`.
+
+    Raises ValueError as `size_of_epoch`.
+    """
+    _check_sizes(cycle, uniform, multiple)
+    if cycle is not None:
+        return cycle[(epoch + step) % len(cycle)]
+    return _drawn_size(np.random.SeedSequence([seed, epoch], spawn_key=(step,)), uniform, multiple)
+
+
+def _drawn_size(seed: np.random.SeedSequence, uniform: list[int] | None, multiple: int) -> int:
     assert uniform is not None
-    return int(np.random.default_rng([seed, epoch]).integers(uniform[0], uniform[1], endpoint=True))
+    low, high = (side // multiple for side in uniform)
+    return multiple * int(np.random.default_rng(seed).integers(low, high, endpoint=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """The size schedule of a run: the arguments of `size_of_epoch`, checked. Raises ValueError as that does."""
+    """The size schedule of a run: the arguments of `size_of_epoch`, and how long a size stays, checked.
+
+    Raises ValueError as `size_of_epoch`, and for a schedule in which `every` or `multiple` would have no effect.
+    """
 
     cycle: list[int] | None = None
     uniform: list[int] | None = None
     seed: int = 0
     every: str = "epoch"  # "epoch" or "batch": how long a size stays
-    multiple: int = 1  # drawn sizes are multiples of it
+    multiple: int = 1  # sizes drawn from `uniform` are multiples of it
 
     def __post_init__(self) -> None:
-        _check_sizes(self.cycle, self.uniform)
+        _check_sizes(self.cycle, self.uniform, self.multiple)
+        if self.every not in ("epoch", "batch"):
+            raise ValueError(f"sizes.every={self.every}: must be one of epoch, batch")
+        if self.every == "batch" and len(self.all) == 1:
+            raise ValueError(f"sizes.every=batch: needs more sizes than {self.all[0]}, such as sizes.cycle=[224,180]")
+
+    @property
+    def all(self) -> Sequence[int]:
+        """All sides in pixels that may be trained at, each once."""
+        if self.uniform is not None:
+            return range(self.uniform[0], self.uniform[1] + 1, self.multiple)
+        return list(dict.fromkeys(self.cycle or []))
 
     @property
     def smallest(self) -> int:
         """The smallest side in pixels."""
-        return min(self.cycle or self.uniform or [])
+        return min(self.all)
 
     @property
     def largest(self) -> int:
         """The largest side in pixels, which is also the side of the crops of training and validation."""
-        return max(self.cycle or self.uniform or [])
+        return max(self.all)
 
-    def of_epoch(self, epoch: int) -> int:
-        """Returns the side in pixels of an epoch, counted from 0."""
-        return size_of_epoch(epoch, cycle=self.cycle, uniform=self.uniform, seed=self.seed)
+    def of_epoch(self, epoch: int) -> int | None:
+        """Returns the side in pixels of an epoch, counted from 0; None if every batch has its own."""
+        if self.every == "batch":
+            return None
+        return size_of_epoch(epoch, **self._drawing)
+
+    def of_step(self, epoch: int, step: int) -> int:
+        """Returns the side in pixels of a step of an epoch, both counted from 0."""
+        if self.every == "batch":
+            return size_of_step(epoch, step, **self._drawing)
+        return size_of_epoch(epoch, **self._drawing)
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        return {"cycle": self.cycle, "uniform": self.uniform, "seed": self.seed, "multiple": self.multiple}
 
     def of_run(self, epochs: int) -> set[int]:
         """Returns all sides in pixels that a run of so many epochs may train at."""
-        return set(range(self.smallest, self.largest + 1)) if self.cycle is None else set(self.cycle[:epochs])
+        if self.cycle is not None and self.every == "epoch":
+            return set(self.cycle[:epochs])
+        return set(self.all)
 
     def last_epoch_note(self, epochs: int) -> str | None:
         """Returns a note for the user if the last epoch does not train at the size of the tested crops, else None."""
         last, tested = self.of_epoch(epochs - 1), self.largest
-        if last == tested:
+        if last in (None, tested):
             return None
 
         remedy = ""
@@ -83,7 +145,7 @@ class Sizes:
         return f"the last epoch trains at {last} pixels, and crops of {tested} are tested{remedy}"
 
 
-def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> None:
+def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None, multiple: int) -> None:
     """Raises ValueError unless exactly one is given, with sides from 1 to _LARGEST_SIDE."""
     if (cycle is None) == (uniform is None):
         raise ValueError("sizes: give either cycle, such as [224, 180], or uniform, such as [180, 224]")
@@ -93,6 +155,13 @@ def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None) -> 
         raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1 to {_LARGEST_SIDE}")
     if uniform is not None and (len(uniform) != 2 or uniform[0] > uniform[1]):
         raise ValueError(f"sizes.uniform={list(uniform)}: must be [smallest, largest]")
+
+    if multiple < 1:
+        raise ValueError(f"sizes.multiple={multiple}: must be at least 1")
+    if cycle is not None and multiple != 1:
+        raise ValueError(f"sizes.multiple={multiple}: is for sizes.uniform; sizes.cycle={list(cycle)} names its sizes")
+    if any(side % multiple for side in sizes):
+        raise ValueError(f"sizes.uniform={list(sizes)}: must be multiples of sizes.multiple={multiple}")
 
 
 def check_sizes_fit(backbone: "Backbone | TimmBackbone", levels: list[int] | None, sides: Collection[int]) -> None:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from sppnet.classify.advice import check_batch_size
+from sppnet.classify.augmentation import Augmentation
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import shorter_side_for
@@ -138,10 +139,12 @@ def _build_data_module(
         data,
         batch_size=batch_size,
         crop_side=plan.crop_side,
-        size_of_epoch=plan.sizes.of_epoch,
+        size_of_step=plan.sizes.of_step,
         input_mean=network.input_mean,
         input_std=network.input_std,
         color=plan.recipe.color,
+        augmentation=Augmentation.of(plan.recipe, side=plan.crop_side, mean=network.input_mean),
+        balanced=plan.recipe.balanced,
         seed=plan.seed,
         workers=workers,
         compiled=compiled,

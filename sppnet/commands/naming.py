@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.settings import plain
-from sppnet.runtime.run_directory import RunDirectory, without_folders
+from sppnet.runtime.run_directory import RunDirectory, sizes_in_words, without_folders
 
 # The settings that change the outcome of a run, and so the name of its directory.
 _OUTCOME = ("backbone", "pooling", "hidden", "sizes", "data", "recipe", "seed", "initial_weights")
@@ -53,5 +53,5 @@ def _default_name(config: DictConfig) -> str:
     network = re.sub(r"[^\w.-]+", "-", config.backbone.get("name", config.backbone.architecture))
     levels = config.pooling.levels
     pyramid = "none" if levels is None else f"spp{sum(n * n for n in levels)}"
-    sizes = "-".join(str(side) for side in config.sizes.get("cycle") or ["random", *config.sizes.uniform])
+    sizes = "-".join(str(word).replace(" ", "-") for word in sizes_in_words(config.sizes))
     return f"{network}-{pyramid}-{sizes}-{config.data.source}"

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sppnet.classify.advice import check_batch_size, few_steps_note
+from sppnet.classify.advice import check_batch_size, few_steps_note, imbalance_note
 from sppnet.classify.machine import Machine
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
@@ -191,6 +191,7 @@ def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", proces
     notes = [
         plan.sizes.last_epoch_note(plan.recipe.epochs),
         few_steps_note(plan.recipe, len(data.train), processes),
+        imbalance_note(plan.recipe, data.train.labels, data.classes),
         busy_machine(),
     ]
     for note in filter(None, notes):

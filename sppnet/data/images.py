@@ -255,7 +255,11 @@ def resize_shorter_side(image: Tensor, side: int) -> Tensor:
     if min(height, width) == side:
         return image
 
-    size = size_at_shorter_side(height, width, side)
+    return resize(image, size_at_shorter_side(height, width, side))
+
+
+def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (3, h, w) -> uint8 (3, *size): bilinear, antialiased."""
     # Not image[None]: its batch stride would make torch convert a channels-last image, and return it contiguous.
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]

@@ -32,7 +32,7 @@ class Epoch:
     """What a run records of one epoch. None: an old version did not record it, or the epoch was not validated."""
 
     epoch: int | None = None  # from 1
-    size: int | None = None  # side of the training images in pixels
+    size: int | None = None  # side of the training images in pixels; None also if every batch had its own
     train_loss: float | None = None  # mean over the images of the epoch
     learning_rate: float | None = None  # of the last step
     images_per_second: float  # of training, all processes together

@@ -15,7 +15,7 @@ from sppnet.results.object_files import OBJECTS_FILE
 from sppnet.results.records import Result, read_result
 from sppnet.results.scores import SCORING_RULES, Scores, check_single_label, is_of_validation_images, read_scores
 from sppnet.runtime.names import first_line
-from sppnet.runtime.run_directory import checkpoint_digest, read_run_config, without_folders
+from sppnet.runtime.run_directory import checkpoint_digest, read_run_config, sizes_in_words, without_folders
 
 # What the paper compares, in the order in which tables show it.
 VARIANTS = {
@@ -61,9 +61,8 @@ class Run:
 
     @property
     def sizes(self) -> list[int | str]:
-        """The sizes of training, such as [224, 180] or ["random", 180, 224]."""
-        sizes = self.config["sizes"]
-        return list(sizes.get("cycle") or ["random", *sizes["uniform"]])
+        """The sizes of training, such as [224, 180] or ["random", 180, 224, "per batch"]."""
+        return sizes_in_words(self.config["sizes"])
 
     @property
     def variant(self) -> str | None:

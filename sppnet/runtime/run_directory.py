@@ -7,7 +7,7 @@ import shutil
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ _CONFIG = {
 }
 _CONFIG_OPTIONS = {
     "backbone": {"name": TEXT, "width": POSITIVE},
-    "sizes": {"cycle": SIDES, "uniform": SIDES},
+    "sizes": {"cycle": SIDES, "uniform": SIDES, "every": TEXT, "multiple": COUNT},
     "data": {"root": Rule("null or text", lambda value: value is None or isinstance(value, str)), "classes": NAMES},
 }
 
@@ -86,6 +86,20 @@ def _check_config(config: dict[str, Any]) -> None:
     sizes = config["sizes"]
     if (sizes.get("cycle") is None) == (sizes.get("uniform") is None):
         raise ValueError("sizes must have either cycle or uniform")
+
+
+def sizes_in_words(sizes: Mapping[str, Any]) -> list[int | str]:
+    """Returns the sizes of training for names and tables: [224, 180], or ["random", 180, 224, "per batch"].
+
+    Args:
+        sizes: the section of a configuration, or the fields of `sppnet.classify.schedules.Sizes`.
+    """
+    words: list[int | str] = list(sizes.get("cycle") or ["random", *sizes["uniform"]])
+    if sizes.get("multiple", 1) != 1:
+        words.append(f"multiples of {sizes['multiple']}")
+    if sizes.get("every", "epoch") != "epoch":
+        words.append(f"per {sizes['every']}")
+    return words
 
 
 def checkpoint_file(run: Path) -> Path:

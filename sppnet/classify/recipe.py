@@ -32,10 +32,9 @@ class Recipe:
     dropout: float = 0.5  # ratio after fc6 and fc7
     color: bool = True  # AlexNet's PCA lighting
     initialization: str = "paper"  # "paper" or "fan_in"
-    input_mean: list[float] | None = (
-        None  # red, green, blue of 0..255; None: what a timm model was made for, else ImageNet's
-    )
-    input_std: list[float] | None = None
+    # Red, green, blue of 0..255. None: what a timm model was made for, ImageNet's for the other backbones.
+    input_mean: list[float] | None = field(default_factory=lambda: [123.675, 116.28, 103.53])
+    input_std: list[float] | None = field(default_factory=lambda: [1.0, 1.0, 1.0])
 
     # The update of the weights.
     optimizer: str = "sgd"  # "sgd", torch's, or another name of timm.optim.list_optimizers()

@@ -83,7 +83,8 @@ def layers_of(network, source):
     ],
 )
 def test_layers_that_mean_the_same_are_taken_from_the_trained_network(trained, changes, classes, taken):
-    network = make_plan(initial_weights=trained, **changes).build_network(classes)
+    statistics = {"input_mean": None, "input_std": None}
+    network = make_plan(initial_weights=trained, **statistics, **changes).build_network(classes)
     assert layers_of(network, load_network(trained)) == taken
     assert network.input_mean == (1.0, 2.0, 3.0)  # which the weights were trained on
     drawn = make_plan(**changes).build_network(classes)

@@ -51,6 +51,68 @@ def files_fingerprint(paths: np.ndarray, labels: np.ndarray, classes: tuple[str,
     return digest.hexdigest()
 
 
+def sorted_files(root: str, paths: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> ImageFiles:
+    """Returns image files sorted by class, then by path.
+
+    Classes are the names that an image has, sorted: by value if all of them are whole numbers, so that 2 is before 10.
+
+    Args:
+        root: the folder that `paths` start from.
+        paths: (n,) of bytes.
+        labels: int (n,), indices in `names`.
+        names: different ones, in any order.
+    """
+    used, labels = np.unique(labels, return_inverse=True)
+    found = [names[i] for i in used]
+    by_value = all(name.isdecimal() for name in found)
+    order = sorted(range(len(found)), key=lambda i: (int(found[i]) if by_value else 0, found[i]))
+    new_labels = np.argsort(order)[labels]
+    rows = np.lexsort((paths, new_labels))
+    return ImageFiles(root, paths[rows], new_labels[rows], tuple(found[i] for i in order))
+
+
+def chosen_parts(train: ImageFiles, val: ImageFiles, classes: Sequence[str] | None) -> tuple[ImageFiles, ImageFiles]:
+    """Returns the images of `classes`, None for all, in fixed parts, both labelled by the classes of `train`.
+
+    Raises ValueError as `of_classes`, for a part without images, and for a class that only `val` has.
+    """
+    train, val = of_classes((train, val), classes)
+    for part, images in (("training", train), ("validation", val)):
+        if not len(images):
+            raise ValueError(f"{train.root}: found no {part} images")
+    if unknown := [name for name in val.classes if name not in train.classes]:
+        raise ValueError(
+            f"{train.root}: found validation images of {listing(unknown)}, and no training images; add some, or leave "
+            "the class out by classes=[...] of the others"
+        )
+    label_of = {name: label for label, name in enumerate(train.classes)}
+    labels = np.array([label_of[name] for name in val.classes], np.int64)[val.labels]
+    return train, ImageFiles(val.root, val.paths, labels, train.classes)
+
+
+def missing_files(root: str, paths: np.ndarray) -> np.ndarray:
+    """Returns the indices of those of `paths`, (n,) of bytes, that are no files in `root`: int (m,), ascending.
+
+    Each folder is listed once: over a network that takes far less time than asking for every file.
+    """
+    folders, folder_of = np.unique([path.rpartition(b"/")[0] for path in paths.tolist()], return_inverse=True)
+    order = np.argsort(folder_of, kind="stable")
+    missing: list[int] = []
+    for folder, indices in zip(folders.tolist(), np.split(order, np.cumsum(np.bincount(folder_of))[:-1]), strict=True):
+        found = _file_names(os.path.join(os.fsencode(root), folder))
+        missing += [i for i in indices.tolist() if paths[i].rpartition(b"/")[2] not in found]
+    return np.array(sorted(missing), np.int64)
+
+
+def _file_names(folder: bytes) -> set[bytes]:
+    """Returns the names of the files in a folder, none if there is no such folder."""
+    try:
+        with os.scandir(folder or b".") as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
 # Splits and classes. They take the images of a data set sorted by label, each label being there.
 
 

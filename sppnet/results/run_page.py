@@ -80,7 +80,8 @@ def shown_views(run: Run, views: str | None) -> str:
 
 def _add_summary(page: Page, run: Run, result: Result) -> None:
     """Adds a table of the run's records, its configuration and its command."""
-    source, root = run.config["data"]["source"], run.config["data"].get("root")
+    data = run.config["data"]
+    source, root = data["source"], data.get("file") or data.get("root")
     images = f"{result.training_images:,} training and {result.n:,} validation images, {result.num_classes} classes"
     rows = [
         ["network", result.network or run.setting_text()],

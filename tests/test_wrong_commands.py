@@ -33,6 +33,7 @@ def place(tmp_path_factory):
     paths = [f"images/train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(3)]
     paths += [f"images/val/{name}/0.jpg" for name in ("cat", "dog")]
     (place / "photos.csv").write_text("path,label\n" + "".join(f"{path},{Path(path).parts[2]}\n" for path in paths))
+    (place / "list").write_text("train/cat/0.jpg\ntrain/dog/0.jpg\n")
     (place / "twice.csv").write_text(f"path,label\n{paths[0]},cat\n{paths[0]},dog\n")
     network = SPPNet(build_backbone("zf5", width=0.05), num_classes=2, hidden=8, classes=("cat", "dog"))
     config = composed("data=folder", f"data.root={place / 'images'}", "backbone.width=0.05", "hidden=8")
@@ -332,6 +333,20 @@ TRAIN = [
     ("data=imagenet data.root=images data.classes=[cat]", "data.classes: data=imagenet has no such key; data="),
     ("data=voc2007 data.root=images", "data.source=voc2007: has several labels per image", "sppnet transfer"),
     ("data=imagenet data.root=images", "images", "1000"),
+    ("data=folder data.root=images data.class_pattern=x_", "class_pattern=x_: has 0 groups, expected one"),
+    (
+        "data=folder data.root=images data.class_pattern='(x)_'",
+        "class_pattern=(x)_ finds no class in 6 of 6 names: train/",
+    ),
+    ("data=folder data.root=images data.class_pattern='(x'", "class_pattern=(x: is no regular expression (missing )"),
+    ("data=folder data.root=images data.class_pattern=^(x)_", "a value with such letters needs quotes"),
+    ("data=folder data.root=images data.train_list=a.txt", "train_list=a.txt: found neither val_list nor val_fraction"),
+    ("data=folder data.root=images data.val_list=a.txt", "val_list=a.txt: needs train_list=FILE beside it"),
+    ("data=folder data.root=images data.train_list=a.txt data.val_list=b.txt", "images/a.txt: there is no such file"),
+    (
+        "data=folder data.root=images data.train_list=../list data.val_list=../list",
+        "list: lists 2 images of train_list too",
+    ),
     ("data=table", "data.file: missing; give it as data.file=VALUE"),
     ("data=table data.file=nowhere.csv", "nowhere.csv: there is no such file"),
     ("data=table data.file=images", "images: found a folder, expected a CSV or parquet file"),

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from sppnet.data.image_files import ImageFiles, of_classes, select_files, shuffled_classes, split_by_fraction
+from sppnet.data.file_names import check_class_pattern, check_lists, check_several_classes, files_by_pattern, read_list
+from sppnet.data.image_files import (
+    IMAGE_SUFFIXES,
+    ImageFiles,
+    chosen_parts,
+    of_classes,
+    select_files,
+    shuffled_classes,
+    split_by_fraction,
+)
 from sppnet.data.shapes import generate_shapes
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.names import is_utf8, listing, printable
@@ -30,21 +39,35 @@ def shapes(
 
 
 def folder(
-    *, root: str, val_fraction: float | None = None, split_seed: int = 0, classes: list[str] | None = None
+    *,
+    root: str,
+    class_pattern: str | None = None,
+    train_list: str | None = None,
+    val_list: str | None = None,
+    val_fraction: float | None = None,
+    split_seed: int = 0,
+    classes: list[str] | None = None,
 ) -> tuple[ImageFiles, ImageFiles]:
-    """One folder per class in `root`/train and `root`/val (or validation, or test), or in `root` itself.
+    r"""One folder per class in `root`/train and `root`/val (or validation, or test), or in `root` itself.
 
     Class folders may hold folders; hidden files and folders are left out. Warns if `root` has several of val,
-    validation and test: the first one is used.
+    validation and test: the first one is used. With `class_pattern`, classes are in the names of files, and folders in
+    train, val or `root` mean nothing. With `train_list`, images are those of the lists, and other files are ignored.
 
     Args:
         root: the folder.
-        val_fraction: without a val folder, the share of every class that becomes val; None: 0.2 if there is no train
-            folder either, else an error.
+        class_pattern: a regular expression whose one group finds the class in the name of a file, as in
+            `files_by_pattern`; None: classes are folders.
+        train_list: a text file of the images to train on, as `read_list` takes it.
+        val_list: one of the images to validate on.
+        val_fraction: without a val folder or val_list, the share of every class that becomes val; None: 0.2 if there is
+            no train folder or train_list either, else an error.
         split_seed: decides, together with the names of the files, which images become val.
         classes: only the images of these; None: all.
     """
     top = existing_folder(Path(root))
+    if train_list is not None or val_list is not None:
+        return _listed(top, class_pattern, train_list, val_list, val_fraction, split_seed, classes)
     has_train = (top / "train").is_dir()
     val_folder, *unused = val_folders(top) or [""]
     if val_folder and not has_train:
@@ -59,18 +82,53 @@ def folder(
                 f"{shown_command('evaluate')} data=folder data.root={top / unused[-1]} part=all",
                 stacklevel=2,
             )
+        if class_pattern is not None:
+            train, val = (_read_images(top, part, class_pattern) for part in ("train", val_folder))
+            return chosen_parts(train, val, classes)
         return of_classes(_train_and_val(top, val_folder), classes)
 
     if has_train and val_fraction is None:
         raise ValueError(f"{top}: found train/, expected val/ beside it, or val_fraction=0.2 to split train/")
-    images = _read_classes(top, "train" if has_train else "")
+    images = _read_images(top, "train" if has_train else "", class_pattern)
+    return _split(images, val_fraction, split_seed, classes)
+
+
+def _split(
+    images: ImageFiles, val_fraction: float | None, seed: int, classes: list[str] | None
+) -> tuple[ImageFiles, ImageFiles]:
     images, _ = of_classes((images, images), classes)  # before they are split: others may have too few images for it
-    return split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
+    return split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, seed)
 
 
-def unsplit_folder(*, root: str, classes: list[str] | None = None) -> tuple[ImageFiles, ImageFiles]:
+def _listed(
+    top: Path,
+    class_pattern: str | None,
+    train_list: str | None,
+    val_list: str | None,
+    val_fraction: float | None,
+    split_seed: int,
+    classes: list[str] | None,
+) -> tuple[ImageFiles, ImageFiles]:
+    """The images that text files list."""
+    if train_list is None:
+        raise ValueError(f"val_list={val_list}: needs train_list=FILE beside it")
+    if (val_list is None) == (val_fraction is None):
+        found = "both val_list and val_fraction" if val_list else "neither val_list nor val_fraction"
+        raise ValueError(f"train_list={train_list}: found {found}, expected one of them")
+    train = read_list(top, train_list, class_pattern)
+    check_several_classes(train, str(top / train_list))
+    if val_list is None:
+        return _split(train, val_fraction, split_seed, classes)
+    val = read_list(top, val_list, class_pattern)
+    check_lists(train, val, str(top / val_list))
+    return chosen_parts(train, val, classes)
+
+
+def unsplit_folder(
+    *, root: str, class_pattern: str | None = None, classes: list[str] | None = None
+) -> tuple[ImageFiles, ImageFiles]:
     """All images of `root`, which has one folder per class, and no validation images: to test on all of them."""
-    images = _read_classes(existing_folder(Path(root)), "")
+    images = _read_images(existing_folder(Path(root)), "", class_pattern)
     nothing = ImageFiles(images.root, images.paths[:0], images.labels[:0], images.classes)
     return of_classes((images, nothing), classes)
 
@@ -130,14 +188,23 @@ def caltech101(
 
 # Reading folders.
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
-    *(".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"),
-)
-
 
 def _train_and_val(top: Path, val_folder: str) -> tuple[ImageFiles, ImageFiles]:
     return _read_classes(top, "train"), _read_classes(top, val_folder)
+
+
+def _read_images(top: Path, split: str, class_pattern: str | None) -> ImageFiles:
+    """The images in `top`/`split`, with the classes that `class_pattern` finds in names, or of class folders."""
+    if class_pattern is None:
+        return _read_classes(top, split)
+    check_class_pattern(class_pattern)
+    paths = list(image_paths(top / split, split))
+    if not paths:
+        raise ValueError(f"{top / split}: found no images, expected files such as *.jpg")
+    images = files_by_pattern(str(top), paths, class_pattern)
+    if split in ("", "train"):
+        check_several_classes(images, f"{top}: class_pattern={class_pattern}")
+    return images
 
 
 def _read_classes(top: Path, split: str) -> ImageFiles:

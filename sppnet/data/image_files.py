@@ -12,6 +12,11 @@ import numpy as np
 from sppnet.data.images import read_image_file
 from sppnet.runtime.names import listing, printable
 
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
+    *(".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class NamedFiles:

@@ -261,6 +261,8 @@ def has_fixed_parts(source: str, options: dict[str, Any]) -> bool:
     """
     if source in MULTI_LABEL_SOURCES or "split_seed" not in inspect.signature(DATA_SOURCES[source]).parameters:
         return True
-    if any(options.get(key) is not None for key in ("split_column", "val_file", "train_list", "val_list")):
+    if any(options.get(key) is not None for key in ("split_column", "val_file", "val_list")):
         return True
+    if options.get("train_list") is not None:
+        return False
     return source == "folder" and bool(val_folders(Path(options["root"])))

@@ -20,14 +20,14 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from sppnet.data.coco import coco
-from sppnet.data.folders import caltech101, folder, imagenet, shapes, val_folders
+from sppnet.data.folders import caltech101, folder, imagenet, shapes, unsplit_folder, val_folders
 from sppnet.data.images import Images as Images  # the interface of all data sets, known from here as well
 from sppnet.data.images import UnreadableImage, encoded_image_size
 from sppnet.data.multilabel import multilabel
 from sppnet.data.objects import DetectionSplits
 from sppnet.data.scenes import scenes
 from sppnet.data.stores import hub, prepared
-from sppnet.data.table_images import table
+from sppnet.data.table_images import table, unsplit_table
 from sppnet.data.voc import MultiLabelSplits, voc2007
 from sppnet.data.voc_objects import voc_objects
 from sppnet.runtime.names import listing
@@ -250,6 +250,25 @@ def open_data(source: str, /, **options: Any) -> ImageData:
             "expected the same in both, in the same order"
         )
     return ImageData(train, val, train.classes)
+
+
+# Of sources that can split at random: opens all images as training images, without splitting them.
+_UNSPLIT: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = {
+    "folder": unsplit_folder,
+    "table": unsplit_table,
+}
+
+
+def open_unsplit(source: str, /, **options: Any) -> ImageData:
+    """Opens all images of a data set, in one part if its parts would be random. Raises as `open_data`.
+
+    So a class of a single image can be tested, though it could not be split.
+    """
+    if source not in _UNSPLIT or has_fixed_parts(source, options):
+        return open_data(source, **options)
+    known = inspect.signature(_UNSPLIT[source]).parameters
+    everything, nothing = _UNSPLIT[source](**{key: value for key, value in options.items() if key in known})
+    return ImageData(everything, nothing, everything.classes)
 
 
 def has_fixed_parts(source: str, options: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from sppnet.metrics import shows_top5
 from sppnet.results.statistics import wilson_interval
 from sppnet.runtime.files import write_json
 from sppnet.runtime.names import first_line
@@ -193,7 +194,7 @@ def result_text(result: Result, run: Path) -> str:
         ("data", f"{result.data or 'unknown'} ({result.n:,} validation images, {result.num_classes} classes)"),
         ("protocol", result.protocol or "unknown"),
         ("top-1 error", _error_text(result.top1_wrong, result.n)),
-        ("top-5 error", _error_text(result.top5_wrong, result.n)),
+        *([("top-5 error", _error_text(result.top5_wrong, result.n))] * shows_top5(result.num_classes)),
         ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}"),
         ("run directory", str(run)),
         ("TensorBoard", f"tensorboard --logdir {run}"),

@@ -23,14 +23,6 @@ def top_k_wrong(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     return ahead > min(k, scores.shape[1])
 
 
-def shows_top5(classes: int) -> bool:
-    """Whether a top-5 error over so many classes is shown: from 10 on.
-
-    With fewer, guesses at random are right more often than not, and with five or fewer always. Records have it anyway.
-    """
-    return classes >= 10
-
-
 def count_wrong(scores: Tensor, labels: Tensor) -> Tensor:
     """Returns (3,) int64 on the device of `scores`: images wrong by top-1, images wrong by top-5, all images."""
     counts = [top_k_wrong(scores, labels, 1).sum(), top_k_wrong(scores, labels, 5).sum()]

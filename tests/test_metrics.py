@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sppnet.metrics import average_precision, count_wrong, interpolated_precision, shows_top5, top_k_wrong
+from sppnet.metrics import average_precision, count_wrong, interpolated_precision, top_k_wrong
 
 
 def test_top_k_looks_for_the_true_class_among_the_k_highest_scores():
@@ -34,10 +34,6 @@ def test_without_ties_it_equals_torchs_topk():
     for k in (1, 5):
         reference = (scores.topk(k).indices != labels[:, None]).all(dim=1)
         assert torch.equal(top_k_wrong(scores, labels, k), reference)
-
-
-def test_top5_is_shown_unless_a_guess_is_right_more_often_than_not():
-    assert [shows_top5(classes) for classes in (1, 2, 5, 6, 9, 10, 11, 1000)] == [False] * 5 + [True] * 3
 
 
 def test_counts_are_top1_top5_and_images():

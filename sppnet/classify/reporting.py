@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from sppnet.classify.classifier import Classifier
-from sppnet.metrics import shows_top5
+from sppnet.results.records import shows_top5
 from sppnet.runtime.progress import clock, speed
 
 

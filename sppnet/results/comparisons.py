@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from sppnet.metrics import shows_top5, top_k_wrong
+from sppnet.metrics import top_k_wrong
 from sppnet.results.page import Page
 from sppnet.results.plots import Estimate
+from sppnet.results.records import shows_top5
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores, check_single_label
 from sppnet.results.statistics import error_interval, paired_test, wilson_interval

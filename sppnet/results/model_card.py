@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sppnet.metrics import shows_top5
 from sppnet.network import SPPNet
 from sppnet.results.comparisons import errors_table, protocol_lines, wrong
 from sppnet.results.page import markdown_table
-from sppnet.results.records import Result
+from sppnet.results.records import Result, shows_top5
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores
 from sppnet.results.statistics import wilson_interval

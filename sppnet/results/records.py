@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sppnet.metrics import shows_top5
 from sppnet.results.statistics import wilson_interval
 from sppnet.runtime.files import write_json
 from sppnet.runtime.names import first_line
@@ -184,6 +183,14 @@ def read_result(run: Path) -> Result | None:
 def write_result(run: Path, result: Result) -> None:
     """Writes result.json into a run directory, atomically."""
     write_json(run / _RESULT_FILE, result.to_dict())
+
+
+def shows_top5(classes: int) -> bool:
+    """Whether a top-5 error over so many classes is shown: from 10 on.
+
+    With fewer, guesses at random are right more often than not, and with five or fewer always. Records have it anyway.
+    """
+    return classes >= 10
 
 
 def result_text(result: Result, run: Path) -> str:

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import yaml
 
-from sppnet.metrics import shows_top5
 from sppnet.results.comparisons import NotTested, error_estimate, error_text, top_counts, wrong
 from sppnet.results.histories import training_curve
 from sppnet.results.missing import training_command
 from sppnet.results.mistakes import Rate
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, error_dots
-from sppnet.results.records import Result
+from sppnet.results.records import Result, shows_top5
 from sppnet.results.report_plots import learning_curves
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sppnet.metrics import shows_top5
 from sppnet.results.comparisons import (
     INTERVALS_COVER,
     NotTested,
@@ -18,6 +17,7 @@ from sppnet.results.comparisons import (
 from sppnet.results.costs import parameters
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, Estimate, error_curves, error_dots
+from sppnet.results.records import shows_top5
 from sppnet.results.runs import VARIANTS, Run, grouped
 from sppnet.results.statistics import counts_interval, gain_interval
 from sppnet.runtime.checkout import shown_command

@@ -76,6 +76,14 @@ def test_parts_by_column_and_by_file(photos):
     assert [part.fingerprint() for part in by_file] == [train.fingerprint(), test.fingerprint()]
 
 
+def test_labels_of_images_in_no_part_are_no_classes(photos):
+    parts = ("train", "val", "test")
+    found = [(image(i), ("sea", "city", "moon")[i % 3], parts[i % 3]) for i in range(6)]
+    file = write_rows(photos / "photos.csv", found, ("path", "label", "split"))
+    with pytest.warns(UserWarning, match="validation uses the rows whose split is val, not test$"):
+        assert multilabel(file=file, split_column="split").train.classes == ("city", "sea")
+
+
 def test_chosen_classes_keep_all_images(photos):
     file = write_rows(photos / "photos.csv", [(image(number), labels) for number, labels in ROWS])
     train, test = multilabel(file=file, classes=["sea", "beach"])

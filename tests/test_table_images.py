@@ -81,7 +81,9 @@ def test_every_form_of_csv_is_read(photos, options):
 
 
 def test_spaces_blank_lines_and_further_columns_are_left_out(photos):
-    text = "id, label ,path\n\n1, a , a/image_0.jpg\n2,b,./b//image_1.jpg\n\n,b,b/./image_2.jpg \n4,a,a/image_3.jpg\n\n"
+    text = (
+        'id, label ,path\n\n1, "a", a/image_0.jpg\n2,b,./b//image_1.jpg\n\n,b,b/./image_2.jpg \n4,a,a/image_3.jpg\n\n'
+    )
     images, nothing = unsplit_table(file=write(photos / "photos.txt", text))
     found = [(0, "a/image_0.jpg"), (0, "a/image_3.jpg"), (1, "b/image_1.jpg"), (1, "b/image_2.jpg")]
     assert [(label, name) for _, label, name in rows(images)] == found

@@ -86,7 +86,10 @@ def test_errors_come_with_n_intervals_and_the_combination():
 
 def test_top1_and_top5_are_in_their_columns():
     labels, names = np.arange(6), np.array([f"{i}.jpg" for i in range(6)])
-    falling = np.tile(np.arange(6.0, 0.0, -1.0, dtype=np.float32), (6, 1))  # class 0 first, class 5 last
+    falling = np.tile(np.arange(10.0, 0.0, -1.0, dtype=np.float32), (6, 1))  # class 0 first, class 9 last
+    few = Scores(falling[:, :9], labels, names, {"run": "one"})
+    headers, ((*_, images, top1),) = errors_table({"center": {"one": few}})
+    assert (headers[-1][:5], images, top1.split()[0]) == ("top-1", "6", "83.33")
     headers, ((*_, top1, top5),) = errors_table({"center": {"one": Scores(falling, labels, names, {"run": "one"})}})
     assert [header[:5] for header in headers[-2:]] == ["top-1", "top-5"]
     assert all("over images" in header for header in headers[-2:-1])

@@ -39,6 +39,12 @@ GROUPS = ("backbone", "pooling", "sizes", "data", "recipe", "trainer", "logger",
 ROOT = "data.root=/some/where"
 DETECTION_PATHS = {"voc": ["root"], "coco": ["root"], "scenes": []}
 WITHOUT_ROOT = {"shapes", "hub", "scenes"}  # data whose configs need no root
+TABLES = {"table", "multilabel"}  # data in a table
+
+
+def place_of(source):
+    """Returns the overrides that a data source needs."""
+    return [] if source in WITHOUT_ROOT else ["data.file=photos.csv"] if source in TABLES else [ROOT]
 
 
 def composed(*overrides, resolve=True):
@@ -112,7 +118,7 @@ def check_transfer(*overrides):
 
 @pytest.mark.parametrize("source", sorted(DATA_SOURCES | MULTI_LABEL_SOURCES))
 def test_transfer_takes_every_data_source(source):
-    check_transfer(f"data={source}", "backbone=zf5", *([ROOT] if source not in ("shapes", "hub") else []))
+    check_transfer(f"data={source}", "backbone=zf5", *place_of(source))
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
@@ -147,8 +153,8 @@ def test_detection_takes_every_proposer_and_data_source(choice, data, tmp_path):
 
 @pytest.mark.parametrize(("group", "choice"), training_choices())
 def test_every_shipped_choice_fits_the_code(group, choice):
-    needs_root = group == "experiment" or (choice not in WITHOUT_ROOT and group == "data")
-    check(composed(f"{group}={choice}", *([ROOT] if needs_root else [])))
+    places = {"experiment": [ROOT], "data": place_of(choice)}
+    check(composed(f"{group}={choice}", *places.get(group, [])))
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "views").glob("*.yaml")), ids=lambda file: file.stem)
@@ -188,7 +194,7 @@ def test_every_backbone_and_data_source_has_a_config():
 
 @pytest.mark.parametrize("source", DETECTION_SOURCES)
 def test_a_config_of_detection_data_has_every_key_of_its_source(source):
-    config = composed(f"data={source}", *([] if source in WITHOUT_ROOT else [ROOT]))
+    config = composed(f"data={source}", *place_of(source))
     _, options = bound_choice(config.data, "source", DETECTION_SOURCES, "data.")
     signature = inspect.signature(DETECTION_SOURCES[source])
     assert set(options) == set(signature.parameters)
@@ -198,17 +204,17 @@ def test_a_config_of_detection_data_has_every_key_of_its_source(source):
 
 @pytest.mark.parametrize("source", DETECTION_SOURCES)
 def test_data_for_detection_is_refused_by_commands_for_labels(source):
-    config = composed(f"data={source}", *([] if source in WITHOUT_ROOT else [ROOT]))
+    config = composed(f"data={source}", *place_of(source))
     with pytest.raises(ValueError, match=rf"^data\.source={source}: must be one of shapes, folder"):
         bound_source(config.data)
 
 
 def test_only_data_of_one_label_per_image_is_bound_to_a_command_that_needs_it():
     for source in DATA_SOURCES:
-        assert bound_source(composed(f"data={source}", *([ROOT] if source not in ("shapes", "hub") else [])).data)
+        assert bound_source(composed(f"data={source}", *place_of(source)).data)
     for source in MULTI_LABEL_SOURCES:
         with pytest.raises(ValueError, match=rf"^data\.source={source}: has several labels per image.*transfer"):
-            bound_source(composed(f"data={source}", ROOT).data)
+            bound_source(composed(f"data={source}", *place_of(source)).data)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 
 from conftest import make_image_folder
 from sppnet.classify.datamodule import ClassificationData, allowed_unreadable
-from sppnet.data.folders import ImageFiles
+from sppnet.data.image_files import ImageFiles
 from sppnet.data.sources import ImageData, open_data
 from test_augmentation import CHOICES, augmentation
 from test_loading import Files, noise

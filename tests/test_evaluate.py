@@ -15,10 +15,13 @@ from sppnet.backbones import build_backbone
 from sppnet.commands import evaluate
 from sppnet.commands.naming import run_directory
 from sppnet.data.sources import content_digests, images_fingerprint, open_data
-from sppnet.network import SPPNet, save_network
+from sppnet.network import SPPNet, load_network, save_network
+from sppnet.results.records import read_result
 from sppnet.results.runs import read_runs
 from sppnet.results.scores import read_scores
-from sppnet.runtime.run_directory import RunDirectory
+from sppnet.runtime.published import data_to_record
+from sppnet.runtime.run_directory import RunDirectory, read_run_config
+from sppnet.use.publish import write_published
 from test_configs import CONFIGS, composed
 
 CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=float32"]
@@ -29,7 +32,8 @@ def make_run(run, root, *overrides, finished=True):
     config = composed("data=folder", f"data.root={root}", "backbone.width=0.05", "hidden=8", *overrides)
     RunDirectory(run, run_directory(config).config).claim()
     torch.manual_seed(0)
-    data = open_data("folder", root=str(root), classes=config.data.classes)
+    options = OmegaConf.to_container(config.data)
+    data = open_data(options.pop("source"), **options)
     network = SPPNet(
         build_backbone("zf5", width=0.05), tuple(config.pooling.levels), len(data.classes), hidden=8,
         classes=data.classes, initialization="fan_in",
@@ -179,6 +183,71 @@ def test_the_split_of_training_is_the_split_of_the_test(place):
     assert files("split") == ["center"]
     with pytest.raises(ValueError, match="has no val/ part"):
         test("run=split", "data.root=images/val")
+
+
+def published(run, **changes):
+    """Publishes a run with further settings of its data, and returns what it records of the data."""
+    (config, result), folder = (read_run_config(Path(run)), read_result(Path(run))), Path(f"{run}-net")
+    data = data_to_record({**config["data"], **changes}, result.data_fingerprint)
+    write_published(folder, load_network(run), "", crop_side=64, data=data)
+    return json.loads((folder / "config.json").read_text()).get("data")
+
+
+def test_a_published_network_is_tested_on_the_split_of_its_training(place, capsys):
+    options = ("sizes.cycle=[64]", "data.val_fraction=0.34", "data.split_seed=3")
+    make_run(place / "split", place / "images" / "train", *options)
+    test("run=split")
+    assert published("split").keys() == {"source", "val_fraction", "split_seed", "fingerprint"}
+    test("run=split-net", "data.root=images/train", "views=center")
+    (file,) = (place / "split-net.scores").iterdir()
+    expected = read_scores(place / "split/scores/center.npz")
+    assert read_scores(file).names.tolist() == expected.names.tolist()
+    assert read_scores(file).scores.tolist() == expected.scores.tolist()
+    with pytest.raises(ValueError, match=r"split-net: was trained on data=folder; give data\.root=PATH, where"):
+        test("run=split-net")
+    with pytest.raises(ValueError, match="has no val/ part"):  # of other images
+        test("run=split-net", "data.root=images/val")
+    with pytest.raises(ValueError, match="has no val/ part"):  # another split, of images that it was trained on
+        test("run=split-net", "data=folder", "data.root=images/train")
+    for secret in ({"train_list": "/home/me/list"}, {"source": "hub"}, {"class_pattern": "(a+)+"}):
+        assert published("split", **secret) is None
+        with pytest.raises(ValueError, match=r"split-net: has no config\.yaml that names its data"):
+            test("run=split-net", "data.root=images/train")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("source", "hub", "data.source must be one of folder, table"),
+        ("split_seed", "x", "data.split_seed must be a whole number"),
+        ("val_fraction", 2, "data.val_fraction must be a number from 0 to 1"),
+        ("classes", [1], "data.classes must be null or a list of text"),
+        (None, 3, "data must be a section"),
+    ],
+)
+def test_a_wrong_record_of_published_data_is_refused(place, key, value, line):
+    published("run")
+    file = place / "run-net" / "config.json"
+    config = json.loads(file.read_text())
+    config["data"] = value if key is None else {"source": "folder", "fingerprint": "x", key: value}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=line):
+        test("run=run-net", "data.root=images")
+
+
+def test_a_table_without_parts_is_tested_only_if_part_is_given(place):
+    pairs = [(part, name) for part in ("train", "val") for name in ("cat", "dog")]
+    lines = [f"images/{part}/{name}/{i}.jpg,{name}\n" for part, name in pairs for i in range(2)]
+    (place / "photos.csv").write_text("path,label\n" + "".join(lines[:3]))
+    command = ["run=run", "data=table", "data.file=photos.csv"]
+    test(*command, "part=all")
+    (file,) = (place / "run" / "scores").iterdir()
+    assert read_scores(file).names.tolist() == [line.split(",")[0] for line in lines[:3]]
+    (place / "photos.csv").write_text("path,label\n" + "".join(lines))
+    with pytest.raises(ValueError, match=r"data.file=\S+photos.csv: has no val_file or split_column; give part=all"):
+        test(*command)
+    test(*command, "data.val_fraction=0.5")
+    assert len(list((place / "run" / "scores").iterdir())) == 2
 
 
 def test_a_run_of_some_classes_is_tested_on_those(tmp_path, monkeypatch, capsys):

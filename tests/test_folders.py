@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from conftest import assert_refuses, make_tree, names, rows
-from sppnet.data.folders import ImageFiles, unsplit_folder
+from sppnet.data.folders import unsplit_folder
+from sppnet.data.image_files import ImageFiles
 from sppnet.data.sources import open_data
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sppnet.runtime.progress import Progress, clock, duration, speed
+from sppnet.runtime.progress import Progress, Waiting, clock, duration, speed
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,32 @@ def test_a_line_says_what_is_done_how_fast_and_the_time_left(capsys, monkeypatch
         for count in (6, 8, 9):
             progress.add(count)
     assert capsys.readouterr().out == "testing: 14 of 3,000 images, 0.35 images/s, 2:22:11 left\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_waiting_shows_lines_until_the_work_ends(capsys, monkeypatch, tmp_path, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr(Waiting, "FIRST", 0.05)
+    monkeypatch.setattr(Waiting, "SECONDS", 0.05)
+    with Waiting("photos train: preparing") as waiting:
+        (tmp_path / "file").write_bytes(bytes(3_000_000))
+        assert waiting.line() == "photos train: preparing, 3 MB written, 0:00"
+        while "MB" not in (shown := capsys.readouterr().err):
+            pass
+    after = capsys.readouterr().err
+    assert not waiting.thread.is_alive()
+    if terminal:
+        assert shown.startswith("\rphotos train: preparing, 3 MB written, 0:00\033[K")
+        assert after.endswith("\r\033[K")
+    else:
+        assert set((shown + after).splitlines()) == {"photos train: preparing, 3 MB written, 0:00"}
+
+
+def test_waiting_shows_nothing_for_short_work(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    with pytest.raises(KeyError), Waiting("short"):
+        raise KeyError
+    assert capsys.readouterr().err == ""
 
 
 def test_clock():

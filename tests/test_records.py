@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sppnet.results.records import Epoch, Result, read_result, result_text, write_result
+from sppnet.results.records import Epoch, Result, read_result, result_text, shows_top5, write_result
 from sppnet.runtime.files import write_json
 
 RESULT = {
@@ -162,6 +162,10 @@ def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
         write_json(tmp_path / "result.json", {"top1_error": object()})
     assert json.loads((tmp_path / "result.json").read_text()) == RESULT
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_top5_is_shown_unless_a_guess_is_right_more_often_than_not():
+    assert [shows_top5(classes) for classes in (1, 2, 5, 6, 9, 10, 11, 1000)] == [False] * 5 + [True] * 3
 
 
 def test_the_text_shows_errors_with_interval_n_and_protocol(tmp_path):

@@ -23,18 +23,22 @@ EPOCH = {
 
 
 def test_an_epoch_is_one_line():
-    assert epoch_line(EPOCH, 70, 3725) == (
+    assert epoch_line(EPOCH, 70, 3725, 10) == (
         "epoch  3/70  size 180  loss 1.2346  top-1 error 23.40 %  top-5 error  1.20 %  1,234 images/s  1:02:05 left"
     )
 
 
 def test_an_epoch_with_a_size_for_every_batch_shows_none():
-    assert epoch_line(EPOCH | {"size": None}, 70, 5).startswith("epoch  3/70  sizes by batch  loss 1.2346  top-1 ")
+    assert epoch_line(EPOCH | {"size": None}, 70, 5, 10).startswith("epoch  3/70  sizes by batch  loss 1.2346  top-1 ")
+
+
+def test_top5_of_few_classes_is_not_shown():
+    assert "top-1 error 23.40 %  1,234 images/s" in epoch_line(EPOCH, 70, 3725, 9)
 
 
 def test_an_epoch_without_validation_shows_no_errors():
     epoch = {key: value for key, value in EPOCH.items() if key not in {"top1_wrong", "top5_wrong", "n"}}
-    assert epoch_line(epoch, 70, 5) == "epoch  3/70  size 180  loss 1.2346  1,234 images/s  0:05 left"
+    assert epoch_line(epoch, 70, 5, 10) == "epoch  3/70  size 180  loss 1.2346  1,234 images/s  0:05 left"
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ if __name__ == "__main__":
 def test_help_lists_the_groups_of_the_command_and_shows_commands_of_the_checkout():
     help_text = python(SCRIPTS / "prepare_data.py", "--help", cwd=PROJECT).stdout
     groups = help_text.partition("== Groups (group=choice) ==\n")[2].partition("\n== ")[0]
-    assert groups == "data: caltech101, folder, hub, imagenet, prepared, shapes, voc2007\n"
+    assert groups == "data: caltech101, folder, hub, imagenet, multilabel, prepared, shapes, table, voc2007\n"
     assert "\n  python scripts/train.py data=prepared" in help_text
 
 

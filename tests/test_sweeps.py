@@ -24,9 +24,9 @@ def test_the_sweep_orders_pyramids_and_names_the_controls(tmp_path):
     assert [row[1].strip() for row in rows] == ["36", "1", "5", "49", "50"]
     assert [row[3].strip() for row in rows] == ["1", "2", "2", "2", "2"]
     fewer = "fewer parameters than no pyramid"
-    assert [row[8].strip() for row in rows] == ["", fewer, fewer, "one level, no pyramid", ""]
+    assert [row[7].strip() for row in rows] == ["", fewer, fewer, "one level, no pyramid", ""]
     assert rows[4][5].strip() == "30.00 ± 0.00"
-    assert rows[4][7].strip() == "2.0"
+    assert rows[4][6].strip() == "2.0"
 
 
 def test_error_against_test_scale(tmp_path):

@@ -26,12 +26,12 @@ def test_table2_on_other_data_has_no_column_of_the_paper(three_arms):
     page = table_page("table2", read_runs([str(three_arms)]))
     text = page.markdown()
     assert "paper" not in text.split("## ")[1].split("Not run yet")[0]
-    assert row_of(page, "| no SPP ", "ten_crop")[2:] == ["40", "2", "51.25 ± 1.77", "", "0.00 ± 0.00", "", "", "2.00"]
+    assert row_of(page, "| no SPP ", "ten_crop")[2:] == ["40", "2", "51.25 ± 1.77", "", "", "2.00"]  # 4 classes
     row = row_of(page, "SPP, one size", "ten_crop")
     assert row[4] == "40.00 ± 0.00"
     assert row[5].startswith("+11.25 (")
-    assert row[8] == "0.12, 0.062"  # of 40 images, 4 and 5 are wrong only without the pyramid
-    assert row[9:] == ["2.00"]
+    assert row[6] == "0.12, 0.062"  # of 40 images, 4 and 5 are wrong only without the pyramid
+    assert row[7:] == ["2.00"]
     assert "on 2 x GPU." in text
     assert "SPP, two sizes, seed 0, has not finished training: `python scripts/train.py run=" in text
     assert "ImageNet" not in text
@@ -191,7 +191,7 @@ def test_gains_between_protocols_leave_out_runs_tested_by_only_one(uneven_runs):
     (folder / "folder-single-2" / "scores" / "full.npz").unlink()
     page = table_page("table3", read_runs([str(folder)]))
     before, after = wrong["single", "center"][1:2], wrong["single", "full"][1:2]
-    cell, p = (row_of(page, "SPP, one size", "| full")[column] for column in (5, 8))
+    cell, p = (row_of(page, "SPP, one size", "| full")[column] for column in (5, 6))
     assert cell.startswith(f"{100 * (before.mean() - after.mean()):+.2f} (")
     assert interval_in(cell) == pytest.approx(gain_interval(before, after), abs=1e-4)
     assert len(p.split(", ")) == 1
@@ -207,14 +207,14 @@ def test_gains_with_one_run_on_a_side_are_marked_as_over_images_only(uneven_runs
 
 
 def test_top5_has_separate_columns(tmp_path):
-    labels, names = np.arange(40) % 8, np.array([f"{i}.jpg" for i in range(40)])
+    labels, names = np.arange(40) % 10, np.array([f"{i}.jpg" for i in range(40)])
     for variant, hits in (("none", 30), ("single", 35)):
         run = make_run(tmp_path, variant)
         about = made_scores("ten_crop", 0, yaml.safe_load((run / "config.yaml").read_text())).about
         # No label has the highest score; of so many images, it has the second, of the others the last.
-        scores = np.tile(np.linspace(0.2, 0.1, 8, dtype=np.float32), (40, 1))
+        scores = np.tile(np.linspace(0.2, 0.1, 10, dtype=np.float32), (40, 1))
         scores[np.arange(40), labels] = np.where(np.arange(40) < hits, 0.3, 0.0)
-        scores[np.arange(40), (labels + 1) % 8] = 0.4
+        scores[np.arange(40), (labels + 1) % 10] = 0.4
         write_scores(run / "scores" / "ten_crop.npz", Scores(scores, labels, names, about))
     row = row_of(table_page("table2", read_runs([str(tmp_path)])), "SPP, one size", "| ten_crop")
     assert [cell.split()[0] for cell in row[4:8]] == ["100.00", "+0.00", "12.50", "+12.50"]

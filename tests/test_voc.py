@@ -147,7 +147,7 @@ def test_images_survive_pickling_and_hold_no_object_per_image(devkit):
 
 
 def test_images_with_several_labels_are_no_source_to_train_on():
-    assert set(MULTI_LABEL_SOURCES) == {"voc2007"}
+    assert set(MULTI_LABEL_SOURCES) == {"voc2007", "multilabel"}
     assert not set(MULTI_LABEL_SOURCES) & set(DATA_SOURCES)
 
 

@@ -30,6 +30,11 @@ def place(tmp_path_factory):
     make_image_folder(place / "alone", ("cat",), train=1, val=1)
     (place / "empty").mkdir()
     (place / "file").write_text("not a folder")
+    paths = [f"images/train/{name}/{i}.jpg" for name in ("cat", "dog") for i in range(3)]
+    paths += [f"images/val/{name}/0.jpg" for name in ("cat", "dog")]
+    (place / "photos.csv").write_text("path,label\n" + "".join(f"{path},{Path(path).parts[2]}\n" for path in paths))
+    (place / "list").write_text("train/cat/0.jpg\ntrain/dog/0.jpg\n")
+    (place / "twice.csv").write_text(f"path,label\n{paths[0]},cat\n{paths[0]},dog\n")
     network = SPPNet(build_backbone("zf5", width=0.05), num_classes=2, hidden=8, classes=("cat", "dog"))
     config = composed("data=folder", f"data.root={place / 'images'}", "backbone.width=0.05", "hidden=8")
     RunDirectory(place / "run", run_directory(config).config).claim()
@@ -342,6 +347,49 @@ TRAIN = [
     ("data=imagenet data.root=images data.classes=[cat]", "data.classes: data=imagenet has no such key; data="),
     ("data=voc2007 data.root=images", "data.source=voc2007: has several labels per image", "sppnet transfer"),
     ("data=imagenet data.root=images", "images", "1000"),
+    ("data=folder data.root=images data.class_pattern=x_", "class_pattern=x_: has 0 groups, expected one"),
+    (
+        "data=folder data.root=images data.class_pattern='(x)_'",
+        "class_pattern=(x)_ finds no class in 6 of 6 names: train/",
+    ),
+    ("data=folder data.root=images data.class_pattern='(x'", "class_pattern=(x: is no regular expression (missing )"),
+    ("data=folder data.root=images data.class_pattern=^(x)_", "a value with such letters needs quotes"),
+    ("data=folder data.root=images data.train_list=a.txt", "train_list=a.txt: found neither val_list nor val_fraction"),
+    ("data=folder data.root=images data.val_list=a.txt", "val_list=a.txt: needs train_list=FILE beside it"),
+    ("data=folder data.root=images data.train_list=a.txt data.val_list=b.txt", "images/a.txt: there is no such file"),
+    (
+        "data=folder data.root=images data.train_list=../list data.val_list=../list",
+        "list: lists 2 images of train_list too",
+    ),
+    ("data=table", "data.file: missing; give it as data.file=VALUE"),
+    ("data=table data.file=nowhere.csv", "nowhere.csv: there is no such file"),
+    ("data=table data.file=images", "images: found a folder, expected a CSV or parquet file"),
+    ("data=table data.file=file", "file: found the columns not a folder, expected path"),
+    (
+        "data=table data.file=photos.csv data.label_column=class",
+        "photos.csv: found the columns path, label, expected c",
+    ),
+    (
+        "data=table data.file=photos.csv data.root=empty",
+        "photos.csv:2: there is no images/train/cat/0.jpg in empty (8 of",
+    ),
+    ("data=table data.file=photos.csv data.root=nowhere", "nowhere: there is no such folder"),
+    ("data=table data.file=photos.csv data.split_column=label", "photos.csv:2: label is 'cat', expected one of train"),
+    (
+        "data=table data.file=photos.csv data.val_file=photos.csv",
+        "photos.csv:2: images/train/cat/0.jpg is among the tr",
+    ),
+    ("data=table data.file=photos.csv data.val_fraction=2", "val_fraction=2.0: must be between 0 and 1"),
+    (
+        "data=table data.file=photos.csv data.val_file=x.csv data.val_fraction=0.2",
+        "val_file=x.csv and val_fraction=0.2: must be one of them",
+    ),
+    ("data=table data.file=photos.csv data.classes=[dgo]", "has no class dgo; did you mean dog?"),
+    ("data=table data.file=photos.csv data.colum=x", "data.colum: no such key"),
+    ("data=table data.file=[a,b]", "data.file: Cannot convert 'ListConfig' to string"),
+    ("data=table data.root=images", "data.file: missing; give it as data.file=VALUE"),
+    ("data=table data.file=twice.csv", "twice.csv:3: found images/train/cat/0.jpg a second time, after", "multilabel"),
+    ("data=multilabel data.file=photos.csv", "data.source=multilabel: has several labels per image", "sppnet transfer"),
     ("data=caltech101 data.root=images", "expected Caltech101's 102"),
     ("data=prepared data.root=images", "images: not a prepared store"),
     ("data=hub data.name=empty", "empty"),
@@ -436,6 +484,8 @@ PREPARE = [
     ),
     ("data.root=images out=new quality=x", "quality=x: must be a whole number"),
     ("data=null out=new", "data=null: must be one of caltech101"),
+    ("data=table data.file=nowhere.csv out=new", "nowhere.csv: there is no such file"),
+    ("data=multilabel data.file=photos.csv out=new", "data.source=multilabel: has several labels per image"),
     ("data=voc2007 data.root=images out=new", "data.source=voc2007: has several labels per image"),
     ("data.root=~/nowhere out=new", f"{Path.home()}/nowhere: there is no such folder"),
     ("data.root=images out=new exclude=[val/cat/9.jpg]", "exclude=val/cat/9.jpg: no image has this name"),
@@ -570,6 +620,10 @@ TRANSFER = [
     ("run=run data=voc2007 data.root=images", "expected ImageSets/Main there"),
     ("run=run data=caltech101 data.root=images", "expected Caltech101's 102"),
     (f"{PHOTOS} data.classes=[cat,dgo]", "classes: ", "no class dgo; did you mean dog?"),
+    ("run=run data=multilabel", "data.file: missing; give it as data.file=VALUE"),
+    ("run=run data=multilabel data.file=nowhere.csv", "nowhere.csv: there is no such file"),
+    ("run=run data=multilabel data.file=photos.csv splits=2", "splits=2: the parts of this data are fixed"),
+    ("run=run data=multilabel data.file=photos.csv data.val_fraction=7", "val_fraction=7.0: must be between 0 and 1"),
     (f"{PHOTOS} data.splits=3", "data.splits: no such key; did you mean"),
     (f"{PHOTOS} splits=0", "splits=0: must be from 1 to 1000, or null"),
     (f"{PHOTOS} splits=10", "splits=10: the parts of this data are fixed; give splits=1 or leave it out"),

@@ -9,18 +9,18 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from sppnet.classify.classifier import Classifier, size_text
+from sppnet.results.records import shows_top5
 from sppnet.runtime.progress import clock, duration, speed
 
 
-def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """Formats one line about a finished epoch, an entry of `Classifier.history`."""
+def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float, classes: int) -> str:
+    """Formats one line about a finished epoch, an entry of `Classifier.history` of a network with so many classes."""
     width = len(str(epochs))
     errors = ""
     if "n" in epoch:
-        errors = (
-            f"top-1 error {100 * epoch['top1_wrong'] / epoch['n']:5.2f} %  "
-            f"top-5 error {100 * epoch['top5_wrong'] / epoch['n']:5.2f} %  "
-        )
+        errors = f"top-1 error {100 * epoch['top1_wrong'] / epoch['n']:5.2f} %  "
+        if shows_top5(classes):
+            errors += f"top-5 error {100 * epoch['top5_wrong'] / epoch['n']:5.2f} %  "
     return (
         f"epoch {epoch['epoch']:>{width}}/{epochs}  {size_text(epoch['size'])}  loss {epoch['train_loss']:.4f}  "
         f"{errors}{speed(epoch['images_per_second'])} images/s  {clock(seconds_left)} left"
@@ -33,11 +33,12 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        history, epochs = _classifier(trainer).history, trainer.max_epochs or 0
+        classifier, epochs = _classifier(trainer), trainer.max_epochs or 0
+        history, classes = classifier.history, classifier.network.num_classes
         # Epochs of different sizes take different times, so the mean of the last four predicts better than the last.
         recent = [epoch["seconds"] for epoch in history[-4:]]
         left = (epochs - len(history)) * sum(recent) / len(recent)
-        Tqdm.write(epoch_line(history[-1], epochs, left), file=sys.stdout)
+        Tqdm.write(epoch_line(history[-1], epochs, left, classes), file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -3,6 +3,7 @@
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +15,7 @@ from sppnet.commands.settings import bound, resolved
 from sppnet.geometry import CROP_SIDE
 from sppnet.results.records import read_result
 from sppnet.results.runs import Run
-from sppnet.runtime.published import is_hub_address, parse_hub_address
+from sppnet.runtime.published import data_to_record, is_hub_address, parse_hub_address
 from sppnet.runtime.run_directory import checkpoint_file, read_run_config
 
 
@@ -98,11 +99,18 @@ def publish(config: DictConfig) -> None:
 
     with ExitStack() as stack:
         folder = Path(config.out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / name)
-        write_published(folder, network, card, crop_side=side)
+        write_published(folder, network, card, crop_side=side, data=_data_of(run))
         if config.out:
             print(f"written: {', '.join(str(folder / file) for file in FILES)}", flush=True)
         if repository:
             print(f"uploaded: {upload(folder, repository, private=config.private)}")
+
+
+def _data_of(run: Run | None) -> dict[str, Any] | None:
+    """Returns what is published of the data of a finished run; None for a checkpoint, or where it may not be."""
+    if run is None or run.result is None:
+        return None
+    return data_to_record(run.config["data"], run.result.data_fingerprint)
 
 
 def command() -> None:

@@ -116,7 +116,7 @@ def _find_images(section: dict[str, Any], scores: "Scores") -> "TestedImages | s
             source, options = bound_source(OmegaConf.create(section))
             return find_tested_images(open_data(source, **options), scores)
     except (ValueError, OSError) as error:
-        place = section.get("root") or section.get("name") or ""
+        place = section.get("file") or section.get("root") or section.get("name") or ""
         return (
             f"without thumbnails and sizes of the images of {section.get('source')} {place}: {one_line(error)}; if "
             "they were moved, give data.root=PATH"

@@ -1,6 +1,5 @@
 """Tests features of a frozen network on other data by linear SVMs: `sppnet transfer --help`."""
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +17,7 @@ from sppnet.geometry import LARGEST_SCALE
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.rules import SEED
-from sppnet.runtime.run_directory import without_folders
+from sppnet.runtime.run_directory import with_absolute_places, without_folders
 
 if TYPE_CHECKING:
     from sppnet.commands.frozen_networks import LoadedNetwork
@@ -172,9 +171,7 @@ def _open_data(checked: Checked) -> tuple[dict[str, Any], "TransferData"]:
     """Opens the data. Returns the section with an absolute root, and the data."""
     from sppnet.transfer.protocols import open_transfer_data
 
-    source, options, config = checked.source, dict(checked.options), checked.config
-    if options.get("root") and "://" not in options["root"]:
-        options["root"] = os.path.abspath(options["root"])
+    source, options, config = checked.source, with_absolute_places(checked.options), checked.config
     section = {"source": source, **options}
     data = open_transfer_data(source, splits=config.splits, exclude=config.exclude, **options)
     print(f"{_data_text(section)}: {len(data.truth):,} images of {len(data.classes)} classes, {_splits_text(data)}")
@@ -262,8 +259,9 @@ def _transfer_view(work: _Work, run: Path, networks: "list[FrozenNetwork]", view
 
 def _data_text(section: dict[str, Any]) -> str:
     """Returns the source and, where it says more, the last part of the root: "folder photos"."""
-    name = Path(str(section.get("root") or section.get("name") or "")).name
-    return f"{section['source']} {name}" if section["source"] in ("folder", "prepared", "hub") else section["source"]
+    name = Path(str(section.get("file") or section.get("root") or section.get("name") or "")).name
+    of_any_data = ("folder", "table", "multilabel", "prepared", "hub")
+    return f"{section['source']} {name}" if section["source"] in of_any_data else section["source"]
 
 
 def _splits_text(data: "TransferData") -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from sppnet.data.folders import check_classes, existing_folder
+from sppnet.data.folders import existing_folder
+from sppnet.data.image_files import check_classes
 from sppnet.data.objects import AnnotatedFiles, DetectionSplits, Objects, annotated_files
 from sppnet.runtime.names import first_line, listing, printable
 

@@ -1,60 +1,26 @@
 """Data sets in folders of image files: class folders, ImageNet, Caltech101, and the drawn shapes."""
 
-import hashlib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import compress
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from sppnet.data.images import read_image_file
+from sppnet.data.file_names import check_class_pattern, check_lists, check_several_classes, files_by_pattern, read_list
+from sppnet.data.image_files import (
+    IMAGE_SUFFIXES,
+    ImageFiles,
+    chosen_parts,
+    of_classes,
+    select_files,
+    shuffled_classes,
+    split_by_fraction,
+)
 from sppnet.data.shapes import generate_shapes
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.names import is_utf8, listing, printable
-
-
-@dataclass(frozen=True, eq=False)
-class NamedFiles:
-    """Image files under `root`; a name is the path from there, with slashes. With root "", from the current folder."""
-
-    root: str
-    paths: np.ndarray  # (n,) of bytes: one array, not a Python object per image
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> bytes:
-        name = self.name(index)
-        return read_image_file(os.path.join(self.root, name), name)
-
-    def name(self, index: int) -> str:
-        return os.fsdecode(self.paths[index])
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFiles(NamedFiles):
-    """Image files with one label each."""
-
-    labels: np.ndarray  # int64 (n,)
-    classes: tuple[str, ...]
-
-    def fingerprint(self) -> str:
-        """A hash of names and labels, not of the contents of the files, because reading them takes long."""
-        return files_fingerprint(self.paths, self.labels, self.classes)
-
-
-def files_fingerprint(paths: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> str:
-    """A hash of the names and labels of image files."""
-    digest = hashlib.sha256("\0".join(classes).encode())
-    digest.update(b"\0".join(paths.tolist()))
-    digest.update(labels.tobytes())
-    return digest.hexdigest()
-
 
 # The sources. Each returns (training images, validation images). With `classes`, these are the images that it has of
 # those classes without it, labelled from 0 in the order of the data set.
@@ -67,27 +33,41 @@ def shapes(
 ) -> tuple[ImageFiles, ImageFiles]:
     """`train` and `val` images of `sppnet.data.shapes`, drawn into `root` on first use.
 
-    `train` and `val` count the images of all classes; `classes` selects those of some. Raises as `_of_classes`.
+    `train` and `val` count the images of all classes; `classes` selects those of some. Raises as `of_classes`.
     """
-    return _of_classes(_train_and_val(generate_shapes(Path(root), train=train, val=val, seed=seed), "val"), classes)
+    return of_classes(_train_and_val(generate_shapes(Path(root), train=train, val=val, seed=seed), "val"), classes)
 
 
 def folder(
-    *, root: str, val_fraction: float | None = None, split_seed: int = 0, classes: list[str] | None = None
+    *,
+    root: str,
+    class_pattern: str | None = None,
+    train_list: str | None = None,
+    val_list: str | None = None,
+    val_fraction: float | None = None,
+    split_seed: int = 0,
+    classes: list[str] | None = None,
 ) -> tuple[ImageFiles, ImageFiles]:
-    """One folder per class in `root`/train and `root`/val (or validation, or test), or in `root` itself.
+    r"""One folder per class in `root`/train and `root`/val (or validation, or test), or in `root` itself.
 
     Class folders may hold folders; hidden files and folders are left out. Warns if `root` has several of val,
-    validation and test: the first one is used.
+    validation and test: the first one is used. With `class_pattern`, classes are in the names of files, and folders in
+    train, val or `root` mean nothing. With `train_list`, images are those of the lists, and other files are ignored.
 
     Args:
         root: the folder.
-        val_fraction: without a val folder, the share of every class that becomes val; None: 0.2 if there is no train
-            folder either, else an error.
+        class_pattern: a regular expression whose one group finds the class in the name of a file, as in
+            `files_by_pattern`; None: classes are folders.
+        train_list: a text file of the images to train on, as `read_list` takes it.
+        val_list: one of the images to validate on.
+        val_fraction: without a val folder or val_list, the share of every class that becomes val; None: 0.2 if there is
+            no train folder or train_list either, else an error.
         split_seed: decides, together with the names of the files, which images become val.
         classes: only the images of these; None: all.
     """
     top = existing_folder(Path(root))
+    if train_list is not None or val_list is not None:
+        return _listed(top, class_pattern, train_list, val_list, val_fraction, split_seed, classes)
     has_train = (top / "train").is_dir()
     val_folder, *unused = val_folders(top) or [""]
     if val_folder and not has_train:
@@ -102,20 +82,55 @@ def folder(
                 f"{shown_command('evaluate')} data=folder data.root={top / unused[-1]} part=all",
                 stacklevel=2,
             )
-        return _of_classes(_train_and_val(top, val_folder), classes)
+        if class_pattern is not None:
+            train, val = (_read_images(top, part, class_pattern) for part in ("train", val_folder))
+            return chosen_parts(train, val, classes)
+        return of_classes(_train_and_val(top, val_folder), classes)
 
     if has_train and val_fraction is None:
         raise ValueError(f"{top}: found train/, expected val/ beside it, or val_fraction=0.2 to split train/")
-    images = _read_classes(top, "train" if has_train else "")
-    images, _ = _of_classes((images, images), classes)  # before they are split: others may have too few images for it
-    return _split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
+    images = _read_images(top, "train" if has_train else "", class_pattern)
+    return _split(images, val_fraction, split_seed, classes)
 
 
-def unsplit_folder(*, root: str, classes: list[str] | None = None) -> tuple[ImageFiles, ImageFiles]:
+def _split(
+    images: ImageFiles, val_fraction: float | None, seed: int, classes: list[str] | None
+) -> tuple[ImageFiles, ImageFiles]:
+    images, _ = of_classes((images, images), classes)  # before they are split: others may have too few images for it
+    return split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, seed)
+
+
+def _listed(
+    top: Path,
+    class_pattern: str | None,
+    train_list: str | None,
+    val_list: str | None,
+    val_fraction: float | None,
+    split_seed: int,
+    classes: list[str] | None,
+) -> tuple[ImageFiles, ImageFiles]:
+    """The images that text files list."""
+    if train_list is None:
+        raise ValueError(f"val_list={val_list}: needs train_list=FILE beside it")
+    if (val_list is None) == (val_fraction is None):
+        found = "both val_list and val_fraction" if val_list else "neither val_list nor val_fraction"
+        raise ValueError(f"train_list={train_list}: found {found}, expected one of them")
+    train = read_list(top, train_list, class_pattern)
+    check_several_classes(train, str(top / train_list))
+    if val_list is None:
+        return _split(train, val_fraction, split_seed, classes)
+    val = read_list(top, val_list, class_pattern)
+    check_lists(train, val, str(top / val_list))
+    return chosen_parts(train, val, classes)
+
+
+def unsplit_folder(
+    *, root: str, class_pattern: str | None = None, classes: list[str] | None = None
+) -> tuple[ImageFiles, ImageFiles]:
     """All images of `root`, which has one folder per class, and no validation images: to test on all of them."""
-    images = _read_classes(existing_folder(Path(root)), "")
+    images = _read_images(existing_folder(Path(root)), "", class_pattern)
     nothing = ImageFiles(images.root, images.paths[:0], images.labels[:0], images.classes)
-    return _of_classes((images, nothing), classes)
+    return of_classes((images, nothing), classes)
 
 
 def val_folders(top: Path) -> list[str]:
@@ -160,7 +175,7 @@ def caltech101(
         raise ValueError(f"{images.root}: found {len(images.classes)} class folders, expected Caltech101's 102")
 
     train, test = [], []
-    for name, members in _shuffled_classes(images, split_seed):
+    for name, members in shuffled_classes(images, split_seed):
         if not 0 < train_per_class < len(members) or test_per_class < 1:
             raise ValueError(
                 f"{images.root}: {name} has {len(members)} images, "
@@ -168,19 +183,28 @@ def caltech101(
             )
         train.append(members[:train_per_class])
         test.append(members[train_per_class : train_per_class + test_per_class])
-    return _of_classes((_select(images, train), _select(images, test)), classes)
+    return of_classes((select_files(images, train), select_files(images, test)), classes)
 
 
 # Reading folders.
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
-    *(".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"),
-)
-
 
 def _train_and_val(top: Path, val_folder: str) -> tuple[ImageFiles, ImageFiles]:
     return _read_classes(top, "train"), _read_classes(top, val_folder)
+
+
+def _read_images(top: Path, split: str, class_pattern: str | None) -> ImageFiles:
+    """The images in `top`/`split`, with the classes that `class_pattern` finds in names, or of class folders."""
+    if class_pattern is None:
+        return _read_classes(top, split)
+    check_class_pattern(class_pattern)
+    paths = list(image_paths(top / split, split))
+    if not paths:
+        raise ValueError(f"{top / split}: found no images, expected files such as *.jpg")
+    images = files_by_pattern(str(top), paths, class_pattern)
+    if split in ("", "train"):
+        check_several_classes(images, f"{top}: class_pattern={class_pattern}")
+    return images
 
 
 def _read_classes(top: Path, split: str) -> ImageFiles:
@@ -263,79 +287,3 @@ def _check_wordnet_folders(base: Path) -> None:
     others = [name for name in names if not re.fullmatch(r"n\d{8}", name)]
     if others:
         raise ValueError(f"{base}: found the folders {listing(others)}, expected WordNet ids such as n01440764")
-
-
-# Splitting.
-
-
-def _split_by_fraction(images: ImageFiles, fraction: float, seed: int) -> tuple[ImageFiles, ImageFiles]:
-    """Splits off `fraction` of every class, rounded, for val; both parts get at least one image of each class."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction={fraction}: must be between 0 and 1")
-    train, val = [], []
-    for name, members in _shuffled_classes(images, seed):
-        if len(members) < 2:
-            hint = "add images of it, or leave it out by classes=[...] of the others"
-            line = f"{images.root}: found one image of {name}, expected two or more to split; {hint}"
-            raise ValueError(printable(line))
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        train.append(members[count:])
-        val.append(members[:count])
-    return _select(images, train), _select(images, val)
-
-
-def _shuffled_classes(images: ImageFiles, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each class with the indices of its images, shuffled by `shuffled_order`."""
-    ends = np.cumsum(np.bincount(images.labels))
-    for name, members in zip(images.classes, np.split(np.arange(len(images)), ends[:-1]), strict=True):
-        yield name, members[shuffled_order(images.paths[members], seed)]
-
-
-def shuffled_order(names: Sequence[bytes] | np.ndarray, seed: int) -> list[int]:
-    """Returns the indices of names in an order that depends only on the seed and the names.
-
-    It sorts by hashes instead of using a random generator, so that an added file does not move the others and no
-    release of a library can change the split.
-    """
-    ranks = [hashlib.sha256(b"%d/%b" % (seed, name)).digest() for name in names]
-    return sorted(range(len(ranks)), key=ranks.__getitem__)
-
-
-def _of_classes(splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | None) -> tuple[ImageFiles, ImageFiles]:
-    """The images of `classes` in both splits; all of them for None.
-
-    Raises ValueError for no class, a class that is given twice, and one that neither split has.
-    """
-    if classes is None:
-        return splits
-    train, val = splits
-    known = sorted({*train.classes, *val.classes})
-    check_classes(classes, known, train.root)
-    return _relabelled(train, set(classes)), _relabelled(val, set(classes))
-
-
-def check_classes(classes: Sequence[str], known: Sequence[str], place: str) -> None:
-    """Raises ValueError for no class, a class that is given twice, and one that is not among the `known` of `place`."""
-    if not classes:
-        raise ValueError("classes=[]: must name at least one class, or be null for all")
-    for i, name in enumerate(classes):
-        if name in classes[:i]:
-            raise ValueError(printable(f"classes: {name} is there twice"))
-        if name not in known:
-            close = get_close_matches(name, known)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"there are {listing(known)}"
-            raise ValueError(printable(f"classes: {place} has no class {name}; {hint}"))
-
-
-def _relabelled(images: ImageFiles, classes: set[str]) -> ImageFiles:
-    """The images of those of `classes` that this split has, labelled from 0 in its own order."""
-    kept = np.array([name in classes for name in images.classes])
-    chosen = kept[images.labels]
-    new_labels = (np.cumsum(kept) - 1)[images.labels[chosen]]
-    return ImageFiles(images.root, images.paths[chosen], new_labels, tuple(compress(images.classes, kept)))
-
-
-def _select(images: ImageFiles, indices: Sequence[np.ndarray]) -> ImageFiles:
-    """The images with these indices, in their old order."""
-    chosen = np.sort(np.concatenate(indices))
-    return ImageFiles(images.root, images.paths[chosen], images.labels[chosen], images.classes)

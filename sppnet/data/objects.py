@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sppnet.data.folders import NamedFiles, check_classes
+from sppnet.data.image_files import NamedFiles, check_classes
 from sppnet.data.images import Images
 
 

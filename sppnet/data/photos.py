@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sppnet.data.folders import IMAGE_SUFFIXES, NamedFiles, image_paths
+from sppnet.data.folders import image_paths
+from sppnet.data.image_files import IMAGE_SUFFIXES, NamedFiles
 from sppnet.data.images import MAX_FILE_BYTES, UnreadableImage, decode_image, encoded_image_size
 from sppnet.data.inputs import compute_in_one_thread
 

@@ -9,21 +9,25 @@ expected.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from sppnet.data.coco import coco
-from sppnet.data.folders import caltech101, folder, imagenet, shapes
+from sppnet.data.folders import caltech101, folder, imagenet, shapes, unsplit_folder, val_folders
 from sppnet.data.images import Images as Images  # the interface of all data sets, known from here as well
 from sppnet.data.images import UnreadableImage, encoded_image_size
+from sppnet.data.multilabel import multilabel
 from sppnet.data.objects import DetectionSplits
 from sppnet.data.scenes import scenes
 from sppnet.data.stores import hub, prepared
+from sppnet.data.table_images import table, unsplit_table
 from sppnet.data.voc import MultiLabelSplits, voc2007
 from sppnet.data.voc_objects import voc_objects
 from sppnet.runtime.names import listing
@@ -215,6 +219,7 @@ def _places(source: int, images: Images) -> np.ndarray:
 DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = {
     "shapes": shapes,
     "folder": folder,
+    "table": table,
     "imagenet": imagenet,
     "hub": hub,
     "caltech101": caltech101,
@@ -222,7 +227,7 @@ DATA_SOURCES: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = 
 }
 
 # Images with several labels each: for linear classifiers on features, not for training a network on one label.
-MULTI_LABEL_SOURCES: dict[str, Callable[..., MultiLabelSplits]] = {"voc2007": voc2007}
+MULTI_LABEL_SOURCES: dict[str, Callable[..., MultiLabelSplits]] = {"voc2007": voc2007, "multilabel": multilabel}
 
 # Images with the boxes of objects: for detection.
 DETECTION_SOURCES: dict[str, Callable[..., DetectionSplits]] = {"voc": voc_objects, "coco": coco, "scenes": scenes}
@@ -239,9 +244,44 @@ def open_data(source: str, /, **options: Any) -> ImageData:
     if train.classes != val.classes:
         only_train = listing(sorted(set(train.classes) - set(val.classes)))
         only_val = listing(sorted(set(val.classes) - set(train.classes)))
-        place = options.get("root") or options.get("name") or source
+        place = options.get("file") or options.get("root") or options.get("name") or source
         raise ValueError(
             f"{place}: found classes only in train ({only_train or 'none'}) and only in val ({only_val or 'none'}), "
             "expected the same in both, in the same order"
         )
     return ImageData(train, val, train.classes)
+
+
+# Of sources that can split at random: opens all images as training images, without splitting them.
+_UNSPLIT: dict[str, Callable[..., tuple[LabelledImages, LabelledImages]]] = {
+    "folder": unsplit_folder,
+    "table": unsplit_table,
+}
+
+
+def open_unsplit(source: str, /, **options: Any) -> ImageData:
+    """Opens all images of a data set, in one part if its parts would be random. Raises as `open_data`.
+
+    So a class of a single image can be tested, though it could not be split.
+    """
+    if source not in _UNSPLIT or has_fixed_parts(source, options):
+        return open_data(source, **options)
+    known = inspect.signature(_UNSPLIT[source]).parameters
+    everything, nothing = _UNSPLIT[source](**{key: value for key, value in options.items() if key in known})
+    return ImageData(everything, nothing, everything.classes)
+
+
+def has_fixed_parts(source: str, options: dict[str, Any]) -> bool:
+    """Whether the parts of a data set are its own, rather than drawn by `split_seed`.
+
+    Args:
+        source: a name of DATA_SOURCES or MULTI_LABEL_SOURCES.
+        options: the arguments of its function.
+    """
+    if source in MULTI_LABEL_SOURCES or "split_seed" not in inspect.signature(DATA_SOURCES[source]).parameters:
+        return True
+    if any(options.get(key) is not None for key in ("split_column", "val_file", "val_list")):
+        return True
+    if options.get("train_list") is not None:
+        return False
+    return source == "folder" and bool(val_folders(Path(options["root"])))

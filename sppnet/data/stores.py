@@ -15,6 +15,7 @@ import numpy as np
 
 from sppnet.data.images import UnreadableImage, read_image_file
 from sppnet.runtime.names import first_line, listing
+from sppnet.runtime.progress import Waiting
 
 # The columns of a prepared store.
 IMAGE, LABEL, NAME, DIGEST = "image", "label", "name", "source_sha256"
@@ -190,6 +191,8 @@ def _local_folders(name: str, data_files: dict[str, str] | None, cache: str | No
 
 def _load_split(name: str, config: str | None, data_files: dict[str, str] | None, split: str, cache: str | None) -> Any:
     """A split as a `datasets.Dataset`, from `save_to_disk` or by `load_dataset`."""
+    from sppnet.runtime.machine import is_first_process  # torch takes seconds, and --help should not
+
     datasets = _import_datasets("hub")
     if Path(name, "state.json").is_file():
         raise ValueError(f"{name}: found one data set without splits, expected a saved DatasetDict")
@@ -204,8 +207,10 @@ def _load_split(name: str, config: str | None, data_files: dict[str, str] | None
     # With `data_files` a name without a slash is a format, for which the Hub is not asked.
     is_local = Path(name).exists() or (data_files is not None and "/" not in name)
     with nullcontext() if is_local else _cached_if_unreachable(name):
+        work = "preparing" if is_local else "downloading and preparing"
         try:
-            return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
+            with Waiting(f"{name} {split}: {work}") if is_first_process() else nullcontext():
+                return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
         except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
             raise ValueError(f"{name}: {first_line(error)} (s3: pip install sppnet[remote])") from error
         except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sppnet.data.annotations import read_annotation
-from sppnet.data.folders import NamedFiles, existing_folder, files_fingerprint
+from sppnet.data.folders import existing_folder
+from sppnet.data.image_files import NamedFiles, files_fingerprint
 from sppnet.runtime.names import listing, printable
 
 # The classification task.

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sppnet.data.annotations import Annotation, read_annotation
-from sppnet.data.folders import check_classes, existing_folder, shuffled_order
+from sppnet.data.folders import existing_folder
+from sppnet.data.image_files import check_classes, shuffled_order
 from sppnet.data.images import UnreadableImage, read_image_size
 from sppnet.data.objects import AnnotatedFiles, DetectionSplits, Objects, annotated_files
 from sppnet.data.voc import image_paths, read_list

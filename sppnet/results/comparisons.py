@@ -1,6 +1,6 @@
 """Networks compared on the same images: errors with intervals, combinations, paired tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ import torch
 from sppnet.metrics import top_k_wrong
 from sppnet.results.page import Page
 from sppnet.results.plots import Estimate
+from sppnet.results.records import shows_top5
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores, check_single_label
 from sppnet.results.statistics import error_interval, paired_test, wilson_interval
@@ -31,6 +32,11 @@ def wrong(scores: Scores, k: int = 1) -> np.ndarray:
     """
     check_single_label(scores, str(scores.about.get("run")))
     return top_k_wrong(torch.from_numpy(scores.scores), torch.from_numpy(scores.labels), k).numpy()
+
+
+def top_counts(tested: Iterable[Scores]) -> list[int]:
+    """Returns the k of the top-k errors that tables of some scores show: 1, and 5 if any has classes enough for it."""
+    return [1, 5] if any(shows_top5(scores.scores.shape[1]) for scores in tested) else [1]
 
 
 def error_estimate(mistakes: np.ndarray) -> Estimate:
@@ -93,19 +99,21 @@ def p_text(p: float) -> str:
 
 
 def errors_table(tested: Mapping[str, Mapping[str, Scores]]) -> Rows:
-    """Tabulates the errors of every run, and of their combination if there are several.
+    """Tabulates the errors of every run, and of their combination if there are several; top-5 as `shows_top5` says.
 
     Args:
         tested: protocol -> run -> scores.
     """
-    headers = ["views", "network", "images", "top-1 error in % (95 % interval over images)", "top-5 error in %"]
+    counts = top_counts(scores for runs in tested.values() for scores in runs.values())
+    errors_of = {1: "top-1 error in % (95 % interval over images)", 5: "top-5 error in %"}
+    headers = ["views", "network", "images", *(errors_of[k] for k in counts)]
     rows = []
     for views, runs in tested.items():
         entries = dict(runs)
         if len(runs) > 1:
             entries[f"combination of {len(runs)}"] = combine(list(runs.values()))
         for run, scores in entries.items():
-            errors = [error_text(wrong(scores)), error_text(wrong(scores, 5))]
+            errors = [error_text(wrong(scores, k)) for k in counts]
             rows.append([views, run, f"{len(scores.labels):,}", *errors])
     return headers, rows
 

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sppnet.network import SPPNet
 from sppnet.results.comparisons import errors_table, protocol_lines, wrong
 from sppnet.results.page import markdown_table
-from sppnet.results.records import Result
+from sppnet.results.records import Result, shows_top5
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores
 from sppnet.results.statistics import wilson_interval
@@ -68,11 +68,12 @@ def _errors(run: Run | None) -> dict[str, Any]:
     if not run.scores:
         result = run.result
         rows = []
-        for count in (result.top1_wrong, result.top5_wrong):
+        counts = [result.top1_wrong, result.top5_wrong][: 2 if shows_top5(result.num_classes) else 1]
+        for count in counts:
             low, high = wilson_interval(count, result.n)
             rows.append(f"{100 * count / result.n:.2f} ({100 * low:.2f} to {100 * high:.2f})")
         headers = ["views", "images", "top-1 error in % (95 % interval over images)", "top-5 error in %"]
-        table = markdown_table(headers, [[_VALIDATION, f"{result.n:,}", *rows]])
+        table = markdown_table(headers[: 2 + len(counts)], [[_VALIDATION, f"{result.n:,}", *rows]])
         return {"errors": table, "protocols": [f"{_VALIDATION}: {result.protocol}"]}
 
     tested = {views: {run.path.name: scores} for views, scores in run.scores.items()}

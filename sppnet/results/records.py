@@ -185,6 +185,14 @@ def write_result(run: Path, result: Result) -> None:
     write_json(run / _RESULT_FILE, result.to_dict())
 
 
+def shows_top5(classes: int) -> bool:
+    """Whether a top-5 error over so many classes is shown: from 10 on.
+
+    With fewer, guesses at random are right more often than not, and with five or fewer always. Records have it anyway.
+    """
+    return classes >= 10
+
+
 def result_text(result: Result, run: Path) -> str:
     """Returns a short table of a finished run, with the paths to look at next."""
     epochs = result.epochs or len(result.history)
@@ -193,7 +201,7 @@ def result_text(result: Result, run: Path) -> str:
         ("data", f"{result.data or 'unknown'} ({result.n:,} validation images, {result.num_classes} classes)"),
         ("protocol", result.protocol or "unknown"),
         ("top-1 error", _error_text(result.top1_wrong, result.n)),
-        ("top-5 error", _error_text(result.top5_wrong, result.n)),
+        *([("top-5 error", _error_text(result.top5_wrong, result.n))] * shows_top5(result.num_classes)),
         ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}"),
         ("run directory", str(run)),
     ]

@@ -1,14 +1,16 @@
 """The page of one run: how it was trained, its errors by protocol and by class, its mistakes, its calibration."""
 
+from collections.abc import Sequence
+
 import yaml
 
-from sppnet.results.comparisons import NotTested, error_estimate, error_text, wrong
+from sppnet.results.comparisons import NotTested, error_estimate, error_text, top_counts, wrong
 from sppnet.results.histories import training_curve
 from sppnet.results.missing import training_command
 from sppnet.results.mistakes import Rate
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, error_dots
-from sppnet.results.records import Result
+from sppnet.results.records import Result, shows_top5
 from sppnet.results.report_plots import learning_curves
 from sppnet.results.runs import Run
 from sppnet.results.scores import Scores
@@ -80,7 +82,8 @@ def shown_views(run: Run, views: str | None) -> str:
 
 def _add_summary(page: Page, run: Run, result: Result) -> None:
     """Adds a table of the run's records, its configuration and its command."""
-    source, root = run.config["data"]["source"], run.config["data"].get("root")
+    data = run.config["data"]
+    source, root = data["source"], data.get("file") or data.get("root")
     images = f"{result.training_images:,} training and {result.n:,} validation images, {result.num_classes} classes"
     rows = [
         ["network", result.network or run.setting_text()],
@@ -88,7 +91,11 @@ def _add_summary(page: Page, run: Run, result: Result) -> None:
         ["training sizes", ", ".join(map(str, run.sizes))],
         ["epochs", f"{result.epochs or len(result.history)}, in {duration(result.seconds)} on {result.hardware}"],
         ["top-1 error", f"{Rate.of(result.top1_wrong, result.n).text} %, {result.protocol or 'centre crop'}"],
-        ["top-5 error", f"{Rate.of(result.top5_wrong, result.n).text} %"],
+        *(
+            [["top-5 error", f"{Rate.of(result.top5_wrong, result.n).text} %"]]
+            if shows_top5(result.num_classes)
+            else []
+        ),
         ["seed", str(run.config["seed"])],
         *_origin(result),
     ]
@@ -126,8 +133,15 @@ def _add_errors(page: Page, run: Run) -> None:
     """Adds the errors by every protocol, the lowest first."""
     page.heading("Errors by protocol")
     tested = sorted(run.scores.items(), key=lambda item: float(wrong(item[1]).mean()))
-    headers = ["protocol", "top-1 error in % (95 % interval)", "top-5 error in %", "images", "views"]
-    page.table(headers, [_protocol_row(name, scores) for name, scores in tested])
+    counts = top_counts(scores for _, scores in tested)
+    headers = [
+        "protocol",
+        "top-1 error in % (95 % interval)",
+        *["top-5 error in %"][: len(counts) - 1],
+        "images",
+        "views",
+    ]
+    page.table(headers, [_protocol_row(name, scores, counts) for name, scores in tested])
     lines = []
     for name, scores in tested:
         mean = error_estimate(wrong(scores)[None])
@@ -136,6 +150,6 @@ def _add_errors(page: Page, run: Run) -> None:
     page.figure(error_dots(lines, "top-1 error"), "top-1 error by protocol", caption)
 
 
-def _protocol_row(name: str, scores: Scores) -> list[str]:
-    errors = [error_text(wrong(scores)), error_text(wrong(scores, 5))]
+def _protocol_row(name: str, scores: Scores, counts: Sequence[int]) -> list[str]:
+    errors = [error_text(wrong(scores, k)) for k in counts]
     return [name, *errors, f"{len(scores.labels):,}", str(scores.about.get("protocol_text", ""))]

@@ -17,6 +17,7 @@ from sppnet.results.comparisons import (
 from sppnet.results.costs import parameters
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, Estimate, error_curves, error_dots
+from sppnet.results.records import shows_top5
 from sppnet.results.runs import VARIANTS, Run, grouped
 from sppnet.results.statistics import counts_interval, gain_interval
 from sppnet.runtime.checkout import shown_command
@@ -33,12 +34,12 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
         "over seeds, or one run. Two controls: one level with about as many bins as the pyramid ([7] has 49), and a "
         "pyramid with fewer parameters than the network without one. If these were run, the note marks them."
     )
-    headers = ["pyramid", "bins", "parameters", "seeds", "images", "top-1 error", "top-5 error", "seconds per epoch"]
     for block in grouped([run for run in runs if run.result is not None], "pooling").values():
         page.heading(block[0].setting_text() + f", sizes {'/'.join(map(str, block[0].sizes))}")
         groups = sorted(grouped(block).values(), key=lambda seeds: _order(seeds[0]))
         baseline = next((parameters(seeds[0]) for seeds in groups if seeds[0].levels is None), None)
-        page.table([*headers, "note"], [_pyramid_row(seeds, baseline) for seeds in groups])
+        top5 = any(run.result is not None and shows_top5(run.result.num_classes) for run in block)
+        page.table(_pyramid_headers(top5), [_pyramid_row(seeds, baseline, top5) for seeds in groups])
 
         lines = [validation_errors(_pyramid_text(seeds[0]), seeds) for seeds in groups]
         page.figure(
@@ -68,12 +69,18 @@ def images_text(runs: Sequence[Run]) -> str:
     return " or ".join(f"{n:,}" for n in sorted({run.result.n for run in runs if run.result is not None}))
 
 
-def _pyramid_row(seeds: Sequence[Run], baseline: int | None) -> list[str]:
-    """Returns the cells of one pyramid.
+def _pyramid_headers(top5: bool) -> list[str]:
+    errors = ["top-1 error", "top-5 error"] if top5 else ["top-1 error"]
+    return ["pyramid", "bins", "parameters", "seeds", "images", *errors, "seconds per epoch", "note"]
+
+
+def _pyramid_row(seeds: Sequence[Run], baseline: int | None, top5: bool) -> list[str]:
+    """Returns the cells of one pyramid under `_pyramid_headers`.
 
     Args:
         seeds: finished runs that differ in seed only.
         baseline: parameters of the network without a pyramid, if there is one.
+        top5: whether to show top-5 errors.
     """
     run, results = seeds[0], [run.result for run in seeds if run.result is not None]
     count = parameters(run)
@@ -86,7 +93,7 @@ def _pyramid_row(seeds: Sequence[Run], baseline: int | None) -> list[str]:
         f"{len(seeds)}",
         f"{results[0].n:,}",
         _mean_text([result.top1_error for result in results]),
-        _mean_text([result.top5_error for result in results]),
+        *([_mean_text([result.top5_error for result in results])] if top5 else []),
         f"{_epoch_seconds(seeds):.1f}",
         ", ".join(notes),
     ]

@@ -15,6 +15,7 @@ from sppnet.results.comparisons import (
     p_text,
     percent,
     protocol_lines,
+    top_counts,
     wrong,
 )
 from sppnet.results.costs import training_hours
@@ -161,7 +162,8 @@ def _paper_errors(spec: TableSpec, seeds: Sequence[Run], views: str) -> tuple[Pa
 def _add_rows(page: Page, spec: TableSpec, rows: Sequence[_Row], groups: Sequence[Sequence[Run]]) -> None:
     """Adds the table of errors, notes about it, and the plot."""
     on_imagenet = any(map(_on_imagenet, groups))
-    page.table(_headers(on_imagenet), [_cells(row, on_imagenet) for row in rows])
+    counts = [1, 5] if on_imagenet else top_counts(scores for row in rows for scores in row.ours.values())
+    page.table(_headers(on_imagenet, counts), [_cells(row, on_imagenet, counts) for row in rows])
 
     images_only = [
         f"{row.label} by {row.views}" for row in rows if row.reference and min(len(row.ours), len(row.reference)) == 1
@@ -186,14 +188,14 @@ def _add_rows(page: Page, spec: TableSpec, rows: Sequence[_Row], groups: Sequenc
     )
 
 
-def _headers(on_imagenet: bool) -> list[str]:
+def _headers(on_imagenet: bool, counts: Sequence[int]) -> list[str]:
     errors = []
-    for k in ("top-1", "top-5"):
+    for k in (f"top-{count}" for count in counts):
         errors += [f"{k}, paper", f"{k}, ours", "gain, paper", "gain, ours"] if on_imagenet else [f"{k} error", "gain"]
     return ["network", "views", "images", "seeds", *errors, "McNemar p, top-1", "hours"]
 
 
-def _cells(row: _Row, on_imagenet: bool) -> list[str]:
+def _cells(row: _Row, on_imagenet: bool, counts: Sequence[int]) -> list[str]:
     """Returns the cells of a row under `_headers`: errors and gains, and p of every seed that both sides have.
 
     Raises ValueError unless all scores are of the same images.
@@ -204,7 +206,7 @@ def _cells(row: _Row, on_imagenet: bool) -> list[str]:
         check_same_images(first, other)
 
     cells = [row.label, row.views, f"{len(first.labels):,}", f"{len(ours)}"]
-    for index, k in enumerate((1, 5)):
+    for index, k in enumerate(counts):
         mistakes = [wrong(scores, k) for scores in ours.values()]
         gain = _gain(row, k) if reference else ""
         if on_imagenet:

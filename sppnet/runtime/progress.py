@@ -1,7 +1,9 @@
 """Shows the progress of long work, on a terminal and in a log."""
 
 import sys
+import threading
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -41,6 +43,57 @@ class Progress:
             left = clock((self.total - self.done) / rate)
             done = f"{self.done:,} of {self.total:,} {self.unit}"
             print(f"{self.title}: {done}, {speed(rate)} {self.unit}/s, {left} left", flush=True)
+
+
+class Waiting:
+    """Shows on stderr that work of unknown length goes on: its time and how much this process wrote to files.
+
+    A line that changes every second on a terminal, otherwise a line every `SECONDS`. Nothing for work shorter than
+    `FIRST` seconds.
+
+    Args:
+        title: of the work.
+    """
+
+    FIRST, SECONDS = 2.0, 30.0
+
+    def __init__(self, title: str) -> None:
+        self.title, self.ended = title, threading.Event()
+        self.terminal = sys.stderr.isatty()
+        self.thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> "Waiting":
+        self.started, self.written = time.perf_counter(), _written_bytes()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+    def line(self) -> str:
+        """Returns the line that is shown now."""
+        megabytes = (_written_bytes() - self.written) / 1e6
+        amount = f", {megabytes:,.0f} MB written" if megabytes >= 1 else ""
+        return f"{self.title}{amount}, {clock(time.perf_counter() - self.started)}"
+
+    def _show(self) -> None:
+        seconds = self.FIRST
+        while not self.ended.wait(seconds):
+            seconds = 1.0 if self.terminal else self.SECONDS
+            print(f"\r{self.line()}\033[K" if self.terminal else self.line(), end="" if self.terminal else "\n",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        if self.terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def _written_bytes() -> int:
+    """Returns how many bytes this process has written so far; 0 where the system does not count them."""
+    try:
+        counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+        return int(counts["wchar"])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def speed(rate: float) -> str:

@@ -41,11 +41,16 @@ _CONFIG = {
     "data": {"source": TEXT},
     "recipe": {"epochs": COUNT, "batch_size": COUNT, "learning_rate": POSITIVE},
 }
+_TEXT_OR_NULL = Rule("null or text", lambda value: value is None or isinstance(value, str))
+_TABLES = ("file", "val_file")  # keys of a data section that are files
 _CONFIG_OPTIONS = {
     "backbone": {"name": TEXT, "width": POSITIVE},
     "sizes": {"cycle": SIDES, "uniform": SIDES, "every": TEXT, "multiple": COUNT},
-    "data": {"root": Rule("null or text", lambda value: value is None or isinstance(value, str)), "classes": NAMES},
+    "data": {**dict.fromkeys(("root", *_TABLES), _TEXT_OR_NULL), "classes": NAMES},
 }
+# Keys that runs from before they existed do not have: null must be the same, or names of runs would change and tables
+# would group them apart.
+_LATER_KEYS = ("classes", "class_pattern", "train_list", "val_list")
 
 
 class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]  # yaml comes without types
@@ -132,15 +137,24 @@ def file_digest(path: Path) -> str:
 
 
 def without_folders(data: dict[str, Any]) -> dict[str, Any]:
-    """A data section with its root reduced to the last folder, because the data of a run may be moved.
+    """A data section with its places reduced to the last folder, or folder and file: the data of a run may be moved.
 
     Different data sets can look the same here; checkpoints and scores have fingerprints to tell them apart.
     """
-    compared = {**data, "root": Path(data["root"]).name} if data.get("root") else dict(data)
-    # Runs from before this key existed have no `classes`: null must be the same, or their names would change and tables
-    # would group them apart. The order in which classes are given makes no difference to the data.
-    classes = compared.pop("classes", None)
-    return compared if classes is None else {**compared, "classes": sorted(classes)}
+    compared = {key: value for key, value in data.items() if value is not None or key not in _LATER_KEYS}
+    if compared.get("root"):
+        compared["root"] = Path(compared["root"]).name
+    for key in _TABLES:
+        if compared.get(key):  # with the folder: many tables have the name train.csv
+            compared[key] = "/".join(Path(os.path.abspath(compared[key])).parts[-2:])
+    # The order in which classes are given makes no difference to the data.
+    return compared if "classes" not in compared else {**compared, "classes": sorted(compared["classes"])}
+
+
+def with_absolute_places(data: dict[str, Any]) -> dict[str, Any]:
+    """A data section whose folders and files are absolute; addresses such as s3://bucket/store stay."""
+    places = {key: data[key] for key in ("root", *_TABLES) if isinstance(data.get(key), str) and "://" not in data[key]}
+    return {**data, **{key: os.path.abspath(place) for key, place in places.items()}}
 
 
 class RunDirectory:
@@ -170,10 +184,8 @@ class RunDirectory:
             raise ValueError(f"{self.path}: found {listing(other_files)}, expected a new folder or a run directory")
 
         self._created = [folder for folder in (self.path, self.path.parent) if not folder.exists()]
-        config = self.config
-        root = config["data"].get("root")
-        if root and "://" not in root:  # evaluate.py may be called from another folder
-            config = {**config, "data": {**config["data"], "root": os.path.abspath(root)}}
+        # Absolute, as evaluate.py may be called from another folder.
+        config = {**self.config, "data": with_absolute_places(self.config["data"])}
         with atomic_file(self.path / "config.yaml") as file:
             file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 

@@ -4,22 +4,19 @@ Letters: n images.
 """
 
 import hashlib
-import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sppnet.data.folders import val_folders
 from sppnet.data.sources import (
-    DATA_SOURCES,
     MULTI_LABEL_SOURCES,
     ImageData,
     Images,
     SelectedImages,
+    has_fixed_parts,
     open_data,
     without_images,
 )
@@ -98,7 +95,7 @@ def check_splits(splits: int | None, source: str, options: dict[str, Any]) -> No
     """Raises ValueError for a number of splits that the data does not have. Reads no data."""
     if splits is not None and not 1 <= splits <= _MOST_SPLITS:
         raise ValueError(f"splits={splits}: must be from 1 to {_MOST_SPLITS}, or null")
-    if splits not in (None, 1) and _has_fixed_parts(source, options):
+    if splits not in (None, 1) and has_fixed_parts(source, options):
         raise ValueError(f"splits={splits}: the parts of this data are fixed; give splits=1 or leave it out")
 
 
@@ -129,20 +126,13 @@ def _one_label(source: str, splits: int | None, exclude: Sequence[str], options:
 
 def _opened_splits(source: str, splits: int | None, exclude: Sequence[str], options: dict[str, Any]) -> list[ImageData]:
     """Opens a data set once per split."""
-    if _has_fixed_parts(source, options):
+    if has_fixed_parts(source, options):
         opened = [open_data(source, **options)]
     else:
         first = int(options.get("split_seed") or 0)
         seeds = range(first, first + (splits or SPLITS))
         opened = [open_data(source, **{**options, "split_seed": seed}) for seed in seeds]
     return _without_images(opened, exclude)
-
-
-def _has_fixed_parts(source: str, options: dict[str, Any]) -> bool:
-    """Whether the training and test images are two parts that the data has, rather than drawn by `split_seed`."""
-    if source in MULTI_LABEL_SOURCES or "split_seed" not in inspect.signature(DATA_SOURCES[source]).parameters:
-        return True
-    return source == "folder" and bool(val_folders(Path(options["root"])))
 
 
 def _without_images(opened: Sequence[ImageData], exclude: Sequence[str]) -> list[ImageData]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 
@@ -27,7 +28,9 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def write_published(folder: Path, network: SPPNet, card: str, *, crop_side: int) -> None:
+def write_published(
+    folder: Path, network: SPPNet, card: str, *, crop_side: int, data: dict[str, Any] | None = None
+) -> None:
     """Writes a network for `load_network` and for others, and checks that it loads as the same network.
 
     The files are model.safetensors, config.json (the description of the network) and README.md (the card). They are
@@ -38,6 +41,7 @@ def write_published(folder: Path, network: SPPNet, card: str, *, crop_side: int)
         network: what is published.
         card: Markdown.
         crop_side: side in pixels of the crops that the network was trained on.
+        data: how the images of its training were split, as `data_to_record` returns it; None: not recorded.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +58,7 @@ def write_published(folder: Path, network: SPPNet, card: str, *, crop_side: int)
             "crop_side": crop_side,
             "weights": file_digest(place / WEIGHTS_FILE),
             "network": network.description(),
+            **({} if data is None else {"data": data}),
         }
         (place / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (place / CARD_FILE).write_text(card, encoding="utf-8")

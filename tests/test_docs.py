@@ -28,6 +28,7 @@ from sppnet.commands import (
     transfer,
 )
 from sppnet.commands.evaluated_runs import read_protocols
+from sppnet.commands.recipes import with_recipe
 from sppnet.commands.settings import bound, bound_choice, resolved
 from sppnet.commands.startup import COMMANDS
 from sppnet.commands.train import read_plan
@@ -248,7 +249,7 @@ def test_a_preparation_command_composes_and_fits_the_code(arguments):
 def test_a_benchmark_command_composes_and_fits_the_code(arguments):
     config = composed_for("benchmark", [word for word in overrides_in(arguments) if word not in benchmark.WORDS])
     OmegaConf.resolve(config)
-    assert read_plan(config).source == config.data.source
+    assert read_plan(with_recipe(config)).source == config.data.source
 
 
 @pytest.mark.parametrize("arguments", commands_of("stress"))

@@ -4,12 +4,14 @@ import dataclasses
 import shlex
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from sppnet.classify.advice import check_batch_size
+from sppnet.classify.best import best_epoch, result_epoch, stop_reason
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import shorter_side_for
@@ -19,6 +21,9 @@ from sppnet.classify.reporting import EpochLines, ProgressBar, StepLines
 from sppnet.classify.tensorboard import RunLog
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.lightning_checkpoints import (
+    BEST,
+    LAST,
+    PREVIOUS,
     AtomicCheckpointIO,
     SaveCheckpoints,
     newest_checkpoint,
@@ -28,6 +33,7 @@ from sppnet.lightning_checkpoints import (
 from sppnet.network import SPPNet
 from sppnet.results.records import Epoch, Result, write_result
 from sppnet.runtime.environment import environment
+from sppnet.runtime.files import keep_as
 from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
@@ -43,7 +49,9 @@ def train_classifier(
     """Trains `network` on `data` as planned, from the last checkpoint in the run directory if there is one.
 
     Writes `checkpoints/last.ckpt` after every epoch and, as `plan.machine` says, inside epochs; `tensorboard/`
-    meanwhile; and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.runtime.signals.Stopped`.
+    meanwhile; and `result.json` at the end. `checkpoints/best.ckpt` is of the epoch with the lowest validation error,
+    which becomes the last checkpoint of a run that stops early. Stopped by a signal, it saves and raises
+    `sppnet.runtime.signals.Stopped`.
 
     Args:
         plan: what is trained, and how.
@@ -60,7 +68,7 @@ def train_classifier(
     # Checks first, so that a wrong setting writes nothing.
     local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
     processes = local_processes * plan.machine.num_nodes
-    check_batch_size(plan.recipe, processes, len(data.train), len(data.val))
+    check_batch_size(plan.recipe, processes, len(data.train), len(data.val), plan.machine.accumulate)
     compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
 
     # The checkpoint decides the precision, unless the user does.
@@ -81,17 +89,34 @@ def train_classifier(
         size_of_epoch=plan.sizes.of_epoch,
         training_labels=data.train.labels,
         validation_images=len(data.val),
+        parts=_parts(plan.machine),
+        largest_side=plan.crop_side,
     )
     with signals.handled(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
 
     result = _result(plan, classifier, data_module, command)
+    if trainer.is_global_zero and result.stopped is not None:
+        _return_to_best(run / "checkpoints")
     if trainer.is_global_zero:
         digests = content_digests(data.val, "reading the validation images")
         fingerprint = images_fingerprint(data.val, digests)  # shows later which scores are of these images
         result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
         write_result(run, result)
     return result
+
+
+def _return_to_best(checkpoints: Path) -> None:
+    """Makes the best checkpoint the last one, which `load_network` reads; the last one becomes `previous.ckpt`."""
+    keep_as(checkpoints / LAST, checkpoints / PREVIOUS)
+    keep_as(checkpoints / BEST, checkpoints / LAST)
+
+
+def _parts(machine: Machine) -> int | None:
+    """Returns the parts of every step; None: as few as fit into the memory of the GPU."""
+    if machine.accumulate == "auto":
+        return None if device_type(machine) == "cuda" else 1
+    return int(machine.accumulate)
 
 
 def device_type(machine: Machine) -> str:
@@ -167,7 +192,11 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
         EpochLines(),
         RunLog(run, command, plan.settings()),
         SaveCheckpoints(
-            run / "checkpoints", signals, steps=machine.save_every_steps, minutes=machine.save_every_minutes
+            run / "checkpoints",
+            signals,
+            steps=machine.save_every_steps,
+            minutes=machine.save_every_minutes,
+            best_epoch=lambda module: best_epoch(cast(Classifier, module).history),
         ),
         ProgressBar(refresh_rate=10) if terminal else StepLines(),
     ]
@@ -176,7 +205,7 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
         accelerator=machine.accelerator,
         devices=machine.devices,
         num_nodes=machine.num_nodes,
-        strategy=machine.strategy,
+        strategy=_strategy(plan),
         precision=precision(machine),  # type: ignore[arg-type]
         deterministic=machine.deterministic,
         max_epochs=plan.recipe.epochs,
@@ -192,24 +221,37 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
     )
 
 
+def _strategy(plan: TrainingPlan) -> str:
+    """Returns Lightning's name of how processes work together. Frozen weights need one that expects no gradients."""
+    machine = plan.machine
+    processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
+    is_ddp = machine.strategy == "ddp" or processes > 1
+    return "ddp_find_unused_parameters_true" if is_ddp and plan.recipe.frozen_epochs else machine.strategy
+
+
 def _result(
     plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData, command: list[str] | None
 ) -> Result:
     side, history = plan.crop_side, classifier.history
-    last = history[-1]
+    recipe = plan.recipe
+    index = result_epoch(history, recipe.epochs, recipe.stop_patience)
+    assert index is not None
+    errors, is_early = history[index], len(history) < recipe.epochs
 
     return Result(
         data=plan.source,
         network=classifier.network.summary(),
         protocol=f"centre crop {side} of images at shorter side {shorter_side_for(side)}, one view",
-        top1_wrong=last["top1_wrong"],
-        top5_wrong=last["top5_wrong"],
-        n=last["n"],
+        top1_wrong=errors["top1_wrong"],
+        top5_wrong=errors["top5_wrong"],
+        n=errors["n"],
         num_classes=classifier.network.num_classes,
         training_images=len(data_module.data.train),
         unreadable_training_images=len(data_module.unreadable),
         data_fingerprint=data_module.fingerprint,
         epochs=len(history),
+        stopped=stop_reason(history, recipe.stop_patience) if is_early else None,
+        best_epoch=index + 1 if is_early else None,
         seconds=sum(epoch["seconds"] for epoch in history),
         seed=plan.seed,
         command=None if command is None else shlex.join(command),

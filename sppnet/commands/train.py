@@ -11,7 +11,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sppnet.classify.advice import check_batch_size, few_steps_note
+from sppnet.classify.advice import check_batch_size, few_steps_note, rate_note
 from sppnet.classify.machine import Machine
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
@@ -143,7 +143,7 @@ def _train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
 
     data = plan.open_data()
     processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
-    check_batch_size(plan.recipe, processes, len(data.train), len(data.val))
+    check_batch_size(plan.recipe, processes, len(data.train), len(data.val), machine.accumulate)
 
     # Imported here because Lightning takes more seconds, and the errors above should not.
     from sppnet.classify.training import train_classifier
@@ -177,6 +177,7 @@ def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", proces
 
     notes = [
         plan.sizes.last_epoch_note(plan.recipe.epochs),
+        rate_note(plan.recipe),
         few_steps_note(plan.recipe, len(data.train), processes),
         busy_machine(),
     ]

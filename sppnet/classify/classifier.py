@@ -14,6 +14,7 @@ from torch import Tensor
 from sppnet.classify.accumulation import fewest_parts, loss_in_parts
 from sppnet.classify.averaging import WeightAverage
 from sppnet.classify.best import stop_reason
+from sppnet.classify.finite import not_finite
 from sppnet.classify.guessing import guessing_loss, guessing_warning
 from sppnet.classify.optimizers import build_optimizer
 from sppnet.classify.rates import highest_rate, schedule_factor
@@ -273,15 +274,10 @@ class Classifier(LightningModule):
 
     def _check_finite(self) -> None:
         """Raises ValueError if the loss or a weight is not finite in any process. Every process has to call it."""
-        weights = torch.stack([p.isfinite().all() for p in self.parameters()]).all()
-        bad = (~torch.stack([self.loss_sum.isfinite(), weights])).int()
-        # All processes decide together: if some continued, they would wait for the others forever.
-        bad_losses, bad_weights = (int(count) for count in self.trainer.strategy.reduce(bad, reduce_op="sum"))
-        if not bad_losses and not bad_weights:
+        subject = not_finite(self.trainer.strategy, self.parameters(), self.loss_sum)
+        if subject is None:
             return
-
         epoch = self.current_epoch
-        subject = "the loss is" if bad_losses else "weights are"
         raise ValueError(
             f"{subject} not finite any more, at the latest in epoch {epoch + 1}, step {self.global_step}, "
             f"size {self.size_of_epoch(epoch)}, rate {self.learning_rate():.3g}, "

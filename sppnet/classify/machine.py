@@ -50,6 +50,9 @@ class Machine:
                 words = ", ".join(filter(None, allowed)) + (", or null" if None in allowed else "")
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: must be one of {words}")
 
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if self.devices != "auto" and not re.fullmatch(r"-1|[1-9]\d*|(\d+,)+\d*", str(self.devices)):
             raise ValueError(
                 f"trainer.devices={self.devices}: must be auto, a number from 1, -1 for all, or which: '0,2'"

@@ -1,7 +1,6 @@
 """Trains a classifier: builds the trainer, resumes from the last checkpoint, writes the result."""
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 from typing import cast
@@ -11,19 +10,16 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from sppnet.classify.advice import check_batch_size
-from sppnet.classify.best import best_epoch, result_epoch, stop_reason
+from sppnet.classify.best import best_epoch
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
-from sppnet.classify.loading import shorter_side_for
 from sppnet.classify.machine import Machine
+from sppnet.classify.outcome import return_to_best, training_result
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.reporting import EpochLines, ProgressBar, StepLines
 from sppnet.classify.tensorboard import RunLog
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint
 from sppnet.lightning_checkpoints import (
-    BEST,
-    LAST,
-    PREVIOUS,
     AtomicCheckpointIO,
     SaveCheckpoints,
     newest_checkpoint,
@@ -31,9 +27,7 @@ from sppnet.lightning_checkpoints import (
     silence_lightning,
 )
 from sppnet.network import SPPNet
-from sppnet.results.records import Epoch, Result, write_result
-from sppnet.runtime.environment import environment
-from sppnet.runtime.files import keep_as
+from sppnet.results.records import Result, write_result
 from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
@@ -95,21 +89,15 @@ def train_classifier(
     with signals.handled(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
 
-    result = _result(plan, classifier, data_module, command)
-    if trainer.is_global_zero and result.stopped is not None:
-        _return_to_best(run / "checkpoints")
+    result = training_result(plan, classifier, data_module, run / "checkpoints", command)
     if trainer.is_global_zero:
+        if result.stopped is not None:
+            return_to_best(run / "checkpoints")
         digests = content_digests(data.val, "reading the validation images")
         fingerprint = images_fingerprint(data.val, digests)  # shows later which scores are of these images
         result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
         write_result(run, result)
     return result
-
-
-def _return_to_best(checkpoints: Path) -> None:
-    """Makes the best checkpoint the last one, which `load_network` reads; the last one becomes `previous.ckpt`."""
-    keep_as(checkpoints / LAST, checkpoints / PREVIOUS)
-    keep_as(checkpoints / BEST, checkpoints / LAST)
 
 
 def _parts(machine: Machine) -> int | None:
@@ -227,35 +215,3 @@ def _strategy(plan: TrainingPlan) -> str:
     processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
     is_ddp = machine.strategy == "ddp" or processes > 1
     return "ddp_find_unused_parameters_true" if is_ddp and plan.recipe.frozen_epochs else machine.strategy
-
-
-def _result(
-    plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData, command: list[str] | None
-) -> Result:
-    side, history = plan.crop_side, classifier.history
-    recipe = plan.recipe
-    index = result_epoch(history, recipe.epochs, recipe.stop_patience)
-    assert index is not None
-    errors, is_early = history[index], len(history) < recipe.epochs
-
-    return Result(
-        data=plan.source,
-        network=classifier.network.summary(),
-        protocol=f"centre crop {side} of images at shorter side {shorter_side_for(side)}, one view",
-        top1_wrong=errors["top1_wrong"],
-        top5_wrong=errors["top5_wrong"],
-        n=errors["n"],
-        num_classes=classifier.network.num_classes,
-        training_images=len(data_module.data.train),
-        unreadable_training_images=len(data_module.unreadable),
-        data_fingerprint=data_module.fingerprint,
-        epochs=len(history),
-        stopped=stop_reason(history, recipe.stop_patience) if is_early else None,
-        best_epoch=index + 1 if is_early else None,
-        seconds=sum(epoch["seconds"] for epoch in history),
-        seed=plan.seed,
-        command=None if command is None else shlex.join(command),
-        precision=precision(plan.machine),
-        **environment(gpus=classifier.trainer.world_size),
-        history=tuple(map(Epoch.from_dict, history)),
-    )

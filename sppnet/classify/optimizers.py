@@ -89,29 +89,33 @@ def _by_decay(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, 
 
 def _optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     """Returns the optimizer of a recipe for groups of parameters. Raises ValueError for wrong options."""
-    options = dict(recipe.optimizer_options)
+    options = recipe.optimizer_options
     for key in _OWN_KEYS.keys() & options.keys():
-        raise ValueError(f"recipe.optimizer_options={recipe.optimizer_options}: set recipe.{_OWN_KEYS[key]} instead")
-    try:
-        if recipe.optimizer == "sgd":
-            sgd = {"lr": recipe.learning_rate, "momentum": recipe.momentum, "fused": True}
-            return torch.optim.SGD(groups, **sgd | options)
-
-        import timm.optim  # takes seconds
-
+        raise ValueError(f"recipe.optimizer_options={options}: set recipe.{_OWN_KEYS[key]} instead")
+    if recipe.optimizer != "sgd":
         _check_name(recipe)
-        return timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
-            groups,
-            recipe.optimizer,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            momentum=recipe.momentum,
-            **options,
-        )
-    except (TypeError, AssertionError, AttributeError, RuntimeError, ImportError) as error:
+    try:
+        return _sgd(groups, recipe) if recipe.optimizer == "sgd" else _optimizer_of_timm(groups, recipe)
+    except Exception as error:  # options of wrong types fail in any way
         raise _wrong_options(recipe, first_line(error)) from error
-    except ValueError as error:
-        raise error if str(error).startswith("recipe.") else _wrong_options(recipe, first_line(error)) from error
+
+
+def _sgd(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    options = {"fused": True, **recipe.optimizer_options}
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, **options)
+
+
+def _optimizer_of_timm(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    import timm.optim  # takes seconds
+
+    return timm.optim.create_optimizer_v2(  # type: ignore[attr-defined]
+        groups,
+        recipe.optimizer,
+        lr=recipe.learning_rate,
+        weight_decay=recipe.weight_decay,
+        momentum=recipe.momentum,
+        **recipe.optimizer_options,
+    )
 
 
 def _check_name(recipe: Recipe) -> None:

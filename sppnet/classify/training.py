@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -59,11 +59,7 @@ def train_classifier(
 
     Raises ValueError, before anything is written, for settings that do not fit the data or the machine.
     """
-    # Checks first, so that a wrong setting writes nothing.
-    local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
-    processes = local_processes * plan.machine.num_nodes
-    check_batch_size(plan.recipe, processes, len(data.train), len(data.val), plan.machine.accumulate)
-    compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
+    classifier, data_module = prepared(plan, network, data)
 
     # The checkpoint decides the precision, unless the user does.
     silence_lightning()
@@ -73,19 +69,6 @@ def train_classifier(
 
     signals = StopSignals()
     trainer = _build_trainer(plan, run, signals, command)
-    workers = worker_count(plan.machine.workers, local_processes)
-    data_module = _build_data_module(plan, network, data, plan.recipe.batch_size // processes, workers, compiled)
-    _prepare_for_speed(network, plan.machine, compiled)
-    classifier = Classifier(
-        network,
-        plan.recipe,
-        seed=plan.seed,
-        size_of_epoch=plan.sizes.of_epoch,
-        training_labels=data.train.labels,
-        validation_images=len(data.val),
-        parts=_parts(plan.machine),
-        largest_side=plan.crop_side,
-    )
     with signals.handled(), explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
 
@@ -98,6 +81,34 @@ def train_classifier(
         result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
         write_result(run, result)
     return result
+
+
+def prepared(
+    plan: TrainingPlan, network: SPPNet, data: ImageData, kind: type[Classifier] = Classifier
+) -> tuple[Classifier, ClassificationData]:
+    """Returns what a trainer needs: the network ready for training in a classifier of this kind, and its batches.
+
+    Raises ValueError for settings that do not fit the data or the machine.
+    """
+    local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
+    processes = local_processes * plan.machine.num_nodes
+    check_batch_size(plan.recipe, processes, len(data.train), len(data.val), plan.machine.accumulate)
+    compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
+
+    workers = worker_count(plan.machine.workers, local_processes)
+    data_module = _build_data_module(plan, network, data, plan.recipe.batch_size // processes, workers, compiled)
+    _prepare_for_speed(network, plan.machine, compiled)
+    classifier = kind(
+        network,
+        plan.recipe,
+        seed=plan.seed,
+        size_of_epoch=plan.sizes.of_epoch,
+        training_labels=data.train.labels,
+        validation_images=len(data.val),
+        parts=_parts(plan.machine),
+        largest_side=plan.crop_side,
+    )
+    return classifier, data_module
 
 
 def _parts(machine: Machine) -> int | None:
@@ -190,23 +201,31 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
     ]
 
     return Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        strategy=_strategy(plan),
-        precision=precision(machine),  # type: ignore[arg-type]
-        deterministic=machine.deterministic,
+        **trainer_options(plan),
         max_epochs=plan.recipe.epochs,
         check_val_every_n_epoch=machine.validate_every,
         logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,  # SaveCheckpoints does it
         enable_progress_bar=terminal,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # EpochSampler and ShareSampler share the images themselves
     )
+
+
+def trainer_options(plan: TrainingPlan) -> dict[str, Any]:
+    """Returns the arguments of Lightning's Trainer that do not depend on how long is trained and what is written."""
+    machine = plan.machine
+    return {
+        "accelerator": machine.accelerator,
+        "devices": machine.devices,
+        "num_nodes": machine.num_nodes,
+        "strategy": _strategy(plan),
+        "precision": precision(machine),
+        "deterministic": machine.deterministic,
+        "enable_checkpointing": False,  # SaveCheckpoints does it
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # EpochSampler and ShareSampler share the images themselves
+    }
 
 
 def _strategy(plan: TrainingPlan) -> str:

@@ -1,6 +1,7 @@
 """Trains an SPP-net classifier: `sppnet train --help`."""
 
 import dataclasses
+import math
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from sppnet.commands.naming import run_directory
 from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
+from sppnet.runtime.files import atomic_file, check_place
 from sppnet.runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -33,10 +35,13 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> float:
-    """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes."""
+    """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes; with `find_rate`, NaN."""
     with one_line_job("the same command resumes from its last checkpoint, if there is one"):
         config = resolved(config)
         bound(config, settings)
+        if config.find_rate is not None:
+            find_rate(config)
+            return math.nan
         return train(config)
 
 
@@ -44,6 +49,8 @@ def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be trained. Opens no data and writes nothing."""
     bound(config, settings)
     _planned_directory(config, read_plan(config))
+    if config.find_rate is not None:
+        _check_plot(Path(config.find_rate))
 
 
 def settings(
@@ -53,6 +60,7 @@ def settings(
     hidden: int,
     runs: str,
     run: str | None,
+    find_rate: str | None,
     paper_epochs: int,
     backbone: dict[str, Any],
     pooling: dict[str, Any],
@@ -101,6 +109,38 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
         machine=machine,
         seed=config.seed,
     )
+
+
+def find_rate(config: DictConfig) -> None:
+    """Proposes a learning rate, and plots the losses that it found at rising rates. Makes and changes no run."""
+    plot = Path(config.find_rate)
+    _check_plot(plot)
+    plan = read_plan(config)
+    data = plan.open_data()
+
+    # Imported here because Lightning takes seconds.
+    from sppnet.classify.rate_search import rate_plot, search_rate, suggested_setting
+    from sppnet.runtime.machine import is_first_process
+
+    with configuration_errors():
+        network = plan.build_network(data.classes)
+    search = search_rate(plan, network, data)
+    if not is_first_process():
+        return
+    with atomic_file(plot) as file:
+        rate_plot(search).savefig(file, format=plot.suffix.lower().removeprefix("."), dpi=150, bbox_inches="tight")
+    tried = (
+        f"{len(search.rates)} steps at rates from {search.rates[0]:.2g} to {search.rates[-1]:.2g}, plotted in {plot}"
+    )
+    setting = suggested_setting(search, plan)
+    print(f"{tried}\n{setting or 'the loss never falls: no rate is proposed'}", flush=True)
+
+
+def _check_plot(plot: Path) -> None:
+    """Raises ValueError for a file that cannot hold a plot or cannot be made."""
+    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"find_rate={plot}: must end in .png, .svg or .pdf")
+    check_place(plot)
 
 
 def train(config: DictConfig) -> float:

@@ -89,7 +89,7 @@ def _by_decay(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, 
 
 def _optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     """Returns the optimizer of a recipe for groups of parameters. Raises ValueError for wrong options."""
-    options = recipe.optimizer_options
+    options = recipe.optimizer_options or {}
     for key in _OWN_KEYS.keys() & options.keys():
         raise ValueError(f"recipe.optimizer_options={options}: set recipe.{_OWN_KEYS[key]} instead")
     if recipe.optimizer != "sgd":
@@ -101,7 +101,7 @@ def _optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Opti
 
 
 def _sgd(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    options = {"fused": True, **recipe.optimizer_options}
+    options = {"fused": True, **(recipe.optimizer_options or {})}
     return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, **options)
 
 
@@ -114,7 +114,7 @@ def _optimizer_of_timm(groups: list[dict[str, Any]], recipe: Recipe) -> torch.op
         lr=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         momentum=recipe.momentum,
-        **recipe.optimizer_options,
+        **(recipe.optimizer_options or {}),
     )
 
 

@@ -48,7 +48,7 @@ def schedule_factor(recipe: Recipe, step: int, total_steps: int) -> float:
         step - warmup,
         total_steps - warmup,
         steps_per_epoch=total_steps / recipe.epochs,
-        **recipe.schedule_options,
+        **(recipe.schedule_options or {}),
     )
 
 
@@ -100,7 +100,7 @@ def _timm_scheduler(name: str, steps: int, options: tuple[tuple[str, Any], ...])
 
 def check_schedule(recipe: Recipe) -> None:
     """Raises ValueError for a schedule that timm does not have, and for options that it does not take."""
-    name, options = recipe.schedule, recipe.schedule_options
+    name, options = recipe.schedule, recipe.schedule_options or {}
     if name is None:
         if options:
             raise ValueError(f"recipe.schedule_options={options}: are of recipe.schedule, which is null")

@@ -38,9 +38,9 @@ class Recipe:
 
     # The update of the weights.
     optimizer: str = "sgd"  # "sgd", torch's, or another name of timm.optim.list_optimizers()
-    optimizer_options: dict[str, Any] = field(default_factory=dict)  # of that optimizer, such as {"betas": [0.9, 0.95]}
+    optimizer_options: dict[str, Any] | None = None  # of that optimizer, such as {"betas": [0.9, 0.95]}
     schedule: str | None = None  # of rates.SCHEDULES, after `warmup_epochs`; None: the plateaus or the cosine above
-    schedule_options: dict[str, Any] = field(default_factory=dict)  # of that schedule, such as {"decay_epochs": 10}
+    schedule_options: dict[str, Any] | None = None  # of that schedule, such as {"decay_epochs": 10}
     base_batch_size: int | None = None  # the batch that `learning_rate` is for; None: `batch_size`
     layer_decay: float | None = None  # factor on the rate from each layer to the one before it; None: 1
     backbone_rate: float = 1.0  # factor on the rates of the backbone

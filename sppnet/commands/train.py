@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> float:
-    """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes; with `find_rate`, NaN."""
+    """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes; with `find_rates`, NaN."""
     with one_line_job("the same command resumes from its last checkpoint, if there is one"):
         config = resolved(config)
         bound(config, settings)
-        if config.find_rate is not None:
-            find_rate(config)
+        if config.find_rates is not None:
+            find_rates(config)
             return math.nan
         return train(config)
 
@@ -49,8 +49,8 @@ def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be trained. Opens no data and writes nothing."""
     bound(config, settings)
     _planned_directory(config, read_plan(config))
-    if config.find_rate is not None:
-        _check_plot(Path(config.find_rate))
+    if config.find_rates is not None:
+        _check_plot(Path(config.find_rates))
 
 
 def settings(
@@ -60,7 +60,7 @@ def settings(
     hidden: int,
     runs: str,
     run: str | None,
-    find_rate: str | None,
+    find_rates: str | None,
     paper_epochs: int,
     backbone: dict[str, Any],
     pooling: dict[str, Any],
@@ -111,9 +111,9 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
     )
 
 
-def find_rate(config: DictConfig) -> None:
+def find_rates(config: DictConfig) -> None:
     """Proposes a learning rate, and plots the losses that it found at rising rates. Makes and changes no run."""
-    plot = Path(config.find_rate)
+    plot = Path(config.find_rates)
     _check_plot(plot)
     plan = read_plan(config)
     data = plan.open_data()
@@ -139,7 +139,7 @@ def find_rate(config: DictConfig) -> None:
 def _check_plot(plot: Path) -> None:
     """Raises ValueError for a file that cannot hold a plot or cannot be made."""
     if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"find_rate={plot}: must end in .png, .svg or .pdf")
+        raise ValueError(f"find_rates={plot}: must end in .png, .svg or .pdf")
     check_place(plot)
 
 

@@ -76,7 +76,7 @@ class _RisingRates(Classifier):
 def search_rate(plan: TrainingPlan, network: SPPNet, data: ImageData) -> RateSearch:
     """Trains `network` at rising rates, until the loss rises far, and returns the losses. Writes nothing.
 
-    Raises ValueError for settings that do not fit the data or the machine.
+    Raises ValueError for settings that do not fit the data or the machine, and if already the first loss is not finite.
     """
     silence_lightning()
     classifier, data_module = prepared(plan, network, data, _RisingRates)
@@ -91,6 +91,8 @@ def search_rate(plan: TrainingPlan, network: SPPNet, data: ImageData) -> RateSea
     )
     with explained_loader_failures("trainer.workers"):
         trainer.fit(classifier, datamodule=data_module)
+    if not classifier.search.rates:
+        raise ValueError(f"the loss of the first step, at rate {_LOWEST:g}, is not finite; check recipe.input_std")
     return classifier.search
 
 

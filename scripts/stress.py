@@ -25,7 +25,7 @@ SMALL = [
 RECIPES = {
     "cosine": ["recipe=fast", "recipe.warmup_epochs=1", "trainer.validate_every=2"],
     "plateau": ["recipe=paper", "recipe.plateau_patience=1", "recipe.learning_rate=0.01"],
-    "adamw with a frozen start, steps in parts, averaged weights and an early stop": [
+    "adamw-frozen-in-parts-averaged-stopped": [
         *("recipe=fast", "recipe.warmup_epochs=1", "recipe.learning_rate=0.002", "recipe.base_batch_size=24"),
         *("recipe.optimizer=adamw", "recipe.optimizer_options={betas:[0.8,0.9]}", "recipe.schedule=tanh"),
         *("recipe.layer_decay=0.8", "recipe.backbone_rate=0.5", "recipe.frozen_epochs=3", "recipe.ema_decay=0.9"),

@@ -143,12 +143,7 @@ def test_the_backbone_has_its_own_rate_in_every_step():
     updates = fit(make_classifier(epochs=2, warmup_epochs=1, backbone_rate=0.25), Batches(steps=2))
     for step, rates in enumerate(updates.rates):
         rate = 0.1 * cosine_factor(step, 2, 4)
-        assert set(rates) == {pytest.approx(rate), pytest.approx(0.25 * rate)} or rate == 0
-    classifier = make_classifier(epochs=1, backbone_rate=1e-30, momentum=0.0)
-    before = copy.deepcopy(classifier.network)
-    fit(classifier, Batches(steps=1))
-    for name, weights in classifier.network.named_parameters():
-        assert torch.equal(weights, before.get_parameter(name)) == name.startswith("backbone.")
+        assert rates == pytest.approx([rate, rate, 0.25 * rate, 0.25 * rate])
 
 
 def test_the_average_follows_every_step():

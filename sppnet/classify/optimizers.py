@@ -48,19 +48,20 @@ def check_optimizer(recipe: Recipe) -> None:
 def parameter_groups(network: SPPNet, recipe: Recipe) -> list[dict[str, Any]]:
     """Returns the groups of the parameters that require gradients: weights decay, biases and other vectors do not.
 
-    With `layer_decay` each layer has groups of its own, and with `backbone_rate` the backbone has. Their `lr_scale` is
-    the factor on the rate.
+    With `layer_decay` each layer has groups of its own, and with `backbone_rate` or `frozen_epochs` the backbone has.
+    Their `lr_scale` is the factor on the rate.
     """
-    if recipe.layer_decay is None and recipe.backbone_rate == 1:
+    if recipe.layer_decay is None and recipe.backbone_rate == 1 and not recipe.frozen_epochs:
         return _by_decay([p for p in network.parameters() if p.requires_grad], recipe)
 
-    groups = []
-    layers = layers_of(network)
-    for depth, names in enumerate(reversed(layers)):  # the last layer has the whole rate
-        scale = (recipe.layer_decay or 1.0) ** depth
-        scale *= recipe.backbone_rate if names[0].startswith("backbone.") else 1.0
+    # By backbone and scale: fused SGD fails where some weights of a group were frozen before and others were not.
+    parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for depth, names in enumerate(reversed(layers_of(network))):  # the last layer has the whole rate
+        in_backbone = names[0].startswith("backbone.")
+        scale = (recipe.layer_decay or 1.0) ** depth * (recipe.backbone_rate if in_backbone else 1.0)
         parameters = [p for name in names if (p := network.get_parameter(name)).requires_grad]
-        groups += [group | {"lr_scale": scale} for group in _by_decay(parameters, recipe)]
+        parts.setdefault((in_backbone, scale), []).extend(parameters)
+    groups = [group | {"lr_scale": key[1]} for key, some in parts.items() for group in _by_decay(some, recipe)]
     return [group for group in groups if group["params"]]
 
 

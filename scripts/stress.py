@@ -21,12 +21,17 @@ SMALL = [
     *("backbone.width=0.05", "hidden=16", "sizes.cycle=[96,72]", "recipe.epochs=8", "recipe.batch_size=6"),
     "recipe.color=true",
 ]
-SCHEDULES = {
+# What the runs in turn train with; the last with every option.
+RECIPES = {
     "cosine": ["recipe=fast", "recipe.warmup_epochs=1", "trainer.validate_every=2"],
     "plateau": ["recipe=paper", "recipe.plateau_patience=1", "recipe.learning_rate=0.01"],
-    "images": [
-        *("recipe=fast", "sizes.every=batch", "recipe.crop_area=[0.2,1]", "recipe.rand_augment=9"),
-        *("recipe.erasing=0.3", "recipe.mixup=0.2", "recipe.cutmix=1", "recipe.balanced=true"),
+    "everything": [
+        *("recipe=fast", "recipe.warmup_epochs=1", "recipe.learning_rate=0.002", "recipe.base_batch_size=24"),
+        *("recipe.optimizer=adamw", "recipe.optimizer_options={betas:[0.8,0.9]}", "recipe.schedule=tanh"),
+        *("recipe.layer_decay=0.8", "recipe.backbone_rate=0.5", "recipe.frozen_epochs=3", "recipe.ema_decay=0.9"),
+        *("recipe.stop_patience=3", "trainer.accumulate=2"),
+        *("sizes.every=batch", "recipe.crop_area=[0.2,1]", "recipe.rand_augment=9", "recipe.erasing=0.3"),
+        *("recipe.mixup=0.2", "recipe.cutmix=1", "recipe.balanced=true"),
     ],
 }
 
@@ -63,9 +68,9 @@ def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
     lost = 0.0
     while run < runs or killed < kills:
         run += 1
-        name = list(SCHEDULES)[run % len(SCHEDULES)]
+        name = list(RECIPES)[run % len(RECIPES)]
         if name not in undisturbed:
-            ending = attempt(folder, name, [*SCHEDULES[name], "trainer.workers=0"], None)
+            ending = attempt(folder, name, [*RECIPES[name], "trainer.workers=0"], None)
             undisturbed[name] = ending.seconds, outcome(folder / name)
         seconds, expected = undisturbed[name]
 
@@ -78,7 +83,7 @@ def stress(folder: Path, runs: int, kills: int, seed: int) -> int:
             ]
             # Half of it: late moments come with the later kills.
             kill_after = moments.uniform(0, seconds / 2) if len(endings) < kills / runs else None
-            endings.append(attempt(folder, f"run{run}", [*SCHEDULES[name], *machine], kill_after))
+            endings.append(attempt(folder, f"run{run}", [*RECIPES[name], *machine], kill_after))
 
         same = outcome(folder / f"run{run}") == expected
         differences += not same
@@ -169,7 +174,8 @@ def outcome(run: Path) -> tuple[Any, ...]:
     metrics = [{key: value for key, value in epoch.items() if key not in clocks} for epoch in history]
 
     tensors, rest = [], []
-    for leaf in torch.utils._pytree.tree_leaves((checkpoint["state_dict"], checkpoint["optimizer_states"])):
+    kept = (checkpoint["state_dict"], checkpoint.get("trained_weights"), checkpoint["optimizer_states"])
+    for leaf in torch.utils._pytree.tree_leaves(kept):
         if isinstance(leaf, torch.Tensor):
             tensors.append(leaf.numpy().tobytes())
         else:

@@ -1,7 +1,8 @@
 """Checkpoints that survive kills, full disks, damaged files and stop signals.
 
-A folder of checkpoints holds `last.ckpt` and the one before it, `previous.ckpt`. A checkpoint is written under another
-name, flushed to the disk and renamed, so that neither is ever half written, whenever the process dies.
+A folder of checkpoints holds `last.ckpt`, the one before it, `previous.ckpt`, and where epochs can be compared the one
+after the best epoch, `best.ckpt`. A checkpoint is written under another name, flushed to the disk and renamed, so that
+none is ever half written, whenever the process dies.
 """
 
 import io
@@ -11,6 +12,7 @@ import signal
 import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,11 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from sppnet.runtime.files import atomic_file
+from sppnet.runtime.files import atomic_file, keep_as
 from sppnet.runtime.names import first_line
 from sppnet.runtime.signals import Stopped, StopSignals, exit_code, requeue_slurm_job, write_to_stderr
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 _STEPS_BETWEEN_CHECKS = 10  # with several processes: steps between checks for a stop signal on any of them
 
 
@@ -87,6 +89,14 @@ def _check_intact(path: Path) -> None:
     torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _epoch_of(path: Path) -> int | None:
+    """Returns the epoch of a checkpoint, from 0; None if there is none, or it is damaged."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])
+    except Exception:  # zipfile and torch fail on damaged files in a dozen ways
+        return None
+
+
 def recorded_precision(path: Path) -> str | None:
     """Returns the precision that a checkpoint was trained in, as Lightning names it; None if it is not recorded."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -105,10 +115,22 @@ class SaveCheckpoints(Callback):
         signals: the stop signals of this process.
         steps: between checkpoints inside an epoch; None: not by steps. With several processes, multiples of 10 only.
         minutes: between checkpoints inside an epoch; None: not by the clock.
+        best_epoch: returns the best epoch so far, from 0, whose checkpoint is kept as best.ckpt; None before there is
+            one.
     """
 
-    def __init__(self, folder: Path, signals: StopSignals, *, steps: int | None, minutes: float | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        signals: StopSignals,
+        *,
+        steps: int | None,
+        minutes: float | None,
+        best_epoch: Callable[[LightningModule], int | None] = lambda _: None,
+    ) -> None:
         self.path, self.signals, self.steps, self.minutes = folder / LAST, signals, steps, minutes
+        self.best_path, self.best_epoch = folder / BEST, best_epoch
+        self._resumed_after: int | None = None  # the epoch whose end the checkpoint was saved at
         self._saved_at, self._saved_step = time.monotonic(), 0
         self._saved_text = "nothing is saved yet"  # for the message after a stop
 
@@ -119,9 +141,29 @@ class SaveCheckpoints(Callback):
 
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         if trainer.ckpt_path:
+            self._repair_best(trainer, pl_module)
             self._saved_text = f"nothing is saved since it resumed from {trainer.ckpt_path}"
         if self._stop_requested(trainer):
             self._stop(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        if progress["processed"] > progress["completed"]:  # else it was saved inside an epoch
+            self._resumed_after = checkpoint["epoch"]
+
+    def _repair_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes best.ckpt agree with the checkpoint that the run resumes from.
+
+        The run may have died between saving an epoch and giving it that name, or resume from before the best epoch,
+        because a newer checkpoint is damaged.
+        """
+        best = self.best_epoch(pl_module)
+        if not trainer.is_global_zero or best == _epoch_of(self.best_path):
+            return
+        if best is not None and best == self._resumed_after:
+            keep_as(Path(str(trainer.ckpt_path)), self.best_path)
+        else:
+            self.best_path.unlink(missing_ok=True)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.is_last_batch:
@@ -153,7 +195,10 @@ class SaveCheckpoints(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
-        if self._stop_requested(trainer) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+        if trainer.is_global_zero and self.best_epoch(pl_module) == trainer.current_epoch:
+            keep_as(self.path, self.best_path)
+        is_last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+        if self._stop_requested(trainer) and not is_last:
             self._stop(trainer)
 
     def _is_due(self, trainer: Trainer) -> bool:

@@ -21,7 +21,7 @@ CLASSES = 3
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*deprecated")
 
 
-def make_classifier(labels=(0, 1, 1, 2), **options):
+def make_classifier(labels=(0, 1, 1, 2), parts=1, **options):
     """A classifier for `Batches` of these labels."""
     torch.manual_seed(0)
     recipe = {"epochs": 4, "batch_size": 2, "learning_rate": 0.1, "momentum": 0.9, "weight_decay": 0.01}
@@ -41,6 +41,7 @@ def make_classifier(labels=(0, 1, 1, 2), **options):
         size_of_epoch=lambda epoch: 48,
         training_labels=np.array(labels),
         validation_images=len(labels),
+        parts=parts,
     )
 
 
@@ -120,6 +121,8 @@ def weights_by_definition(network, recipe, batches, rates):
         {"clip_gradient_norm": None},
         {"clip_gradient_norm": 0.05},
         {"label_smoothing": 0.1, "warmup_epochs": 1},  # clipped, the smoothed gradient would be nearly the same
+        {"parts": 2},
+        {"parts": 3, "clip_gradient_norm": 0.05},
     ],
     ids=str,
 )
@@ -134,6 +137,37 @@ def test_every_step_is_the_one_that_the_recipe_defines(options):
     expected = weights_by_definition(network, classifier.recipe, batches.batches * 2, rates)
     for after, defined in zip(updates.weights, expected, strict=True):
         assert float((after - defined).norm()) < 1e-3 * float((defined - start).norm())
+
+
+def test_the_backbone_has_its_own_rate_in_every_step():
+    updates = fit(make_classifier(epochs=2, warmup_epochs=1, backbone_rate=0.25), Batches(steps=2))
+    for step, rates in enumerate(updates.rates):
+        rate = 0.1 * cosine_factor(step, 2, 4)
+        assert rates == pytest.approx([rate, rate, 0.25 * rate, 0.25 * rate])
+
+
+def test_the_average_follows_every_step():
+    """With the decay of the step: none after the first one, then 1 - step ** (-2 / 3), at most 0.5."""
+    classifier = make_classifier(epochs=2, ema_decay=0.5)
+    weights = fit(classifier, Batches(steps=3)).weights
+    average = weights[0]
+    for step, after in enumerate(weights[1:], start=2):
+        decay = min(0.5, 1 - step ** (-2 / 3))
+        average = decay * average + (1 - decay) * after
+    torch.testing.assert_close(flat(classifier.average.network), average)
+
+
+def test_a_frozen_backbone_is_run_as_in_tests():
+    """So that its BatchNorm keeps its statistics; afterwards it is run as in training."""
+    classifier, modes = make_classifier(epochs=3, frozen_epochs=2), []
+
+    def note(network, *_):
+        if classifier.trainer.training:
+            modes.append((classifier.current_epoch, network.training))
+
+    classifier.network.backbone.register_forward_hook(note)
+    fit(classifier, Batches(steps=2))
+    assert modes == [(0, False)] * 2 + [(1, False)] * 2 + [(2, True)] * 2
 
 
 ALLOWED_PRECISIONS = ("32-true", "bf16-mixed")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_process, without_rights
-from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
+from sppnet.runtime.files import atomic_file, is_temporary, keep_as, remove_stale_files
 
 PROJECT = Path(__file__).parents[1]
 DEAD = 2**22 + 1  # Linux gives no process a higher number than 2**22
@@ -91,6 +91,28 @@ def test_content_and_names_are_flushed_to_the_disk(tmp_path, monkeypatch):
     with atomic_file(tmp_path / "a") as file:
         file.write(b"12345")
     assert flushed == [(f"a.partial{os.getpid()}", 5), (tmp_path.name, ["a"])]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_is_kept_when_the_first_is_written_again(tmp_path, monkeypatch, links):
+    """By a hard link, or a copy where the file system has none."""
+    if not links:
+
+        def no_links(*names):
+            raise PermissionError
+
+        monkeypatch.setattr(os, "link", no_links)
+    last, best = tmp_path / "last", tmp_path / "best"
+    for content in (b"1", b"22"):
+        with atomic_file(last) as file:
+            file.write(content)
+        keep_as(last, best)
+        keep_as(last, best)  # two names of one file
+        assert best.read_bytes() == content
+        assert best.samefile(last) == links
+    with atomic_file(last) as file:
+        file.write(b"333")
+    assert (best.read_bytes(), names(tmp_path)) == (b"22", ["best", "last"])
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from conftest import make_image_folder
 from sppnet.classify import training
+from sppnet.classify.loading import CenterCrops
 from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
 from sppnet.classify.training import train_classifier
+from sppnet.data.batches import to_network_input
 from sppnet.data.sources import open_data, select_images
-from sppnet.lightning_checkpoints import LAST, PREVIOUS, recorded_precision
+from sppnet.lightning_checkpoints import BEST, LAST, PREVIOUS, recorded_precision
+from sppnet.network import load_network
+from sppnet.results.records import read_result, result_text
 from sppnet.runtime.signals import Stopped
 
 
@@ -73,7 +77,7 @@ def train(
     batch_size=4,
     precision="32-true",
     sizes=BY_EPOCH,
-    augmentation=None,
+    recipe=None,
     **machine,
 ):
     """Trains for three epochs of four steps, at 64, 48 and 64 pixels, with dropout."""
@@ -85,7 +89,7 @@ def train(
         "warmup_epochs": min(1, epochs - 1),
         "color": True,
     }
-    recipe = Recipe(learning_rate=learning_rate, **fixed, **(augmentation or {}))
+    recipe = Recipe(learning_rate=learning_rate, **(fixed | (recipe or {})))
     plan = TrainingPlan(
         architecture="zf5",
         backbone_options={"width": 0.05, "normalization": "none"},
@@ -105,7 +109,13 @@ def outcome(run, result):
     """Returns what must be the same, bit for bit: weights, optimizer, and metrics other than times."""
     checkpoint = torch.load(run / "checkpoints" / LAST, weights_only=True)
     history = [dataclasses.replace(epoch, seconds=None, images_per_second=0) for epoch in result.history]
-    return {"weights": checkpoint["state_dict"], "optimizer": checkpoint["optimizer_states"], "history": history}
+    trained = checkpoint.get("trained_weights")  # beside their average
+    return {
+        "weights": checkpoint["state_dict"],
+        "trained": trained,
+        "optimizer": checkpoint["optimizer_states"],
+        "history": history,
+    }
 
 
 def assert_same(one, other):
@@ -306,6 +316,133 @@ def test_deterministic_training_is_the_same_twice(data, tmp_path):
     assert_same(one, other)
 
 
+# All settings of the update of the weights together; the third epoch is the first that trains the backbone. The paper's
+# initialization gives this narrow network gradients of nearly 0.
+EVERY_UPDATE = {
+    "initialization": "fan_in",
+    "input_std": [58.0, 58.0, 58.0],
+    "optimizer": "adamw",
+    "optimizer_options": {"betas": [0.8, 0.9]},
+    "schedule": "tanh",
+    "base_batch_size": 8,
+    "layer_decay": 0.8,
+    "backbone_rate": 0.5,
+    "frozen_epochs": 2,
+    "ema_decay": 0.7,
+    "stop_patience": 3,
+    "clip_gradient_norm": 1.0,
+}
+
+
+@pytest.fixture(scope="module")
+def updated(data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("updated")
+    return run, outcome(run, train(data, run, recipe=EVERY_UPDATE, accumulate=2))
+
+
+@pytest.mark.parametrize("reads", [6, 27, 32, 33, 45])
+def test_with_every_setting_of_the_update_a_resumed_run_ends_the_same(data, updated, tmp_path, reads):
+    """Inside and after the frozen epochs, between two parts of a step's images, and at the end of an epoch."""
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, reads)), tmp_path, recipe=EVERY_UPDATE, accumulate=2)
+    assert_same(outcome(tmp_path, train(data, tmp_path, recipe=EVERY_UPDATE, accumulate=2)), updated[1])
+
+
+def test_the_backbone_is_frozen_and_then_trained_and_the_average_is_what_a_run_gives(data, updated, tmp_path):
+    run, _ = updated
+    last = torch.load(run / "checkpoints" / LAST, weights_only=True)
+    frozen = torch.load(run / "checkpoints" / PREVIOUS, weights_only=True)
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 1)), tmp_path, recipe=EVERY_UPDATE)
+    start = torch.load(tmp_path / "checkpoints" / LAST, weights_only=True)
+    for name, weights in last["trained_weights"].items():
+        is_backbone = name.startswith("network.backbone.")
+        assert torch.equal(frozen["trained_weights"][name], start["trained_weights"][name]) == is_backbone
+        assert not torch.equal(weights, frozen["trained_weights"][name])
+        assert not torch.equal(weights, last["state_dict"][name])
+    network = load_network(run)
+    assert all(torch.equal(last["state_dict"][f"network.{k}"], v) for k, v in network.state_dict().items())
+
+
+def test_a_validation_tests_the_average(data, updated):
+    """The same errors and loss as those of the network that is saved."""
+    run, results = updated
+    network, images = load_network(run), CenterCrops(data.val, side=64)
+    pixels = torch.stack([images[i]["image"] for i in range(len(images))]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = network(to_network_input(pixels, network.input_mean, network.input_std))
+    labels = torch.from_numpy(data.val.labels)
+    assert results["history"][-1].top1_wrong == int((logits.argmax(1) != labels).sum())
+    loss = float(torch.nn.functional.cross_entropy(logits, labels))
+    assert results["history"][-1].val_loss == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_run_that_stops_early_ends_with_its_best_epoch(data, tmp_path, capsys):
+    """At a rate that teaches nothing, the first epoch is the best one. Killed after the last epoch, it ends so too."""
+    options = {"learning_rate": 1e-12, "epochs": 9, "recipe": {"stop_patience": 2}}
+    result = train(data, tmp_path, **options)
+    assert (result.epochs, result.top1_wrong) == (len(result.history), result.history[result.best_epoch - 1].top1_wrong)
+    assert result.stopped == "no lower validation error in 2 epochs (recipe.stop_patience)"
+    assert result.epochs < 9
+    folder = tmp_path / "checkpoints"
+    epochs = {path.name: torch.load(path, weights_only=True)["epoch"] + 1 for path in folder.iterdir()}
+    assert epochs == {LAST: result.best_epoch, BEST: result.best_epoch, PREVIOUS: result.epochs}
+    assert "epoch 1 is the result: no lower" in result_text(result, tmp_path)
+    assert read_result(tmp_path) == result
+
+    (tmp_path / "result.json").unlink()
+    (folder / PREVIOUS).replace(folder / LAST)
+    again = train(data, tmp_path, **options)
+    assert (again.epochs, again.best_epoch, again.top1_wrong) == (result.epochs, result.best_epoch, result.top1_wrong)
+
+
+def best_of(run):
+    """The epoch of the best checkpoint, from 1; None if there is none."""
+    file = run / "checkpoints" / BEST
+    return torch.load(file, weights_only=True)["epoch"] + 1 if file.exists() else None
+
+
+LEARNING = {"initialization": "fan_in", "input_std": [58.0, 58.0, 58.0], "dropout": 0.3}  # better after every epoch
+
+
+def test_the_best_epoch_is_kept_beside_the_last_ones(data, tmp_path):
+    better = train(data, tmp_path / "better", recipe=LEARNING, epochs=4)
+    losses = [epoch.val_loss for epoch in better.history]
+    assert (losses, best_of(tmp_path / "better")) == (sorted(losses, reverse=True), 4)
+    worse = train(data, tmp_path / "worse", recipe=LEARNING | {"dropout": 0.5}, learning_rate=0.03, epochs=4)
+    errors = [epoch.top1_wrong for epoch in worse.history]
+    assert errors[0] < errors[-1]
+    assert (worse.top1_wrong, best_of(tmp_path / "worse")) == (errors[-1], 1)
+    network = load_network(tmp_path / "worse" / "checkpoints" / BEST)
+    assert not torch.equal(network.fc6.weight, load_network(tmp_path / "worse").fc6.weight)
+
+
+@pytest.mark.parametrize(("resumed", "best"), [("after epoch 2", 2), ("inside epoch 3", None)])
+@pytest.mark.parametrize("found", ["none", "epoch 1", "damaged"])
+def test_a_resumed_run_corrects_its_best_checkpoint(data, tmp_path, resumed, best, found):
+    """As if it had died before it gave the name, or resumes from before its best epoch, because of damage.
+
+    The run is better after every epoch. Inside the third one it has the checkpoint of the second one no more.
+    """
+    folder = tmp_path / "checkpoints"
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 17)), tmp_path, recipe=LEARNING)
+    first = (folder / BEST).read_bytes()
+    assert best_of(tmp_path) == 1
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 16)), tmp_path, recipe=LEARNING)
+    assert best_of(tmp_path) == 2
+
+    (folder / BEST).unlink()
+    if found != "none":
+        (folder / BEST).write_bytes(first if found == "epoch 1" else first[:1000])
+    if resumed == "after epoch 2":
+        (folder / PREVIOUS).replace(folder / LAST)
+    with pytest.raises(Stopped):
+        train(data._replace(train=SignalAt(data.train, 1)), tmp_path, recipe=LEARNING)
+    assert best_of(tmp_path) == best
+
+
 @pytest.mark.parametrize(("classes", "images"), [(("cat",), 1), (("cat",), 6), (("cat", "dog"), 1)])
 def test_one_image_and_one_class_are_enough(tmp_path, classes, images):
     folder = make_image_folder(tmp_path / "images", classes, train=images, val=1)
@@ -350,7 +487,7 @@ def test_three_hundred_epochs_take_no_more_memory_than_one_hundred(tmp_path, cap
     (memory, files, threads), (memory_then, files_then, threads_then) = notes[299], notes[99]
     assert memory - memory_then < 20
     assert (files, threads) == (files_then, threads_then)
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [LAST, PREVIOUS]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [BEST, LAST, PREVIOUS]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert len(events.Scalars("val/top1_error_percent")) == 300
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]

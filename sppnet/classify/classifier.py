@@ -11,14 +11,20 @@ import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from sppnet.classify.accumulation import fewest_parts, loss_in_parts
+from sppnet.classify.averaging import WeightAverage
+from sppnet.classify.best import stop_reason
+from sppnet.classify.finite import not_finite
+from sppnet.classify.guessing import guessing_warning
 from sppnet.classify.mixing import TrainingLoss
+from sppnet.classify.optimizers import build_optimizer
+from sppnet.classify.rates import highest_rate, schedule_factor
 from sppnet.classify.recipe import Recipe
-from sppnet.classify.schedules import cosine_factor, plateau_factor
+from sppnet.classify.schedules import plateau_factor
 from sppnet.metrics import count_wrong
 from sppnet.network import SPPNet
 
 _LOG_EVERY = 50  # steps between logging numbers that cost a wait for the device
-_CHANCE_EPOCHS, _CHANCE_STEPS = 3, 200  # after which a network must do better than guessing, or it warns
 
 
 class Classifier(LightningModule):
@@ -31,6 +37,8 @@ class Classifier(LightningModule):
         size_of_epoch: from the epoch, counted from 0, to its side in pixels; None if every batch has its own.
         training_labels: int64 (n,), labels of all training images.
         validation_images: how many images a validation must count.
+        parts: of every step, whose gradients are added up; None: as few as fit into memory at a side of `largest_side`.
+        largest_side: of the images in training, in pixels, where `parts` is None.
 
     `history` holds a dict per finished epoch: epoch from 1, size in pixels, train_loss, learning_rate,
     images_per_second and seconds; after a validation also top1_wrong and top5_wrong of n images. It is saved in the
@@ -50,12 +58,17 @@ class Classifier(LightningModule):
         size_of_epoch: Callable[[int], int | None],
         training_labels: np.ndarray,
         validation_images: int,
+        parts: int | None = 1,
+        largest_side: int = 0,
     ) -> None:
         super().__init__()
         self.network, self.recipe, self.seed, self.size_of_epoch = network, recipe, seed, size_of_epoch
         self.loss = TrainingLoss(recipe, training_labels, network.num_classes)
         self.guessing_loss = self.loss.of_guessing()
-        self.validation_images = validation_images
+        self.validation_images, self.largest_side = validation_images, largest_side
+        self.parts = parts
+        self.average = None if recipe.ema_decay is None else WeightAverage(network, recipe.ema_decay)
+        self._backbone_weights = [p for p in network.backbone.parameters() if p.requires_grad]
 
         self.history: list[dict[str, Any]] = []
         self.error_counts = torch.zeros(3, dtype=torch.int64)  # top-1, top-5, images of the validation under way
@@ -63,20 +76,20 @@ class Classifier(LightningModule):
         self.images_seen = 0  # by this process in the epoch under way
         self.epoch_started = 0.0  # time.perf_counter()
         self.warned_of_guessing = False
+        self.current_rate = 0.0  # of the step under way
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Returns stochastic gradient descent with momentum; weights decay, biases do not."""
-        weights = [p for p in self.parameters() if p.requires_grad and p.ndim > 1]
-        biases = [p for p in self.parameters() if p.requires_grad and p.ndim <= 1]
-        return torch.optim.SGD(
-            [
-                {"params": weights, "weight_decay": self.recipe.weight_decay},
-                {"params": biases, "weight_decay": 0.0},
-            ],
-            lr=self.recipe.learning_rate,
-            momentum=self.recipe.momentum,
-            fused=True,
-        )
+        """Returns the optimizer of the recipe."""
+        return build_optimizer(self.network, self.recipe)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:  # before any checkpoint of this step
+            self.average.update(self.network, self.global_step + 1)
+
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        if self.parts == 1:  # else `training_step` does, before it adds up gradients
+            super().optimizer_zero_grad(*args)
 
     def learning_rate(self) -> float:
         """Returns the learning rate of the next step."""
@@ -84,11 +97,8 @@ class Classifier(LightningModule):
             errors = [epoch["top1_wrong"] / epoch["n"] for epoch in self.history]
             factor = plateau_factor(errors, self.recipe.plateau_patience, self.recipe.plateau_drops)
         else:
-            assert self.recipe.warmup_epochs is not None
-            total = int(self.trainer.estimated_stepping_batches)
-            warmup = round(self.recipe.warmup_epochs * total / self.recipe.epochs)
-            factor = cosine_factor(self.global_step, warmup, total)
-        return factor * self.recipe.learning_rate
+            factor = schedule_factor(self.recipe, self.global_step, int(self.trainer.estimated_stepping_batches))
+        return factor * highest_rate(self.recipe)
 
     def mean_loss(self) -> float:
         """Returns the mean loss over this process's images in the epoch under way."""
@@ -103,6 +113,11 @@ class Classifier(LightningModule):
     def on_train_start(self) -> None:
         self.loss_sum = self.loss_sum.to(self.device)
         self._validate_the_last_epoch()
+        self._stop_early()
+        if self.average is not None:
+            self.average.to(self.device)
+        if self.parts is None:
+            self.parts = self._fewest_parts()
 
     def on_train_epoch_start(self) -> None:
         self._validate_the_last_epoch()
@@ -120,21 +135,47 @@ class Classifier(LightningModule):
         sequence = np.random.SeedSequence([self.seed, self.global_step, self.global_rank])
         torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
+        self.current_rate = self.learning_rate()
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = self.current_rate * group.get("lr_scale", 1.0)
+        if self.recipe.frozen_epochs:
+            self._train_backbone(self.current_epoch >= self.recipe.frozen_epochs)
+
+    def _train_backbone(self, is_trained: bool) -> None:
+        """Trains the backbone from here on, or does not: then it has no gradients, and BatchNorm its old statistics."""
+        self.network.backbone.train(is_trained)
+        for weights in self._backbone_weights:
+            weights.requires_grad_(is_trained)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = self.loss.mix(*batch)
-        loss = self.loss(self.network(images), labels)
+        if self.parts == 1:
+            loss = self._training_loss(images, labels)
+        else:
+            self.zero_grad()
+            loss = loss_in_parts(self._training_loss, images, labels, self.parts or 1)
         self.loss_sum += loss.detach() * len(labels)
         self.images_seen += len(labels)
 
         if self.global_step % _LOG_EVERY == 0:
             self._check_finite()
             self._log("train/loss", float(loss.detach()))
-            self._log("train/learning_rate", self._current_learning_rate())
+            self._log("train/learning_rate", self.current_rate)
             self._log("train/size", float(images.shape[-1]))
         return loss
+
+    def _training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.loss(self.network(images), labels)
+
+    def _fewest_parts(self) -> int:
+        """Returns the parts of a step that fit into the memory of every process. Every process has to call it."""
+        images = self.recipe.batch_size // self.trainer.world_size
+        precision = self.trainer.precision_plugin.forward_context
+        parts = fewest_parts(self.network, images, self.largest_side, precision)
+        parts = int(self.trainer.strategy.reduce(torch.tensor(parts, device=self.device), reduce_op="max"))
+        if self.trainer.is_global_zero and parts > 1:
+            print(f"trainer.accumulate=auto: steps of {images} images are computed in {parts} parts", flush=True)
+        return parts
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         is_logged = self.global_step % _LOG_EVERY == 0
@@ -155,25 +196,36 @@ class Classifier(LightningModule):
             "epoch": self.current_epoch + 1,
             "size": self.size_of_epoch(self.current_epoch),
             "train_loss": float(self.trainer.strategy.reduce(self.loss_sum / self.images_seen)),
-            "learning_rate": self._current_learning_rate(),
+            "learning_rate": self.current_rate,
             "images_per_second": self.images_per_second(),
             "seconds": time.perf_counter() - self.epoch_started,
         }
         self.history.append(epoch)
-        self._warn_of_guessing()
+        warning = guessing_warning(self.history, self.global_step, self.recipe, self.guessing_loss)
+        if warning is not None and not self.warned_of_guessing:
+            self.warned_of_guessing = True
+            if self.trainer.is_global_zero:
+                warnings.warn(warning, stacklevel=2)
         self._log("train/epoch_loss", epoch["train_loss"])
         self._log("train/images_per_second", epoch["images_per_second"])
 
     # Validation.
 
+    @property
+    def tested_network(self) -> SPPNet:
+        """The network that is validated and saved: the average of the weights, if there is one."""
+        return self.network if self.average is None else self.average.network
+
     def on_validation_epoch_start(self) -> None:
+        if self.average is not None and self.trainer.world_size > 1:
+            self.average.share_buffers()
         self.error_counts = torch.zeros(3, dtype=torch.int64, device=self.device)
         self.validation_loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
         # `forward` instead of a call, because the network is compiled for the shapes of training only.
-        logits = self.network.forward(images).float()
+        logits = self.tested_network.forward(images).float()
         self.error_counts += count_wrong(logits, labels)
         self.validation_loss_sum += F.cross_entropy(logits, labels, reduction="sum")
 
@@ -189,6 +241,11 @@ class Classifier(LightningModule):
         self._log("val/loss", loss)
         self._log("val/top1_error_percent", 100 * top1_wrong / n)
         self._log("val/top5_error_percent", 100 * top5_wrong / n)
+        self._stop_early()
+
+    def _stop_early(self) -> None:
+        if stop_reason(self.history, self.recipe.stop_patience) is not None:
+            self.trainer.should_stop = True
 
     # Checkpoints.
 
@@ -196,6 +253,8 @@ class Classifier(LightningModule):
         """Adds plain values only, so that the file loads with weights_only=True. `load_network` reads "network"."""
         self._check_finite()
         checkpoint["network"] = self.network.description()
+        if self.average is not None:
+            self.average.save(checkpoint)
         checkpoint["precision"] = self.trainer.precision
         checkpoint["history"] = self.history
         checkpoint["epoch_so_far"] = {
@@ -205,7 +264,9 @@ class Classifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the history and the sums of the epoch under way."""
+        """Restores the history, the average of the weights and the sums of the epoch under way."""
+        if self.average is not None:
+            self.average.load(checkpoint)
         self.history = checkpoint["history"]
         so_far = checkpoint["epoch_so_far"]
         self.loss_sum, self.images_seen = so_far["loss_sum"], so_far["images_seen"]
@@ -215,44 +276,16 @@ class Classifier(LightningModule):
 
     def _check_finite(self) -> None:
         """Raises ValueError if the loss or a weight is not finite in any process. Every process has to call it."""
-        weights = torch.stack([p.isfinite().all() for p in self.parameters()]).all()
-        bad = (~torch.stack([self.loss_sum.isfinite(), weights])).int()
-        # All processes decide together: if some continued, they would wait for the others forever.
-        bad_losses, bad_weights = (int(count) for count in self.trainer.strategy.reduce(bad, reduce_op="sum"))
-        if not bad_losses and not bad_weights:
+        subject = not_finite(self.trainer.strategy, self.parameters(), self.loss_sum)
+        if subject is None:
             return
-
         epoch = self.current_epoch
-        subject = "the loss is" if bad_losses else "weights are"
         raise ValueError(
             f"{subject} not finite any more, at the latest in epoch {epoch + 1}, step {self.global_step}, "
             f"{size_text(self.size_of_epoch(epoch))}, rate {self.learning_rate():.3g}, "
             f"gradient norm {float(self._gradient_norm()):.3g}; the last checkpoint is from before; "
             "lower recipe.learning_rate, or set recipe.clip_gradient_norm=5"
         )
-
-    def _warn_of_guessing(self) -> None:
-        """Warns once if the loss is still that of guessing by the frequency of the classes."""
-        epochs, loss = len(self.history), self.history[-1]["train_loss"]
-        is_early = (
-            epochs < max(_CHANCE_EPOCHS, 1 + (self.recipe.warmup_epochs or 0)) or self.global_step < _CHANCE_STEPS
-        )
-        # With a single class the loss of guessing is 0, and there is nothing to learn.
-        if is_early or self.warned_of_guessing or not loss > 0.99 * self.guessing_loss > 0:
-            return
-
-        self.warned_of_guessing = True
-        if not self.trainer.is_global_zero:
-            return
-        warnings.warn(
-            f"the loss after {epochs} epochs is {loss:.3f}; guessing gives "
-            f"{self.guessing_loss:.3f}: is recipe.learning_rate too low, or too high for recipe.batch_size? do "
-            "recipe.initialization and recipe.input_std belong together (paper with 1, fan_in with about 58)?",
-            stacklevel=2,
-        )
-
-    def _current_learning_rate(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])

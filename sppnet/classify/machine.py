@@ -11,7 +11,7 @@ class Machine:
 
     These settings change the time of a run and hardly its outcome. The images of every step stay the same. Rounding
     depends on precision, devices and compilation. The masks of dropout, and the statistics of BatchNorm, which each
-    process computes of its share of a batch, depend on the number of processes (devices x nodes).
+    process computes of its share of a batch, depend on the number of processes (devices x nodes) and on `accumulate`.
 
     Testing has the same settings in `sppnet.runtime.hardware.Hardware`, with its own values:
 
@@ -31,6 +31,7 @@ class Machine:
     precision: str | None = None
     compile: bool | None = None  # torch.compile; None: on a GPU, for up to four sizes
     workers: int | None = None  # loader processes per device; None: the cores shared among the devices, at most 16
+    accumulate: int | str = 1  # parts of every step, one after the other; "auto": as few as fit into a GPU's memory
     deterministic: bool = False
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
     save_every_steps: int | None = None  # steps between checkpoints inside an epoch; None: not by steps
@@ -50,14 +51,18 @@ class Machine:
                 words = ", ".join(filter(None, allowed)) + (", or null" if None in allowed else "")
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: must be one of {words}")
 
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if self.devices != "auto" and not re.fullmatch(r"-1|[1-9]\d*|(\d+,)+\d*", str(self.devices)):
             raise ValueError(
                 f"trainer.devices={self.devices}: must be auto, a number from 1, -1 for all, or which: '0,2'"
             )
-        if self.num_nodes < 1:
-            raise ValueError(f"trainer.num_nodes={self.num_nodes}: must be at least 1")
-        if self.validate_every < 1:
-            raise ValueError(f"trainer.validate_every={self.validate_every}: must be at least 1")
+        if not re.fullmatch(r"auto|[1-9]\d*", str(self.accumulate)):
+            raise ValueError(f"trainer.accumulate={self.accumulate}: must be auto or a number from 1")
+        for name in ("num_nodes", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 1")
         for name in ("save_every_steps", "save_every_minutes"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

@@ -9,6 +9,8 @@ import torch
 from sppnet.backbones import build_backbone, without_weights
 from sppnet.classify.advice import check_validation
 from sppnet.classify.machine import Machine
+from sppnet.classify.optimizers import check_optimizer
+from sppnet.classify.rates import check_schedule
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes, check_sizes_fit
 from sppnet.data.sources import ImageData, open_data
@@ -58,6 +60,8 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         recipe = self.recipe
         check_validation(recipe, self.machine)
+        check_schedule(recipe)
+        check_optimizer(recipe)
         check_settings(self.hidden, recipe.dropout, *self.input_statistics, section="recipe.")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be from 0 to 2**63 - 1")

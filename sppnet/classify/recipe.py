@@ -16,7 +16,7 @@ class Recipe:
 
     Raises ValueError for values out of range and for numbers that are not finite. `dropout`, `input_mean` and
     `input_std` only have to be finite here: `sppnet.network.check_settings`, which TrainingPlan calls, checks the rest.
-    Names of optimizers and schedules are checked where they are made.
+    Optimizers and schedules of timm are checked in `optimizers.check_optimizer` and `rates.check_schedule`.
     """
 
     epochs: int
@@ -38,8 +38,9 @@ class Recipe:
 
     # The update of the weights.
     optimizer: str = "sgd"  # "sgd", torch's, or another name of timm.optim.list_optimizers()
-    optimizer_options: dict[str, Any] = field(default_factory=dict)  # of that optimizer, such as {"betas": [0.9, 0.95]}
-    schedule: str | None = None  # of timm: "tanh", "poly", "step"; None: the plateaus or the cosine above
+    optimizer_options: dict[str, Any] | None = None  # of that optimizer, such as {"betas": [0.9, 0.95]}
+    schedule: str | None = None  # of rates.SCHEDULES, after `warmup_epochs`; None: the plateaus or the cosine above
+    schedule_options: dict[str, Any] | None = None  # of that schedule, such as {"decay_epochs": 10}
     base_batch_size: int | None = None  # the batch that `learning_rate` is for; None: `batch_size`
     layer_decay: float | None = None  # factor on the rate from each layer to the one before it; None: 1
     backbone_rate: float = 1.0  # factor on the rates of the backbone
@@ -131,6 +132,11 @@ class Recipe:
             raise ValueError(
                 f"recipe.plateau_patience={self.plateau_patience}, recipe.warmup_epochs={self.warmup_epochs}: "
                 "set one of them (it chooses the schedule) and make the other null"
+            )
+        if self.plateau_patience is not None and self.schedule is not None:
+            raise ValueError(
+                f"recipe.schedule={self.schedule}, recipe.plateau_patience={self.plateau_patience}: set one of them; a "
+                "schedule of timm needs recipe.plateau_patience=null and recipe.warmup_epochs (0 for no warm-up)"
             )
         if self.plateau_patience is not None and self.plateau_patience < 1:
             raise ValueError(f"recipe.plateau_patience={self.plateau_patience}: must be at least 1")

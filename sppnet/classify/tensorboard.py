@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
+from sppnet.classify.best import result_epoch
 from sppnet.classify.classifier import Classifier
 from sppnet.runtime.names import printable
 
@@ -60,10 +61,11 @@ class RunLog(Callback):
             self._image(trainer, "filters of the first layer", grid)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        history = cast(Classifier, pl_module).history
-        if trainer.logger is None or len(history) != trainer.max_epochs or "n" not in history[-1]:
+        classifier = cast(Classifier, pl_module)
+        epoch = result_epoch(classifier.history, classifier.recipe.epochs, classifier.recipe.stop_patience)
+        if trainer.logger is None or epoch is None:
             return
-        last = history[-1]
+        last = classifier.history[epoch]
         result = {
             "result/top1_error_percent": 100 * last["top1_wrong"] / last["n"],
             "result/top5_error_percent": 100 * last["top5_wrong"] / last["n"],

@@ -1,20 +1,21 @@
 """Trains a classifier: builds the trainer, resumes from the last checkpoint, writes the result."""
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, Trainer
 
 from sppnet.classify.advice import check_batch_size
 from sppnet.classify.augmentation import Augmentation
+from sppnet.classify.best import best_epoch
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
-from sppnet.classify.loading import shorter_side_for
 from sppnet.classify.loggers import LOGGERS
 from sppnet.classify.machine import Machine
+from sppnet.classify.outcome import return_to_best, training_result
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.reporting import EpochLines, Forecast, ProgressBar, StepLines
 from sppnet.classify.tensorboard import RunLog
@@ -27,8 +28,7 @@ from sppnet.lightning_checkpoints import (
     silence_lightning,
 )
 from sppnet.network import SPPNet
-from sppnet.results.records import Epoch, Result, write_result
-from sppnet.runtime.environment import environment
+from sppnet.results.records import Result, write_result
 from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
@@ -44,7 +44,9 @@ def train_classifier(
     """Trains `network` on `data` as planned, from the last checkpoint in the run directory if there is one.
 
     Writes `checkpoints/last.ckpt` after every epoch and, as `plan.machine` says, inside epochs; `tensorboard/`
-    meanwhile; and `result.json` at the end. Stopped by a signal, it saves and raises `sppnet.runtime.signals.Stopped`.
+    meanwhile; and `result.json` at the end. `checkpoints/best.ckpt` is of the epoch with the lowest validation error,
+    which becomes the last checkpoint of a run that stops early. Stopped by a signal, it saves and raises
+    `sppnet.runtime.signals.Stopped`.
 
     Args:
         plan: what is trained, and how.
@@ -58,11 +60,7 @@ def train_classifier(
 
     Raises ValueError, before anything is written, for settings that do not fit the data or the machine.
     """
-    # Checks first, so that a wrong setting writes nothing.
-    local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
-    processes = local_processes * plan.machine.num_nodes
-    check_batch_size(plan.recipe, processes, len(data.train), len(data.val))
-    compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
+    classifier, data_module = prepared(plan, network, data)
 
     # The checkpoint decides the precision, unless the user does.
     silence_lightning()
@@ -72,27 +70,53 @@ def train_classifier(
 
     signals = StopSignals()
     trainer = _build_trainer(plan, run, signals, command)
+    with signals.handled(), explained_loader_failures("trainer.workers"):
+        trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
+
+    result = training_result(plan, classifier, data_module, run / "checkpoints", command)
+    if trainer.is_global_zero:
+        if result.stopped is not None:
+            return_to_best(run / "checkpoints")
+        digests = content_digests(data.val, "reading the validation images")
+        fingerprint = images_fingerprint(data.val, digests)  # shows later which scores are of these images
+        result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
+        write_result(run, result)
+    return result
+
+
+def prepared(
+    plan: TrainingPlan, network: SPPNet, data: ImageData, kind: type[Classifier] = Classifier
+) -> tuple[Classifier, ClassificationData]:
+    """Returns what a trainer needs: the network ready for training in a classifier of this kind, and its batches.
+
+    Raises ValueError for settings that do not fit the data or the machine.
+    """
+    local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
+    processes = local_processes * plan.machine.num_nodes
+    check_batch_size(plan.recipe, processes, len(data.train), len(data.val), plan.machine.accumulate)
+    compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
+
     workers = worker_count(plan.machine.workers, local_processes)
     data_module = _build_data_module(plan, network, data, plan.recipe.batch_size // processes, workers, compiled)
     _prepare_for_speed(network, plan.machine, compiled)
-    classifier = Classifier(
+    classifier = kind(
         network,
         plan.recipe,
         seed=plan.seed,
         size_of_epoch=plan.sizes.of_epoch,
         training_labels=data.train.labels,
         validation_images=len(data.val),
+        parts=_parts(plan.machine),
+        largest_side=plan.crop_side,
     )
-    with signals.handled(), explained_loader_failures("trainer.workers"):
-        trainer.fit(classifier, datamodule=data_module, ckpt_path=newest, weights_only=True)
+    return classifier, data_module
 
-    result = _result(plan, classifier, data_module, command)
-    if trainer.is_global_zero:
-        digests = content_digests(data.val, "reading the validation images")
-        fingerprint = images_fingerprint(data.val, digests)  # shows later which scores are of these images
-        result = dataclasses.replace(result, checkpoint=checkpoint_digest(run), validation_images=fingerprint)
-        write_result(run, result)
-    return result
+
+def _parts(machine: Machine) -> int | None:
+    """Returns the parts of every step; None: as few as fit into the memory of the GPU."""
+    if machine.accumulate == "auto":
+        return None if device_type(machine) == "cuda" else 1
+    return int(machine.accumulate)
 
 
 def device_type(machine: Machine) -> str:
@@ -171,53 +195,46 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
         Forecast(),
         RunLog(run, command, plan.settings()),
         SaveCheckpoints(
-            run / "checkpoints", signals, steps=machine.save_every_steps, minutes=machine.save_every_minutes
+            run / "checkpoints",
+            signals,
+            steps=machine.save_every_steps,
+            minutes=machine.save_every_minutes,
+            best_epoch=lambda module: best_epoch(cast(Classifier, module).history),
         ),
         ProgressBar(refresh_rate=10) if terminal else StepLines(),
     ]
 
     return Trainer(
-        accelerator=machine.accelerator,
-        devices=machine.devices,
-        num_nodes=machine.num_nodes,
-        strategy=machine.strategy,
-        precision=precision(machine),  # type: ignore[arg-type]
-        deterministic=machine.deterministic,
+        **trainer_options(plan),
         max_epochs=plan.recipe.epochs,
         check_val_every_n_epoch=machine.validate_every,
         logger=LOGGERS[plan.logger](run, **plan.logger_options),
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,  # SaveCheckpoints does it
         enable_progress_bar=terminal,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # EpochSampler and ShareSampler share the images themselves
     )
 
 
-def _result(
-    plan: TrainingPlan, classifier: Classifier, data_module: ClassificationData, command: list[str] | None
-) -> Result:
-    side, history = plan.crop_side, classifier.history
-    last = history[-1]
+def trainer_options(plan: TrainingPlan) -> dict[str, Any]:
+    """Returns the arguments of Lightning's Trainer that do not depend on how long is trained and what is written."""
+    machine = plan.machine
+    return {
+        "accelerator": machine.accelerator,
+        "devices": machine.devices,
+        "num_nodes": machine.num_nodes,
+        "strategy": _strategy(plan),
+        "precision": precision(machine),
+        "deterministic": machine.deterministic,
+        "enable_checkpointing": False,  # SaveCheckpoints does it
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # EpochSampler and ShareSampler share the images themselves
+    }
 
-    return Result(
-        data=plan.source,
-        network=classifier.network.summary(),
-        protocol=f"centre crop {side} of images at shorter side {shorter_side_for(side)}, one view",
-        top1_wrong=last["top1_wrong"],
-        top5_wrong=last["top5_wrong"],
-        n=last["n"],
-        num_classes=classifier.network.num_classes,
-        training_images=len(data_module.data.train),
-        unreadable_training_images=len(data_module.unreadable),
-        data_fingerprint=data_module.fingerprint,
-        epochs=len(history),
-        seconds=sum(epoch["seconds"] for epoch in history),
-        seed=plan.seed,
-        command=None if command is None else shlex.join(command),
-        precision=precision(plan.machine),
-        **environment(gpus=classifier.trainer.world_size),
-        history=tuple(map(Epoch.from_dict, history)),
-    )
+
+def _strategy(plan: TrainingPlan) -> str:
+    """Returns Lightning's name of how processes work together. Frozen weights need one that expects no gradients."""
+    machine = plan.machine
+    processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
+    is_ddp = machine.strategy == "ddp" or processes > 1
+    return "ddp_find_unused_parameters_true" if is_ddp and plan.recipe.frozen_epochs else machine.strategy

@@ -1,6 +1,7 @@
 """Trains an SPP-net classifier: `sppnet train --help`."""
 
 import dataclasses
+import math
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from sppnet.classify.advice import check_batch_size, few_steps_note, imbalance_note
+from sppnet.classify.advice import check_batch_size, few_steps_note, imbalance_note, rate_note
 from sppnet.classify.machine import Machine
 from sppnet.classify.recipe import Recipe
 from sppnet.classify.schedules import Sizes
@@ -24,6 +25,7 @@ from sppnet.commands.recipes import count_training_images, with_recipe
 from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
+from sppnet.runtime.files import atomic_file, check_place
 from sppnet.runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -35,10 +37,13 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> float:
-    """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes."""
+    """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes; with `find_rates`, NaN."""
     with one_line_job("the same command resumes from its last checkpoint, if there is one"):
         config = resolved(config)
         bound(config, settings)
+        if config.find_rates is not None:
+            find_rates(config)
+            return math.nan
         return train(config)
 
 
@@ -47,6 +52,8 @@ def check(config: DictConfig) -> None:
     bound(config, settings)
     config = with_recipe(config)
     _planned_directory(config, read_plan(config))
+    if config.find_rates is not None:
+        _check_plot(Path(config.find_rates))
 
 
 def settings(
@@ -57,6 +64,7 @@ def settings(
     initial_weights: str | None,
     runs: str,
     run: str | None,
+    find_rates: str | None,
     paper_epochs: int,
     backbone: dict[str, Any],
     pooling: dict[str, Any],
@@ -113,6 +121,38 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
     )
 
 
+def find_rates(config: DictConfig) -> None:
+    """Proposes a learning rate, and plots the losses that it found at rising rates. Makes and changes no run."""
+    plot = Path(config.find_rates)
+    _check_plot(plot)
+    plan = read_plan(config)
+    data = plan.open_data()
+
+    # Imported here because Lightning takes seconds.
+    from sppnet.classify.rate_search import rate_plot, search_rate, suggested_setting
+    from sppnet.runtime.machine import is_first_process
+
+    with configuration_errors():
+        network = plan.build_network(data.classes)
+    search = search_rate(plan, network, data)
+    if not is_first_process():
+        return
+    with atomic_file(plot) as file:
+        rate_plot(search).savefig(file, format=plot.suffix.lower().removeprefix("."), dpi=150, bbox_inches="tight")
+    tried = (
+        f"{len(search.rates)} steps at rates from {search.rates[0]:.2g} to {search.rates[-1]:.2g}, plotted in {plot}"
+    )
+    setting = suggested_setting(search, plan)
+    print(f"{tried}\n{setting or 'the loss never falls: no rate is proposed'}", flush=True)
+
+
+def _check_plot(plot: Path) -> None:
+    """Raises ValueError for a file that cannot hold a plot or cannot be made."""
+    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"find_rates={plot}: must end in .png, .svg or .pdf")
+    check_place(plot)
+
+
 def train(config: DictConfig) -> float:
     """Trains, resumes, or shows the result of the run that a resolved configuration describes.
 
@@ -154,7 +194,7 @@ def _train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
 
     data = plan.open_data()
     processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
-    check_batch_size(plan.recipe, processes, len(data.train), len(data.val))
+    check_batch_size(plan.recipe, processes, len(data.train), len(data.val), machine.accumulate)
 
     # Imported here because Lightning takes more seconds, and the errors above should not.
     from sppnet.classify.training import train_classifier
@@ -190,6 +230,7 @@ def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", proces
 
     notes = [
         plan.sizes.last_epoch_note(plan.recipe.epochs),
+        rate_note(plan.recipe),
         few_steps_note(plan.recipe, len(data.train), processes),
         imbalance_note(plan.recipe, data.train.labels, data.classes),
         busy_machine(),

@@ -56,7 +56,8 @@ class Epoch:
 class Result:
     """The result of a finished run, in the order of the keys in result.json. None: an old version did not record it.
 
-    Errors are those after the last epoch, on one centre crop per validation image.
+    Errors are those after the last epoch, or after the best one if training stopped early, on one centre crop per
+    validation image.
     """
 
     data: str | None = None  # name of the data source
@@ -70,6 +71,8 @@ class Result:
     unreadable_training_images: int | None = None  # replaced by others, in all processes
     data_fingerprint: str | None = None
     epochs: int | None = None
+    stopped: str | None = None  # why training ended before its last epoch; None if it did not
+    best_epoch: int | None = None  # that of the errors if training ended early, from 1
     seconds: float  # of all epochs, with validation
     seed: int | None = None
     command: str | None = None  # that finished the run
@@ -142,7 +145,8 @@ _RESULT_OPTIONS = {
     **dict.fromkeys(("data", "network", "protocol", "data_fingerprint", "precision"), TEXT),
     **dict.fromkeys(("checkpoint", "validation_images"), TEXT),
     "unreadable_training_images": INDEX,
-    "epochs": COUNT,
+    **dict.fromkeys(("epochs", "best_epoch"), COUNT),
+    "stopped": TEXT,
     "seed": SEED,
     "versions": _VERSIONS,
     "commit": _COMMIT,
@@ -196,13 +200,14 @@ def shows_top5(classes: int) -> bool:
 def result_text(result: Result, run: Path) -> str:
     """Returns a short table of a finished run, with the paths to look at next."""
     epochs = result.epochs or len(result.history)
+    early = f"; epoch {result.best_epoch} is the result: {result.stopped}" if result.stopped else ""
     rows = [
         ("network", result.network or "unknown"),
         ("data", f"{result.data or 'unknown'} ({result.n:,} validation images, {result.num_classes} classes)"),
         ("protocol", result.protocol or "unknown"),
         ("top-1 error", _error_text(result.top1_wrong, result.n)),
         *([("top-5 error", _error_text(result.top5_wrong, result.n))] * shows_top5(result.num_classes)),
-        ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}"),
+        ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}{early}"),
         ("run directory", str(run)),
     ]
     if (run / "tensorboard").is_dir():

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,6 +68,24 @@ def _keep_as(path: Path, previous: Path) -> None:
         return
     link.replace(previous)
     link.unlink(missing_ok=True)  # renaming one name of a file to another name of it does nothing
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """Gives the file at `path` the name `other` as well, atomically, by a hard link or else as a copy.
+
+    `other` is replaced, and never half written. `atomic_file` replaces one of both names and leaves the other.
+    """
+    link = other.with_name(f"{other.name}.partial{os.getpid()}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+    except OSError:  # no hard links on this file system
+        with path.open("rb") as source, atomic_file(other) as file:
+            shutil.copyfileobj(source, file)
+        return
+    link.replace(other)
+    link.unlink(missing_ok=True)  # renaming one name of a file to another name of it does nothing
+    _flush_names(other.parent)
 
 
 def is_temporary(name: str) -> bool:

@@ -1,0 +1,121 @@
+"""The learning rate of a step, as pure functions: the highest rate, and schedules by name."""
+
+import difflib
+import math
+from functools import cache
+from typing import Any
+
+from sppnet.classify.recipe import Recipe
+from sppnet.classify.schedules import cosine_factor
+from sppnet.runtime.names import first_line
+
+# Of timm.scheduler; "plateau" is left out because it remembers its state, "rsqrt" because it needs timm's own warm-up.
+SCHEDULES = ("constant", "cosine", "multistep", "poly", "step", "tanh", "wsd")
+_SCHEDULE_OPTIONS = (
+    *("cycle_decay", "cycle_limit", "cycle_mul", "decay_epochs", "decay_fn", "decay_milestones", "decay_rate"),
+    *("k_decay", "min_lr"),
+)
+
+
+def highest_rate(recipe: Recipe) -> float:
+    """Returns the highest learning rate of a run.
+
+    It is the recipe's or, with `base_batch_size`, that times `batch_size / base_batch_size`, of which adaptive
+    optimizers take the square root: those with "ada" or "lamb" in their names, the rule of timm's train.py.
+    """
+    if recipe.base_batch_size is None:
+        return recipe.learning_rate
+    ratio = recipe.batch_size / recipe.base_batch_size
+    return recipe.learning_rate * (math.sqrt(ratio) if is_adaptive(recipe.optimizer) else ratio)
+
+
+def is_adaptive(optimizer: str) -> bool:
+    """Whether an optimizer's rate follows the square root of the batch, by the rule of timm's train.py."""
+    return any(word in optimizer.lower() for word in ("ada", "lamb"))
+
+
+def schedule_factor(recipe: Recipe, step: int, total_steps: int) -> float:
+    """Returns the factor on the highest rate at a step, from 0: a linear rise, then the recipe's schedule, or a cosine.
+
+    It is for recipes with `warmup_epochs`. Those with `plateau_patience` follow the validation errors instead.
+    """
+    assert recipe.warmup_epochs is not None
+    warmup = round(recipe.warmup_epochs * total_steps / recipe.epochs)
+    if recipe.schedule is None or step < warmup:
+        return cosine_factor(step, warmup, total_steps)
+    return timm_factor(
+        recipe.schedule,
+        step - warmup,
+        total_steps - warmup,
+        steps_per_epoch=total_steps / recipe.epochs,
+        **(recipe.schedule_options or {}),
+    )
+
+
+def timm_factor(name: str, step: int, total_steps: int, *, steps_per_epoch: float, **options: Any) -> float:
+    """Returns the factor on the rate at a step, from 0, by a schedule of timm.
+
+    Args:
+        name: of SCHEDULES.
+        step: after the warm-up.
+        total_steps: without the warm-up.
+        steps_per_epoch: for options in epochs.
+        options: of `timm.scheduler.create_scheduler_v2`, in epochs where they are times; `min_lr` is a factor on the
+            highest rate. By default "step" divides the rate by 10 after each third of the steps, "multistep" after a
+            half and three quarters of them, "wsd" falls during the last fifth, and the power of "poly" is 0.9
+            (arXiv:1606.00915, §4.1).
+    """
+    in_steps = {key: _in_steps(key, value, steps_per_epoch) for key, value in options.items()}
+    frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in in_steps.items()}
+    scheduler = _timm_scheduler(name, max(1, total_steps), tuple(sorted(frozen.items())))
+    scheduler.step_update(min(step, total_steps))
+    return float(scheduler.optimizer.param_groups[0]["lr"])
+
+
+def _in_steps(key: str, value: Any, steps_per_epoch: float) -> Any:
+    if key == "decay_milestones":
+        return [epochs * steps_per_epoch for epochs in value]
+    return value * steps_per_epoch if key == "decay_epochs" else value
+
+
+@cache
+def _timm_scheduler(name: str, steps: int, options: tuple[tuple[str, Any], ...]) -> Any:
+    """Returns a timm scheduler of a rate of 1, whose values are functions of the step."""
+    import timm.scheduler  # timm and torch take seconds
+    import torch
+
+    defaults: dict[str, dict[str, Any]] = {
+        "step": {"decay_epochs": steps / 3},
+        "multistep": {"decay_milestones": (steps / 2, 3 * steps / 4)},
+        "poly": {"decay_rate": 0.9},
+        "wsd": {"decay_epochs": max(1, round(steps / 5))},
+    }
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    merged = {**defaults.get(name, {}), **dict(options)}
+    scheduler, _ = timm.scheduler.create_scheduler_v2(  # type: ignore[attr-defined]
+        optimizer, sched=name, num_epochs=steps, step_on_epochs=False, updates_per_epoch=1, **merged
+    )
+    return scheduler
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Raises ValueError for a schedule that timm does not have, and for options that it does not take."""
+    name, options = recipe.schedule, recipe.schedule_options or {}
+    if name is None:
+        if options:
+            raise ValueError(f"recipe.schedule_options={options}: are of recipe.schedule, which is null")
+        return
+    if name not in SCHEDULES:
+        close = difflib.get_close_matches(name.lower(), SCHEDULES, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"recipe.schedule={name}: must be one of {', '.join(SCHEDULES)}, or null{hint}")
+    for key in options:
+        if key not in _SCHEDULE_OPTIONS:
+            raise ValueError(f"recipe.schedule_options.{key}: must be one of {', '.join(_SCHEDULE_OPTIONS)}")
+
+    try:
+        factors = [schedule_factor(recipe, step, 10 * recipe.epochs) for step in (0, 5 * recipe.epochs)]
+    except Exception as error:  # options of wrong types fail in any way
+        raise ValueError(f"recipe.schedule={name}, recipe.schedule_options={options}: {first_line(error)}") from error
+    if not all(isinstance(factor, float) and math.isfinite(factor) and factor >= 0 for factor in factors):
+        raise ValueError(f"recipe.schedule={name}, recipe.schedule_options={options}: gives rates {factors}")

@@ -250,7 +250,7 @@ def test_a_run_stopped_repeatedly_ends_the_same_with_any_number_of_workers(data,
 
 
 def test_a_run_with_augmentation_mixing_balance_and_sizes_by_batch_ends_the_same(data, tmp_path):
-    options = {"augmentation": AUGMENTED, "sizes": BY_BATCH}
+    options = {"recipe": AUGMENTED, "sizes": BY_BATCH}
     excluded = [data.train.name(i) for i in range(12, 18)]
     data = data._replace(train=select_images(data, "train", excluded))  # leaves 9 of one class and 3 of the other
     expected = outcome(tmp_path / "whole", train(data, tmp_path / "whole", **options))
@@ -265,7 +265,7 @@ def test_each_setting_of_images_changes_what_is_trained(data, tmp_path):
     excluded = [data.train.name(i) for i in range(12, 18)]
     data = data._replace(train=select_images(data, "train", excluded))
     settings = {"erasing": 1.0, "mixup": 0.4, "balanced": True, "class_weights": True}
-    options = {"plain": {}, **{key: {"augmentation": {key: value}} for key, value in settings.items()}}
+    options = {"plain": {}, **{key: {"recipe": {key: value}} for key, value in settings.items()}}
     options["by_batch"] = {"sizes": Sizes(cycle=[64, 48], every="batch")}
     first_layers = set()
     for key, changed in options.items():

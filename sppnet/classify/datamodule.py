@@ -140,10 +140,8 @@ class ClassificationData(LightningDataModule):
     def _step(self) -> int:
         """Returns the step in the epoch that the batch is for which is being made, from 0."""
         assert self.trainer is not None
-        # Lightning counts a batch as ready after it is on the device, also in an epoch that was resumed. Batches that
-        # accumulate for one step have one size.
-        batch = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return batch // self.trainer.accumulate_grad_batches
+        # Lightning counts a batch as ready after it is on the device, also in an epoch that was resumed.
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
     def _rank_and_processes(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -5,7 +5,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from sppnet.commands.naming import run_directory
-from sppnet.commands.recipes import count_training_images, with_recipe
+from sppnet.commands.recipes import count_training_images, recipe_text, with_recipe
 from sppnet.commands.settings import resolved
 from test_configs import CONFIGS, composed
 
@@ -40,15 +40,21 @@ WEIGHTS = ["backbone=timm", "backbone.weights=body.pth"]
         (PRETRAINED, 3000, "finetune", {"batch_size": 32}),
         (WEIGHTS, 200, "finetune", {"batch_size": 8}),
         (WEIGHTS, 60_000, "finetune", {"batch_size": 32}),
+        (["initial_weights=run"], 60_000, "finetune", {"batch_size": 32}),
     ],
 )
-def test_the_recipe_follows_the_data_and_the_weights(overrides, images, name, fitted, capsys):
+def test_the_recipe_follows_the_data_and_the_weights(overrides, images, name, fitted):
     given = named(name, *overrides, *(f"recipe.{key}={value}" for key, value in fitted.items()))
     assert chosen(*overrides, images=images) == given
-    line = f"{given['epochs']} epochs, {given['batch_size']} images per step\n"
     about = "" if images is None else f" for {images:,} training images"
-    weights = " and pretrained weights" if name == "finetune" else ""
-    assert capsys.readouterr().out == f"recipe={name}{about}{weights}: {line}"
+    weights = " and trained weights" if name == "finetune" else ""
+    assert recipe_text(resolved(composed(*overrides)), lambda: images) == (
+        f"recipe={name}{about}{weights}: {given['epochs']} epochs, {given['batch_size']} images per step"
+    )
+
+
+def test_a_recipe_of_the_user_is_not_announced():
+    assert recipe_text(resolved(composed("recipe=small")), lambda: 3000) is None
 
 
 def test_given_values_take_the_place_of_chosen_ones():

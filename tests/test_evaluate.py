@@ -29,7 +29,7 @@ CPU = ["hardware.accelerator=cpu", "hardware.workers=0", "hardware.precision=flo
 
 def make_run(run, root, *overrides, finished=True):
     """Makes a run directory of an untrained network on a folder of images."""
-    config = composed("data=folder", f"data.root={root}", "backbone.width=0.05", "hidden=8", *overrides)
+    config = composed("recipe=paper", "data=folder", f"data.root={root}", "backbone.width=0.05", "hidden=8", *overrides)
     RunDirectory(run, run_directory(config).config).claim()
     torch.manual_seed(0)
     options = OmegaConf.to_container(config.data)

@@ -46,7 +46,9 @@ def place(tmp_path_factory):
     make_image_folder(place / "images", CLASSES[1:], train=1, val=4)
     network = small_network(classes=CLASSES)
     torch.nn.init.zeros_(network.backbone.conv5.weight[5])
-    config = composed("data=folder", f"data.root={place / 'images'}", "backbone.width=0.05", "sizes.cycle=[56]")
+    config = composed(
+        "recipe=paper", "data=folder", f"data.root={place / 'images'}", "backbone.width=0.05", "sizes.cycle=[56]"
+    )
     RunDirectory(place / "run", run_directory(config).config).claim()
     (place / "run" / "checkpoints").mkdir()
     save_network(network, place / "run" / "checkpoints" / "last.ckpt")

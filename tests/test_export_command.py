@@ -40,7 +40,7 @@ def network():
 def exported(network, tmp_path_factory):
     """(folder, stdout, stderr) of the command on a run that was trained on crops of 84 pixels, resized to 96."""
     place = tmp_path_factory.mktemp("place")
-    config = composed("data=shapes", "backbone.width=0.05", "hidden=8", "sizes.cycle=[84,70]")
+    config = composed("recipe=paper", "data=shapes", "backbone.width=0.05", "hidden=8", "sizes.cycle=[84,70]")
     RunDirectory(place / "run", run_directory(config).config).claim()
     (place / "run" / "checkpoints").mkdir()
     save_network(network, place / "run" / "checkpoints" / "last.ckpt")

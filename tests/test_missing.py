@@ -52,6 +52,9 @@ SETTINGS = [
     ["backbone=timm", "backbone.name=resnet18", "recipe=fast", "data=hub", "data.name=parquet",
      "data.data_files={train: 'x*.parquet'}", "sizes=random", "hidden=64"],
     ["experiment=table2_overfeat7_single", "data.root=/imagenet", "recipe.epochs=30"],
+    ["recipe=small", "data=folder", "data.root=photos", "sizes.every=batch", "sizes.cycle=[96,64]", "recipe.mixup=0.2"],
+    ["recipe=finetune", "backbone=timm", "backbone.name=resnet18", "backbone.weights=w.pth", "data=table",
+     "data.file=photos.csv", "recipe.optimizer_options={betas:[0.9,0.95]}"],
 ]  # fmt: skip
 
 

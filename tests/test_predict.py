@@ -52,7 +52,9 @@ def place(tmp_path_factory):
     for index, name in enumerate(PHOTOS):
         (place / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
         (place / "photos" / name).write_bytes(images.read(index))
-    config = composed("data=folder", "data.root=images", "backbone.width=0.05", "hidden=8", "sizes.cycle=[48]")
+    config = composed(
+        "recipe=paper", "data=folder", "data.root=images", "backbone.width=0.05", "hidden=8", "sizes.cycle=[48]"
+    )
     RunDirectory(place / "run", run_directory(config).config).claim()
     torch.manual_seed(1)
     backbone = build_backbone("zf5", width=0.05)

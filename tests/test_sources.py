@@ -79,10 +79,10 @@ def test_different_classes_in_train_and_val_are_refused(tree):
 
 def test_an_unknown_source_is_refused():
     with pytest.raises(
-        ValueError, match="source='floder': must be one of shapes, folder, imagenet, hub, caltech101, prepared"
+        ValueError, match="source='floder': must be one of shapes, folder, table, imagenet, hub, caltech101, prepared"
     ):
         open_data("floder", root="x")
-    assert set(DATA_SOURCES) == {"shapes", "folder", "imagenet", "hub", "caltech101", "prepared"}
+    assert set(DATA_SOURCES) == {"shapes", "folder", "imagenet", "hub", "caltech101", "prepared", "table"}
 
 
 # Selecting.

@@ -36,7 +36,7 @@ def place(tmp_path_factory):
     (place / "list").write_text("train/cat/0.jpg\ntrain/dog/0.jpg\n")
     (place / "twice.csv").write_text(f"path,label\n{paths[0]},cat\n{paths[0]},dog\n")
     network = SPPNet(build_backbone("zf5", width=0.05), num_classes=2, hidden=8, classes=("cat", "dog"))
-    config = composed("data=folder", f"data.root={place / 'images'}", "backbone.width=0.05", "hidden=8")
+    config = composed("recipe=paper", "data=folder", f"data.root={place / 'images'}", "backbone.width=0.05", "hidden=8")
     RunDirectory(place / "run", run_directory(config).config).claim()
     (place / "run" / "checkpoints").mkdir()
     save_network(network, place / "run" / "checkpoints" / "last.ckpt")
@@ -81,7 +81,7 @@ TRAIN = [
     ("backbone=zf6", "backbone=zf6: must be one of", "zf5"),
     ("pooling=spp51", "pooling=spp51: must be one of", "spp50"),
     ("experiment=table2_zf6_none", "experiment=table2_zf6_none: must be one of"),
-    ("recipe=slow", "recipe=slow: must be one of fast, paper"),
+    ("recipe=slow", "recipe=slow: must be one of auto, fast, finetune, paper, small"),
     ("trainer=tpu", "trainer=tpu: must be one of"),
     ("sizes=double", "sizes=double: must be one of"),
     ("backbones=zf5", "backbones: no such key; did you mean backbone?"),
@@ -99,7 +99,7 @@ TRAIN = [
     ("batch=3", "batch: no such key; did you mean recipe.batch_size?"),
     ("size=64", "size: no such key; did you mean sizes?"),
     ("dataset=folder", "dataset: no such key; did you mean data?"),
-    ("model=zf5", "model: no such key; allowed: name, seed, hidden, runs, run,"),
+    ("model=zf5", "model: no such key; allowed: name, seed, hidden, initial_weights, runs, run,"),
     ("recipe.lr=0.1", "recipe.lr: no such key; did you mean learning_rate?"),
     ("+recipe.lr=0.1", "recipe.lr: no such key; did you mean learning_rate?"),
     ("recipe.bs=8", "recipe.bs: no such key; did you mean batch_size?"),
@@ -111,7 +111,7 @@ TRAIN = [
     ("~nothing", "nothing"),
     ("~seed", "seed: missing; give it as seed=VALUE"),
     ("~data", "data: missing; give it as data=VALUE"),
-    ("~recipe.epochs", "recipe.epochs: missing; give it as recipe.epochs=VALUE"),
+    ("recipe=paper ~recipe.epochs", "recipe.epochs: missing; give it as recipe.epochs=VALUE"),
     ("+seed=1", "An item is already at 'seed'"),
     ("++nothing=1", "nothing: no such key; allowed: name"),
     ("+a.b.c=1", "a: no such key"),
@@ -125,7 +125,7 @@ TRAIN = [
     ("data=Folder", "data=Folder: must be one of", "did you mean folder?"),
     ("backbone=", "backbone=: must be one of"),
     ("backbone=null", "backbone=null: must be one of convnet5"),
-    ("recipe=3", "recipe=3: must be one of fast, paper"),
+    ("recipe=3", "recipe=3: must be one of auto, fast, finetune, paper, small"),
     ("hydra/launcher=nothing", "hydra/launcher=nothing: must be one of basic"),
     ("data.source=[a]", "data.source=['a']: must be one of"),
     ("data.source=null", "data.source=None: must be one of"),
@@ -290,13 +290,13 @@ TRAIN = [
     ("recipe.optimizer=adamw recipe.optimizer_options={beta:1}", "recipe.optimizer=adamw, recipe.optimizer_options"),
     ("recipe.optimizer_options=3", "recipe.optimizer_options"),
     ("recipe.optimizer_options={lr:1}", "set recipe.learning_rate instead"),
-    ("recipe.schedule=tanh", "recipe.schedule=tanh, recipe.plateau_patience=6: set one of them"),
+    ("recipe=paper recipe.schedule=tanh", "recipe.schedule=tanh, recipe.plateau_patience=6: set one of them"),
     ("recipe=fast recipe.schedule=tan", "recipe.schedule=tan: must be one of", "did you mean tanh?"),
     ("recipe=fast recipe.schedule=step recipe.schedule_options={decay:1}", "recipe.schedule_options.decay: must be"),
     ("recipe=fast recipe.schedule_options={min_lr:1}", "are of recipe.schedule, which is null"),
     ("recipe.layer_decay=1.5", "recipe.layer_decay=1.5: must be above 0 and at most 1, or null"),
     ("recipe.backbone_rate=0", "recipe.backbone_rate=0.0: must be above 0"),
-    ("recipe.frozen_epochs=99", "recipe.frozen_epochs=99: must be from 0 to recipe.epochs=70"),
+    ("recipe.frozen_epochs=99", "recipe.frozen_epochs=99: must be from 0 to recipe.epochs=60"),
     ("recipe.ema_decay=1", "recipe.ema_decay=1.0: must be above 0 and below 1, or null"),
     ("recipe.base_batch_size=0", "recipe.base_batch_size=0: must be at least 1, or null"),
     ("recipe.stop_patience=0", "recipe.stop_patience=0: must be at least 1, or null"),
@@ -328,9 +328,9 @@ TRAIN = [
         "backbone=timm backbone.name=test_maxvit sizes.cycle=[160,180]",
         "sizes: 180 pixels; backbone.name='test_maxvit': the model takes no images of 180 x 180 pixels (",
     ),
-    ("recipe.plateau_patience=null", "recipe.plateau_patience=None"),
+    ("recipe=paper recipe.plateau_patience=null", "recipe.plateau_patience=None"),
     ("recipe=fast recipe.warmup_epochs=60", "recipe.warmup_epochs=60"),
-    ("trainer.validate_every=3", "trainer.validate_every=3: must be 1", "recipe.plateau_patience=6"),
+    ("recipe=paper trainer.validate_every=3", "trainer.validate_every=3: must be 1", "recipe.plateau_patience=6"),
     ("recipe=fast recipe.epochs=3 recipe.warmup_epochs=3", "recipe.warmup_epochs=3.0: must be", "recipe.epochs=3"),
     ("trainer.accelerator=gpu", "trainer.accelerator=gpu: torch finds no GPU"),
     ("trainer.accelerator=toaster", "trainer.accelerator=toaster: must be one of auto, cpu, gpu"),
@@ -358,7 +358,7 @@ TRAIN = [
     ("data=folder data.root=empty", "empty: found", "expected a folder for each of two or more classes"),
     ("data=folder data.root=alone/train", "train: found", "expected a folder for each of two or more classes"),
     (
-        "data=folder data.root=images",
+        "recipe=paper data=folder data.root=images",
         "recipe.batch_size=128: must be at most 6, the number of training images; recipe.bat",
     ),
     ("data=folder data.root=images data.val_fraction=0.5", "val_fraction=0.5"),

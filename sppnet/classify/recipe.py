@@ -152,15 +152,16 @@ def default_warmup(epochs: object) -> float:
     return min(3, epochs / 5) if isinstance(epochs, int) and 0 < epochs < 15 else 3
 
 
-def recipe_for(images: int, pretrained: bool) -> tuple[str, dict[str, int]]:
+def recipe_for(images: int, has_weights: bool) -> tuple[str, dict[str, int]]:
     """Returns the name of the recipe for so many training images, and values that depend on their number.
 
-    Small data sets need more epochs, and a smaller batch for enough steps in each.
+    Networks with trained weights are fine-tuned. Small data sets need more epochs, and a smaller batch for enough steps
+    in each.
     """
-    if images > 50_000 and not pretrained:
+    if images > 50_000 and not has_weights:
         return "fast", {}
     batch = min(32, max(4, 2 ** (images // _FEW_STEPS).bit_length() // 2))
-    if pretrained:
+    if has_weights:
         return "finetune", {"batch_size": batch}
     epochs = next(epochs for most, epochs in ((1000, 100), (5000, 60), (math.inf, 30)) if images <= most)
     return "small", {"batch_size": batch, "epochs": epochs}

@@ -24,25 +24,34 @@ def with_recipe(config: DictConfig, count_images: Callable[[], int] | None = Non
     """
     if _AUTO not in config.recipe.values():
         return config
-    from sppnet.runtime.machine import is_first_process  # torch takes seconds
 
-    backbone = config.backbone
-    pretrained = bool(backbone.get("pretrained") or backbone.get("weights") or config.initial_weights)
-    is_imagenet = config.data.get("source") == "imagenet"
-    images = 0 if is_imagenet else count_images() if count_images else 3000
-    name, fitted = ("paper", {}) if is_imagenet else recipe_for(images, pretrained)
-
+    name, fitted = _choice(config, count_images or (lambda: 3000))
     options = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))["recipe"]
     chosen = yaml.safe_load((CONFIGS / "recipe" / f"{name}.yaml").read_text(encoding="utf-8"))
     given = {key: value for key, value in plain(config.recipe).items() if value != _AUTO}
     completed = config.copy()
     completed.recipe = {**options, **chosen, **fitted, **given}
-    completed = resolved(completed)  # values of a recipe may depend on others
-    if count_images and is_first_process():
-        what = "" if is_imagenet else f" for {images:,} training images{' and pretrained weights' * pretrained}"
-        recipe = completed.recipe
-        print(f"recipe={name}{what}: {recipe.epochs} epochs, {recipe.batch_size} images per step", flush=True)
-    return completed
+    return resolved(completed)  # values of a recipe may depend on others
+
+
+def recipe_text(config: DictConfig, count_images: Callable[[], int]) -> str | None:
+    """Returns a line about the recipe that `with_recipe` chose for a configuration; None if the user chose it."""
+    if _AUTO not in config.recipe.values():
+        return None
+    name, _ = _choice(config, count_images)
+    recipe = with_recipe(config, count_images).recipe
+    about = "" if name == "paper" else f" for {count_images():,} training images"
+    about += " and trained weights" if name == "finetune" else ""
+    return f"recipe={name}{about}: {recipe.epochs} epochs, {recipe.batch_size} images per step"
+
+
+def _choice(config: DictConfig, count_images: Callable[[], int]) -> tuple[str, dict[str, int]]:
+    """Returns the name of the recipe that fits, and the values that follow from the number of images."""
+    if config.data.get("source") == "imagenet":
+        return "paper", {}
+    backbone = config.backbone
+    has_weights = bool(backbone.get("pretrained") or backbone.get("weights") or config.initial_weights)
+    return recipe_for(count_images(), has_weights)
 
 
 def count_training_images(config: DictConfig) -> int:

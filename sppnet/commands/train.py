@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.errors import configuration_errors
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import run_directory
-from sppnet.commands.recipes import count_training_images, with_recipe
+from sppnet.commands.recipes import count_training_images, recipe_text, with_recipe
 from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
@@ -125,7 +125,7 @@ def find_rates(config: DictConfig) -> None:
     """Proposes a learning rate, and plots the losses that it found at rising rates. Makes and changes no run."""
     plot = Path(config.find_rates)
     _check_plot(plot)
-    plan = read_plan(config)
+    plan = read_plan(with_recipe(config, partial(count_training_images, config)))
     data = plan.open_data()
 
     # Imported here because Lightning takes seconds.
@@ -158,7 +158,8 @@ def train(config: DictConfig) -> float:
 
     Returns its top-1 error, a fraction.
     """
-    config = with_recipe(config, partial(count_training_images, config))
+    count_images = cache(partial(count_training_images, config))
+    given, config = config, with_recipe(config, count_images)
     plan = read_plan(config)
     from sppnet.results.records import read_result, result_text
     from sppnet.runtime.machine import is_first_process
@@ -166,7 +167,7 @@ def train(config: DictConfig) -> float:
     run = _planned_directory(config, plan)
     result = read_result(run.path)
     if result is None:
-        result = _train_plan(plan, run)
+        result = _train_plan(plan, run, recipe_text(given, count_images))
     else:
         run.claim()
         print("already finished")
@@ -181,8 +182,8 @@ def _planned_directory(config: DictConfig, plan: "TrainingPlan") -> RunDirectory
     return run_directory(config)
 
 
-def _train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
-    """Trains as planned, on the GPU of this job in a sweep."""
+def _train_plan(plan: "TrainingPlan", run: RunDirectory, recipe: str | None) -> "Result":
+    """Trains as planned, on the GPU of this job in a sweep. `recipe` is a line about the recipe to print first."""
     import torch
 
     from sppnet.runtime.machine import claim_gpu, is_first_process, processes_here
@@ -204,6 +205,8 @@ def _train_plan(plan: "TrainingPlan", run: RunDirectory) -> "Result":
     run.claim()
     if not is_first_process():  # the lock is the first one's
         return train_classifier(plan, network, data, run.path, _command())
+    if recipe is not None:
+        print(recipe)
     _announce(plan, network, data, processes, run.path)
     with run.training():
         return train_classifier(plan, network, data, run.path, _command())
@@ -220,11 +223,10 @@ def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", proces
     """Prints what is trained, and notes on settings that may disappoint."""
     from sppnet.runtime.machine import busy_machine
 
+    shown_by = f"  (tensorboard --logdir {run})" if plan.logger == "tensorboard" else ""
     print(
         f"{network.summary()} on {plan.source}: {len(data.train):,} + {len(data.val):,} images of "
-        f"{len(data.classes)} classes\nrun directory {run}"
-        + f"  (tensorboard --logdir {run})"
-        * (plan.logger == "tensorboard"),
+        f"{len(data.classes)} classes\nrun directory {run}{shown_by}",
         flush=True,
     )
 

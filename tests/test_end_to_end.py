@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_and_ends_as_an_undisturbed_one(folder, tmp_path, r
     assert undisturbed.stderr == ""
     lines = [line for line in undisturbed.stdout.splitlines() if line.startswith("epoch")]
     assert [line.split("size ")[1].split()[0] for line in lines] == ["64", "48", "64"]
-    assert "top-1 error" in undisturbed.stdout.splitlines()[-5]
+    assert "top-1 error" in undisturbed.stdout.splitlines()[-4]
 
     result = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
     assert [epoch["size"] for epoch in result["history"]] == [64, 48, 64]

@@ -120,6 +120,7 @@ def test_a_run_is_tested_beside_its_untrained_twin_and_pixels(place, capsys):
     assert about["network"]["variant"] == "single"
     assert about["data"] == {
         "source": "folder", "root": str(place / "photos"), "val_fraction": None, "split_seed": 0, "classes": None,
+        "class_pattern": None, "train_list": None, "val_list": None,
     }  # fmt: skip
     assert sorted(path.name for path in (place / "run").iterdir()) == [
         *("checkpoints", "config.yaml", "features", "lock", "result.json", "tensorboard", "transfer")

@@ -125,7 +125,8 @@ def find_rates(config: DictConfig) -> None:
     """Proposes a learning rate, and plots the losses that it found at rising rates. Makes and changes no run."""
     plot = Path(config.find_rates)
     _check_plot(plot)
-    plan = read_plan(with_recipe(config, partial(count_training_images, config)))
+    config, _ = _with_counted_recipe(config)
+    plan = read_plan(config)
     data = plan.open_data()
 
     # Imported here because Lightning takes seconds.
@@ -158,8 +159,7 @@ def train(config: DictConfig) -> float:
 
     Returns its top-1 error, a fraction.
     """
-    count_images = cache(partial(count_training_images, config))
-    given, config = config, with_recipe(config, count_images)
+    config, recipe = _with_counted_recipe(config)
     plan = read_plan(config)
     from sppnet.results.records import read_result, result_text
     from sppnet.runtime.machine import is_first_process
@@ -167,13 +167,20 @@ def train(config: DictConfig) -> float:
     run = _planned_directory(config, plan)
     result = read_result(run.path)
     if result is None:
-        result = _train_plan(plan, run, recipe_text(given, count_images))
+        result = _train_plan(plan, run, recipe)
     else:
         run.claim()
         print("already finished")
     if is_first_process():
         print(result_text(result, run.path))
     return result.top1_error
+
+
+def _with_counted_recipe(config: DictConfig) -> tuple[DictConfig, str | None]:
+    """Returns the configuration with its recipe, and a line about that if it was chosen by the number of images."""
+    read_plan(with_recipe(config))  # refuses wrong settings before images are counted, for which shapes are drawn
+    count_images = cache(partial(count_training_images, config))
+    return with_recipe(config, count_images), recipe_text(config, count_images)
 
 
 def _planned_directory(config: DictConfig, plan: "TrainingPlan") -> RunDirectory:

@@ -74,6 +74,12 @@ def test_the_time_of_the_whole_training_is_estimated_once(data, tmp_path, monkey
     assert abs(int(found[1]) - expected) <= 1
 
 
+def test_frozen_epochs_give_no_estimate(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Forecast, "AFTER", 0.0)
+    train(data, tmp_path, epochs=2, recipe={"frozen_epochs": 1})
+    assert "about" not in capsys.readouterr().out
+
+
 def test_progress_lines_are_rare(data, tmp_path, capsys):
     """The first after some seconds, and then no more than a few a minute."""
     assert 1 <= StepLines.FIRST <= 10 <= StepLines.SECONDS <= 60

@@ -43,7 +43,10 @@ class EpochLines(Callback):
 
 
 class Forecast(Callback):
-    """Prints once, `AFTER` seconds into the first epoch, about how long the whole training will take."""
+    """Prints once, `AFTER` seconds into the first epoch, about how long the whole training will take.
+
+    Not with frozen epochs, which are much faster than those that follow.
+    """
 
     AFTER = 10.0
 
@@ -51,7 +54,8 @@ class Forecast(Callback):
         self.due: float | None = None  # time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and not _classifier(trainer).history:
+        classifier = _classifier(trainer)
+        if trainer.is_global_zero and not classifier.history and not classifier.recipe.frozen_epochs:
             self.due = time.monotonic() + self.AFTER
 
     def on_train_batch_end(

@@ -178,7 +178,7 @@ def train(config: DictConfig) -> float:
 
 def _with_counted_recipe(config: DictConfig) -> tuple[DictConfig, str | None]:
     """Returns the configuration with its recipe, and a line about that if it was chosen by the number of images."""
-    read_plan(with_recipe(config))  # refuses wrong settings before images are counted, for which shapes are drawn
+    check(config.copy())  # before images are counted, for which shapes are drawn
     count_images = cache(partial(count_training_images, config))
     return with_recipe(config, count_images), recipe_text(config, count_images)
 

@@ -173,6 +173,7 @@ def split_rows(rows: Table, split_column: str) -> tuple[Table, Table]:
         if name not in (*_TRAIN, *_VAL):
             place, known = rows.place(int((codes == code).argmax())), ", ".join((*_TRAIN, *_VAL))
             raise ValueError(printable(f"{place}: {split_column} is {values[code]!r}, expected one of {known}"))
+
     val_name, *unused = [name for name in _VAL if name in names] or [""]
     if not val_name or not set(names) & set(_TRAIN):
         missing = "val" if not val_name else "train"
@@ -184,6 +185,7 @@ def split_rows(rows: Table, split_column: str) -> tuple[Table, Table]:
             f"{rows.file}: validation uses the rows whose {split_column} is {val_name}, not {', '.join(unused)}",
             stacklevel=4,
         )
+
     masks = [np.array([name in chosen for name in names])[codes] for chosen in (_TRAIN, (val_name,))]
     return rows.of_rows(masks[0]), rows.of_rows(masks[1])
 

@@ -85,20 +85,19 @@ def _add_summary(page: Page, run: Run, result: Result) -> None:
     data = run.config["data"]
     source, root = data["source"], data.get("file") or data.get("root")
     images = f"{result.training_images:,} training and {result.n:,} validation images, {result.num_classes} classes"
+    top5 = [["top-5 error", f"{Rate.of(result.top5_wrong, result.n).text} %"]] if shows_top5(result.num_classes) else []
+
     rows = [
         ["network", result.network or run.setting_text()],
         ["data", f"{source}{f' in {root}' if root else ''}: {images}"],
         ["training sizes", ", ".join(map(str, run.sizes))],
         ["epochs", f"{result.epochs or len(result.history)}, in {duration(result.seconds)} on {result.hardware}"],
         ["top-1 error", f"{Rate.of(result.top1_wrong, result.n).text} %, {result.protocol or 'centre crop'}"],
-        *(
-            [["top-5 error", f"{Rate.of(result.top5_wrong, result.n).text} %"]]
-            if shows_top5(result.num_classes)
-            else []
-        ),
+        *top5,
         ["seed", str(run.config["seed"])],
         *_origin(result),
     ]
+
     page.table(["run", str(run.path)], rows)
     page.code(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True), "Configuration")
     page.code(training_command(run).strip("`"), "Command of this training")

@@ -46,7 +46,7 @@ class Progress:
 
 
 class Waiting:
-    """Shows on stderr that work of unknown length goes on: its time and how much this process wrote to files.
+    """Shows the time of work of unknown length on stderr, and how many MB this process wrote to files meanwhile.
 
     A line that changes every second on a terminal, otherwise a line every `SECONDS`. Nothing for work shorter than
     `FIRST` seconds.

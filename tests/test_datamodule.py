@@ -1,6 +1,7 @@
 """The data module: batches on the device, resumed inside an epoch, in constant memory; unreadable images."""
 
 import gc
+import math
 import multiprocessing
 import os
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import make_image_folder
-from sppnet.classify.datamodule import ClassificationData, allowed_unreadable
+from sppnet.classify.datamodule import ClassificationData, allowed_unreadable, larger_share
 from sppnet.data.image_files import ImageFiles
 from sppnet.data.sources import ImageData, open_data
 from test_augmentation import CHOICES, augmentation
@@ -65,7 +68,10 @@ def test_more_unreadable_images_than_allowed_stop_training():
     data._warn_of_unreadable(["8.jpg: bad"])  # once is enough
     with (
         pytest.warns(UserWarning, match="9.jpg"),
-        pytest.raises(ValueError, match=r"2 of 10 .*trainer\.max_unreadable=0\.1"),
+        pytest.raises(
+            ValueError,
+            match=r"2 of 10 .* more than allowed \(1\); .*max_unreadable=0\.3 allows 3$",
+        ),
     ):
         data._warn_of_unreadable(["9.jpg: bad"])
     assert data.unreadable == {"8.jpg: bad", "9.jpg: bad"}
@@ -80,9 +86,19 @@ def test_a_few_unreadable_images_of_a_small_set_do_not_stop_training():
         data._warn_of_unreadable(["0.jpg: bad"])
     with (
         pytest.warns(UserWarning, match="1.jpg"),
-        pytest.raises(ValueError, match=r"2 of 19 .*, more than trainer\.max_unreadable=null allows \(1\); the "),
+        pytest.raises(ValueError, match=r"2 of 19 .* more than allowed \(1\); .*max_unreadable=0\.2 allows 3$"),
     ):
         data._warn_of_unreadable(["1.jpg: bad"])
+
+
+@given(st.integers(1, 10**7), st.data())
+def test_a_larger_share_has_room_for_more_unreadable_images(images, data):
+    unreadable = data.draw(st.integers(1, images))
+    share = larger_share(unreadable, images)
+    assert allowed_unreadable(share, images) >= min(images, math.floor(1.5 * unreadable))
+    assert share <= 1
+    assert len(f"{share:.0e}".split("e")[0]) == 1
+    assert float(f"{share:.0e}") == share
 
 
 def test_an_epoch_resumes_after_the_batches_of_its_checkpoint():

@@ -78,7 +78,7 @@ def test_numbers_in_names_are_sorted_by_value(tmp_path):
         (r"^(n)(\d+)_", "has 2 groups, expected one"),
         (r"^(n\d+_", "is no regular expression"),
         ("", "has 0 groups"),
-        ("^(n)", "class_pattern=.*: all 30 training images are of one class, n$"),
+        ("^(n)", "class_pattern=.*: found only the class n in 30 training images, expected two or more$"),
         (r"(\d+)\.", "found 3 images|expected two or more to split|10 classes"),
     ],
 )
@@ -159,11 +159,11 @@ def test_one_list_is_split_by_a_fraction(listed):
         ("", "train.txt: lists no images"),
         (
             "a/image_0.jpg\n\na/image_7.jpg\nb/no",
-            r"train.txt:3: there is no a/image_7.jpg in .*data \(2 of 3 lines",
+            r"train.txt:3: there is no a/image_7.jpg in .*data \(no file for 2 of 3 lines",
         ),
         ("a/image_0.jpg 0\nb/deep/image_0.jpg 1", r"train.txt:1: there is no a/image_0.jpg 0 in"),
         ("a/image_0.jpg\nb/deep/image_0\na/image_0", "train.txt:3: found a/image_0.jpg a second time, after line 1"),
-        ("a/image_0.jpg\na/image_1.jpg", "train.txt: all 2 training images are of one class, a"),
+        ("a/image_0.jpg\na/image_1.jpg", "train.txt: found only the class a in 2 training images"),
         ("a/image_0.jpg\nother.jpg", "train.txt:2: other.jpg is in no folder of a class; class_pattern="),
         ("a/image_0.jpg\na/image_3.jpg\nb/deep/image_2.jpg", "val.txt: lists 2 images of train_list too, such as a/im"),
         ("a/image_0.jpg\njunk/image_0.jpg", "found validation images of b, and no training images"),

@@ -174,7 +174,7 @@ def test_every_class_stays_in_both_parts(tmp_path, fraction, count):
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
 def test_a_fraction_out_of_range_is_refused(tmp_path, fraction):
     make_tree(tmp_path, {"a": 3, "b": 3})
-    assert_refuses("must be between 0 and 1", root=str(tmp_path), val_fraction=fraction)
+    assert_refuses("must be above 0 and below 1", root=str(tmp_path), val_fraction=fraction)
 
 
 def test_fractions_that_cannot_be_used(tree):
@@ -234,7 +234,11 @@ def test_all_images_of_chosen_classes_can_be_tested_on(tmp_path):
 def test_a_class_that_only_one_split_has_can_be_left_out_but_not_chosen(tree):
     make_tree(tree, {"train/only_here": 2})
     assert open_data("folder", root=str(tree), classes=["b", "a"]).classes == ("a", "b")
-    assert_refuses(r"only in train \(only_here\)", root=str(tree), classes=["a", "only_here"])
+    assert_refuses(
+        "found no validation images of only_here, expected",
+        root=str(tree),
+        classes=["a", "only_here"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,7 @@ def test_imagenet_as_downloaded(small_imagenet, tmp_path):
     assert_refuses("val: there is no such folder", "imagenet", FileNotFoundError, root=str(tmp_path))
     (tmp_path / "val").mkdir()
     (tmp_path / "val/ILSVRC2012_val_00000001.JPEG").touch()
-    message = assert_refuses("1 images lying flat", "imagenet", root=str(tmp_path))
+    message = assert_refuses("1 image lying flat", "imagenet", root=str(tmp_path))
     assert "ground truth" in message
     assert "valprep" in message
 

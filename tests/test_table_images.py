@@ -154,7 +154,7 @@ def test_other_names_of_columns(photos):
 def test_chosen_classes_have_the_same_images_in_the_same_parts(photos):
     file = write_rows(photos / "photos.csv", [*listed(photos), ("a/alone.jpg", "alone")])
     (photos / "a" / "alone.jpg").touch()
-    assert_refuses("found one image of alone, expected two or more to split", "table", file=file)
+    assert_refuses("photos.csv:32: found one image of alone, expected two or more to split", "table", file=file)
     data = open_data("table", file=file, classes=["c", "a"])
     (photos / "a" / "alone.jpg").unlink()
     everything = open_data("folder", root=str(photos), classes=["a", "c"])
@@ -166,7 +166,7 @@ def test_chosen_classes_have_the_same_images_in_the_same_parts(photos):
 def test_what_the_csv_module_writes_is_read(tmp_path_factory, values, delimiter):
     file = tmp_path_factory.getbasetemp() / "table.csv"
     found = [(f"{i}.jpg", value) for i, value in enumerate(values)]
-    table = read_table(write_rows(file, found, delimiter=delimiter), "path", ["label"])
+    table = read_table(write_rows(file, found, delimiter=delimiter), "path", {"label_column": "label"})
     codes, different = table.columns["label"]
     assert [different[code] for code in codes] == [value.strip() for value in values]
     assert table.paths.tolist() == [path.encode() for path, _ in found]
@@ -182,6 +182,24 @@ def test_a_column_says_which_images_are_for_validation(photos):
     data = open_data("table", file=file, split_column="part")
     assert sorted(names(data.train)) == sorted(path for path, _, part in found if part == "Train")
     assert sorted(names(data.val)) == sorted(path for path, _, part in found if part == "valid")
+
+
+def test_a_column_split_that_is_not_used_is_named(photos, recwarn):
+    found = [(path, label, "train") for path, label in listed(photos)]
+    file = write_rows(photos / "photos.csv", found, ("path", "label", "Split"))
+    assert len(open_data("table", file=file, val_fraction=0.2).val) == 6
+    unsplit_table(file=file)
+    assert not recwarn
+    open_data("table", file=file)
+    line = "photos.csv: images are split at random, and its column Split is not used; data.split_column=Split uses it"
+    assert [str(warning.message).rpartition("/")[2] for warning in recwarn] == [line]
+
+
+def test_text_in_a_file_named_parquet_is_refused(photos):
+    file = write(photos / "fake.parquet", HEADER + GOOD)
+    assert_refuses(
+        "fake.parquet: is not a parquet file, as its name says; CSV files are named .csv$", "table", file=file
+    )
 
 
 def test_val_is_used_before_test_with_a_warning(photos):
@@ -210,7 +228,7 @@ def test_a_class_of_validation_images_only_is_refused_unless_it_is_left_out(phot
         (path, label, "val" if label == "c" or i % 2 else "train") for i, (path, label) in enumerate(listed(photos))
     ]
     file = write_rows(photos / "photos.csv", found, ("path", "label", "split"))
-    line = "photos: found validation images of c, and no training images; add some, or leave the class out by classes="
+    line = r"photos.csv:25: found validation images of c, and no training images; add some, or leave the class out by "
     assert_refuses(line, "table", file=file, split_column="split")
     assert open_data("table", file=file, split_column="split", classes=["a", "b"]).classes == ("a", "b")
     assert_refuses("found no training images", "table", file=file, split_column="split", classes=["c"])
@@ -228,29 +246,29 @@ GOOD = "a/image_0.jpg,x\n"
     [
         (b"", "t.csv: is empty, expected a CSV or parquet file"),
         (HEADER, "t.csv: found no rows below the names of the columns"),
-        ("\n\n", "t.csv: found the columns none, expected path"),
-        ("file,label\n" + GOOD, "t.csv: found the columns file, label, expected path"),
-        ("path;class\n" + GOOD, "t.csv: found the columns path, class, expected label"),
-        (GOOD, "t.csv: found the columns a/image_0.jpg, x, expected path"),
+        ("\n\n", "t.csv: found the columns none, expected path_column=path and label_column=label$"),
+        ("file,label\n" + GOOD, "t.csv: found the columns file, label, expected path_column=path$"),
+        ("path;class\n" + GOOD, "t.csv: found the columns path, class, expected label_column=label$"),
+        (GOOD, "t.csv: found the columns a/image_0.jpg, x, expected path_column=path and "),
         ("path,label,label\n", "t.csv: found several columns with the name label, expected one"),
-        (HEADER + GOOD + "a/image_1.jpg\n", "t.csv:3: found 1 fields, expected 2, as in the first line"),
+        (HEADER + GOOD + "a/image_1.jpg\n", "t.csv:3: found 1 field, expected 2, as in the first line"),
         (HEADER + GOOD + "a,b.jpg,x\n", "t.csv:3: found 3 fields, expected 2, .*need quotes"),
-        (HEADER + GOOD + "\n,x\n,y\n", "t.csv:4: the column path is empty, as in 1 more rows"),
-        (HEADER + GOOD + "a/image_1.jpg, \nb/image_1.jpg,\n", "t.csv:3: a/image_1.jpg has no label, as 1 more rows"),
+        (HEADER + GOOD + "\n,x\n,y\n", "t.csv:4: the column path is empty, as in 1 more row$"),
+        (HEADER + GOOD + "a/image_1.jpg, \nb/image_1.jpg,\n", "t.csv:3: a/image_1.jpg has no label, as 1 more row$"),
         (
             HEADER + GOOD + "no\\where.jpg,x\nb/none,y\n",
-            r"t.csv:3: there is no no\\where.jpg in .*photos \(2 of 3 rows",
+            r"t.csv:3: there is no no\\where.jpg in .*photos \(no file for 2 of 3 rows\); write paths with /",
         ),
-        (HEADER + "/no/such.jpg,x\n", r"t.csv:2: there is no /no/such.jpg \(1 of 1 rows name no file\)"),
-        (HEADER + "a,x\n", r"t.csv:2: there is no a in .*photos \(1 of 1 rows"),
+        (HEADER + "/no/such.jpg,x\n", r"t.csv:2: there is no /no/such.jpg \(no file for 1 of 1 row\)"),
+        (HEADER + "a,x\n", r"t.csv:2: there is no a in .*photos \(no file for 1 of 1 row\)"),
         (
             HEADER + GOOD * 2 + "\n" + GOOD,
-            r"t.csv:3: found a/image_0.jpg a second time, after .*t.csv:2 \(2 rows repeat",
+            r"t.csv:3: found a/image_0.jpg a second time, after .*t.csv:2 \(2 such rows\)",
         ),
         (
             HEADER + GOOD + "b/image_0.jpg,y\n./b/image_0.jpg,z\n" + GOOD,
             r"t.csv:4: found b/image_0.jpg a second time, after .*t.csv:3, as z and as y; data=multilabel takes "
-            r"several labels \(2 rows repeat",
+            r"several labels \(2 such rows\)",
         ),
         (HEADER + GOOD + 'a/image_1.jpg,"x\n' + GOOD, "t.csv:4: unexpected end of data; is a quote open, or doubled?"),
         (HEADER + GOOD + 'a/image_1.jpg,"x"y\n', "t.csv:3: ',' expected after '\"'; is a quote open, or doubled?"),
@@ -260,8 +278,9 @@ GOOD = "a/image_0.jpg,x\n"
         ((HEADER + GOOD + "b/image_0.jpg,café").encode("latin-1"), r"t.csv:3: label is caf\\xe9, expected UTF-8"),
         (b"PK\x03\x04sheet", "t.csv: is a spreadsheet or an archive, expected CSV or parquet; save the table as CSV"),
         (b"\x1f\x8bpacked", "t.csv: is a compressed file, expected CSV or parquet; unpack it"),
+        ("file,lable\n" + GOOD, r"expected path_column=path and label_column=label; did you mean lable\?$"),
         (b"PAR1 cut", "t.csv: cannot be read as parquet"),
-        (b"\xff\xd8\xff\xe0 image", r"t.csv: found the columns \\xff\\xd8\\xff\\xe0 image, expected path"),
+        (b"\xff\xd8\xff\xe0 image", r"t.csv: found the columns \\xff\\xd8\\xff\\xe0 image, expected path_column=path"),
     ],
 )
 def test_wrong_tables_are_refused_in_one_line(photos, content, line):
@@ -279,15 +298,15 @@ def test_a_missing_file_and_a_folder_are_no_tables(photos):
 def test_wrong_parts_are_refused(photos):
     found = [(path, label, "train") for path, label in listed(photos)]
     file = write_rows(photos / "photos.csv", found, ("path", "label", "split"))
-    line = "photos.csv: found no row whose split is val; without split_column= it is split"
+    line = "photos.csv: found no row whose split is val; split_column=null splits images at random"
     assert_refuses(line, "table", file=file, split_column="split")
     assert_refuses(
         "photos.csv:2: label is 'a', expected one of train, training", "table", file=file, split_column="label"
     )
     assert_refuses("split_column=split and val_fraction=0.5: must be one of them", "table", file=file,
                    split_column="split", val_fraction=0.5)  # fmt: skip
-    assert_refuses("val_fraction=1.0: must be between 0 and 1", "table", file=file, val_fraction=1.0)
-    assert_refuses("expected part", "table", file=file, split_column="part")
+    assert_refuses("val_fraction=1.0: must be above 0 and below 1", "table", file=file, val_fraction=1.0)
+    assert_refuses("expected split_column=part$", "table", file=file, split_column="part")
     line = "photos.csv:2: a/image_0.jpg is among the training images, .*photos.csv:2, and 29 more images"
     assert_refuses(line, "table", file=file, val_file=file)
 
@@ -300,7 +319,10 @@ def test_wrong_parts_are_refused(photos):
         ({"path": ["a/image_0.jpg", None], "label": ["x", "y"]}, "t.parquet: row 1: the column path is empty"),
         ({"path": ["a/image_0.jpg", "a/image_1.jpg"], "label": ["x", None]}, "row 1: a/image_1.jpg has no label"),
         ({"path": ["a/image_0.jpg", "a/none.jpg"], "label": [1, 2]}, "t.parquet: row 1: there is no a/none.jpg in"),
-        ({"image": ["a/image_0.jpg"], "label": ["x"]}, "t.parquet: found the columns image, label, expected path"),
+        (
+            {"image": ["a/image_0.jpg"], "label": ["x"]},
+            "found the columns image, label, expected path_column=path$",
+        ),
         ({"path": ["x" * 5000], "label": ["x"]}, "t.parquet: found a path of 5,000 bytes"),
         ({"path": pyarrow.array([], "string"), "label": pyarrow.array([], "string")}, "t.parquet: found no rows"),
     ],

@@ -130,9 +130,9 @@ def test_splits_that_cannot_be_are_refused(data):
     refuses(data, r"^test_split=null: needs val_fraction", test_split=None)
     refuses(data, r"found a, b, c in train_split=trainval and in test_split=trainval", test_split="trainval")
     for fraction in (0, 1, -0.5, 2):
-        refuses(data, "val_fraction=.*: must be between 0 and 1", val_fraction=fraction, test_split=None)
+        refuses(data, "val_fraction=.*: must be above 0 and below 1", val_fraction=fraction, test_split=None)
     (data / "ImageSets/Main/trainval.txt").write_text("a\n")
-    refuses(data, "found 1 images, expected two or more to split", val_fraction=0.2, test_split=None)
+    refuses(data, "found 1 image, expected two or more to split", val_fraction=0.2, test_split=None)
     (data / "ImageSets/Main/trainval.txt").write_text("\n")
     refuses(data, r"trainval\.txt: found no images")
     refuses(data / "nowhere", "there is no such folder", FileNotFoundError)

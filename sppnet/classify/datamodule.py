@@ -5,6 +5,7 @@ resizes whole batches. The paper's 180 x 180 image is its 224 x 224 crop resized
 sizes is one call on the device, and no loader is rebuilt.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -27,6 +28,7 @@ from sppnet.data.batches import to_network_input, training_input
 from sppnet.data.sources import ImageData
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.loaders import ResumingLoader, WatchedLoader
+from sppnet.runtime.names import counted
 
 
 class ClassificationData(LightningDataModule):
@@ -42,6 +44,7 @@ class ClassificationData(LightningDataModule):
         size_of_step: from the epoch and the step in it, both counted from 0, to the side in pixels.
         input_mean, input_std: of the network.
         color: whether training alters colours (AlexNet's PCA lighting).
+        mirror: whether training mirrors half of the images left to right.
         augmentation: of single training images besides; None: their crops are the paper's five, and nothing else.
         balanced: whether an epoch draws as many images of every class.
         seed: of order, crops, mirroring, colours and augmentation.
@@ -62,6 +65,7 @@ class ClassificationData(LightningDataModule):
         input_mean: Sequence[float],
         input_std: Sequence[float],
         color: bool,
+        mirror: bool = True,
         augmentation: Augmentation | None = None,
         balanced: bool = False,
         seed: int,
@@ -74,7 +78,7 @@ class ClassificationData(LightningDataModule):
         self.data, self.batch_size, self.crop_side = data, batch_size, crop_side
         self.size_of_step = size_of_step
         self.input_mean, self.input_std, self.color = tuple(input_mean), tuple(input_std), color
-        self.augmentation, self.balanced = augmentation, balanced
+        self.mirror, self.augmentation, self.balanced = mirror, augmentation, balanced
         self.seed, self.workers = seed, workers
         self.training_input = torch.compile(training_input, dynamic=False) if compiled else training_input
         self.max_unreadable, self.allow_changed_data = max_unreadable, allow_changed_data
@@ -132,9 +136,9 @@ class ClassificationData(LightningDataModule):
             return to_network_input(batch["image"].permute(0, 3, 1, 2), self.input_mean, self.input_std), batch["label"]
 
         self._warn_of_unreadable(batch["unreadable"])
-        color = batch["color"] if self.color else None
+        color, mirrored = batch["color"] if self.color else None, batch["mirrored"] & self.mirror
         size = self.size_of_step(self.trainer.current_epoch, self._step())
-        images = self.training_input(batch["image"], batch["mirrored"], color, size, self.input_mean, self.input_std)
+        images = self.training_input(batch["image"], mirrored, color, size, self.input_mean, self.input_std)
         return images, batch["label"]
 
     def _step(self) -> int:
@@ -164,12 +168,19 @@ class ClassificationData(LightningDataModule):
 
         bad, total = len(self.unreadable), len(self.data.train)
         if bad > (allowed := allowed_unreadable(self.max_unreadable, total)):
-            share = self.max_unreadable
-            limit = f"null allows ({allowed})" if share is None else str(share)
+            more = larger_share(bad, total)
             raise ValueError(
-                f"{bad} of {total} training images cannot be read, more than trainer.max_unreadable={limit}; the "
-                f"warnings name them; {shown_command('prepare_data')} makes a store without them"
+                f"{bad} of {counted(total, 'training image')} cannot be read, more than allowed ({allowed}); the "
+                f"warnings name them; {shown_command('prepare_data')} reports all of them, and makes a store without "
+                f"them; trainer.max_unreadable={more} allows {allowed_unreadable(more, total)}"
             )
+
+
+def larger_share(unreadable: int, images: int) -> float:
+    """Returns a round share of so many images that has room for the unreadable ones and half as many more."""
+    share = 1.5 * unreadable / images
+    step = 10 ** math.floor(math.log10(share))
+    return min(1.0, round(step * math.ceil(share / step), 9))
 
 
 def allowed_unreadable(share: float | None, images: int) -> int:

@@ -20,6 +20,7 @@ from sppnet.data.batches import COLOR_STANDARD_DEVIATION
 from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
 from sppnet.data.sources import LabelledImages
 from sppnet.geometry import CROP_POSITIONS
+from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.names import printable
 from sppnet.runtime.processes import start_loader_worker
 from sppnet.runtime.signals import STOP_SIGNALS
@@ -87,7 +88,10 @@ class TrainingCrops(Dataset[dict[str, Any]]):
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 if len(unreadable) == MAX_REPLACEMENTS:
-                    raise UnreadableImage(f"{MAX_REPLACEMENTS} unreadable images in a row, last {error}") from error
+                    raise UnreadableImage(
+                        f"{MAX_REPLACEMENTS} unreadable images in a row, last {error}; "
+                        f"{shown_command('prepare_data')} reports all of them"
+                    ) from error
             index = int(random.integers(len(self.images)))
 
 
@@ -109,7 +113,7 @@ class CenterCrops(Dataset[dict[str, Any]]):
         except UnreadableImage as error:
             name = printable(self.images.name(index))
             raise UnreadableImage(
-                f"{error}; repair the file, or skip it with prepare_data.py exclude=[{name}]"
+                f"{error}; repair the file, or skip it with {shown_command('prepare_data')} exclude=[{name}]"
             ) from error
         label = int(self.images.labels[index])
         return {"image": _position_crop(image, self.side, "center").permute(1, 2, 0), "label": label}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sppnet.data.image_files import IMAGE_SUFFIXES, ImageFiles, missing_files, sorted_files
-from sppnet.runtime.names import is_utf8, listing, printable
+from sppnet.runtime.names import counted, is_utf8, listing, printable
 
 
 def check_class_pattern(pattern: str) -> None:
@@ -75,11 +75,11 @@ def read_list(root: Path, name: str, pattern: str | None) -> ImageFiles:
     return _files_of_classes(str(root), paths, classes, str(file))
 
 
-def check_several_classes(images: ImageFiles, place: str) -> None:
-    """Raises ValueError if all images are of one class: the pattern or the folders are others than was thought."""
-    if len(images.classes) < 2:
-        line = f"{place}: all {len(images):,} training images are of one class, {images.classes[0]}"
-        raise ValueError(printable(line))
+def check_several_classes(classes: Sequence[str], images: int, place: str) -> None:
+    """Raises ValueError if the training images, so many, are all of one class: nothing is learned from them."""
+    if len(classes) < 2:
+        found = f"found only the class {classes[0]} in {counted(images, 'training image')}"
+        raise ValueError(printable(f"{place}: {found}, expected two or more"))
 
 
 def check_lists(train: ImageFiles, val: ImageFiles, val_list: str) -> None:
@@ -107,7 +107,7 @@ def _existing(file: Path, root: str, lines: Sequence[tuple[int, str]]) -> np.nda
         missing = missing_files(root, paths)
     if missing.size:
         number, line = lines[missing[0]]
-        count = f"{missing.size:,} of {len(lines):,} lines name no file"
+        count = f"no file for {missing.size:,} of {counted(len(lines), 'line')}"
         raise FileNotFoundError(printable(f"{file}:{number}: there is no {line} in {root} ({count})"))
     return paths
 

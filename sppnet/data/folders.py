@@ -20,7 +20,7 @@ from sppnet.data.image_files import (
 )
 from sppnet.data.shapes import generate_shapes
 from sppnet.runtime.checkout import shown_command
-from sppnet.runtime.names import is_utf8, listing, printable
+from sppnet.runtime.names import counted, is_utf8, listing, printable
 
 # The sources. Each returns (training images, validation images). With `classes`, these are the images that it has of
 # those classes without it, labelled from 0 in the order of the data set.
@@ -116,7 +116,7 @@ def _listed(
         found = "both val_list and val_fraction" if val_list else "neither val_list nor val_fraction"
         raise ValueError(f"train_list={train_list}: found {found}, expected one of them")
     train = read_list(top, train_list, class_pattern)
-    check_several_classes(train, str(top / train_list))
+    check_several_classes(train.classes, len(train), str(top / train_list))
     if val_list is None:
         return _split(train, val_fraction, split_seed, classes)
     val = read_list(top, val_list, class_pattern)
@@ -172,13 +172,15 @@ def caltech101(
     nested = top / "101_ObjectCategories"
     images = _read_classes(nested if nested.is_dir() else top, "")
     if len(images.classes) != 102:
-        raise ValueError(f"{images.root}: found {len(images.classes)} class folders, expected Caltech101's 102")
+        raise ValueError(
+            f"{images.root}: found {counted(len(images.classes), 'class folder')}, expected Caltech101's 102"
+        )
 
     train, test = [], []
     for name, members in shuffled_classes(images, split_seed):
         if not 0 < train_per_class < len(members) or test_per_class < 1:
             raise ValueError(
-                f"{images.root}: {name} has {len(members)} images, "
+                f"{images.root}: {name} has {counted(len(members), 'image')}, "
                 f"train_per_class={train_per_class} and test_per_class={test_per_class} need one each at least"
             )
         train.append(members[:train_per_class])
@@ -203,7 +205,7 @@ def _read_images(top: Path, split: str, class_pattern: str | None) -> ImageFiles
         raise ValueError(f"{top / split}: found no images, expected files such as *.jpg")
     images = files_by_pattern(str(top), paths, class_pattern)
     if split in ("", "train"):
-        check_several_classes(images, f"{top}: class_pattern={class_pattern}")
+        check_several_classes(images.classes, len(images), f"{top}: class_pattern={class_pattern}")
     return images
 
 
@@ -262,7 +264,7 @@ def _contents(base: Path) -> str:
     """Describes a folder that should hold class folders, for an error message."""
     with os.scandir(base) as entries:
         images = sum(entry.name.lower().endswith(IMAGE_SUFFIXES) and not _is_folder(entry) for entry in entries)
-    return f"{images} images lying flat and the folders: {listing(_class_folders(base)) or 'none'}"
+    return f"{counted(images, 'image')} lying flat and the folders: {listing(_class_folders(base)) or 'none'}"
 
 
 def existing_folder(path: Path) -> Path:
@@ -283,7 +285,7 @@ def _check_wordnet_folders(base: Path) -> None:
             "folder of its class, as the ground truth file says (valprep.sh does it for the validation images)"
         )
     if len(names) != 1000:
-        raise ValueError(f"{base}: found {len(names)} class folders, expected 1000")
+        raise ValueError(f"{base}: found {counted(len(names), 'class folder')}, expected 1000")
     others = [name for name in names if not re.fullmatch(r"n\d{8}", name)]
     if others:
         raise ValueError(f"{base}: found the folders {listing(others)}, expected WordNet ids such as n01440764")

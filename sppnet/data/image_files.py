@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import compress
@@ -76,18 +76,33 @@ def sorted_files(root: str, paths: np.ndarray, labels: np.ndarray, names: Sequen
     return ImageFiles(root, paths[rows], new_labels[rows], tuple(found[i] for i in order))
 
 
-def chosen_parts(train: ImageFiles, val: ImageFiles, classes: Sequence[str] | None) -> tuple[ImageFiles, ImageFiles]:
+def chosen_parts(
+    train: ImageFiles,
+    val: ImageFiles,
+    classes: Sequence[str] | None,
+    place: str | None = None,
+    place_of_class: Callable[[str], str] | None = None,
+) -> tuple[ImageFiles, ImageFiles]:
     """Returns the images of `classes`, None for all, in fixed parts, both labelled by the classes of `train`.
+
+    Args:
+        train: the training images.
+        val: the validation images.
+        classes: names.
+        place: of the data set, for messages; None: the folder of the images.
+        place_of_class: returns where a class is in the validation images, for messages; None: `place`.
 
     Raises ValueError as `of_classes`, for a part without images, and for a class that only `val` has.
     """
-    train, val = of_classes((train, val), classes)
+    place = place or train.root
+    train, val = of_classes((train, val), classes, place)
     for part, images in (("training", train), ("validation", val)):
         if not len(images):
-            raise ValueError(f"{train.root}: found no {part} images")
+            raise ValueError(f"{place}: found no {part} images")
     if unknown := [name for name in val.classes if name not in train.classes]:
+        where = place_of_class(unknown[0]) if place_of_class else place
         raise ValueError(
-            f"{train.root}: found validation images of {listing(unknown)}, and no training images; add some, or leave "
+            f"{where}: found validation images of {listing(unknown)}, and no training images; add some, or leave "
             "the class out by classes=[...] of the others"
         )
     label_of = {name: label for label, name in enumerate(train.classes)}
@@ -121,15 +136,21 @@ def _file_names(folder: bytes) -> set[bytes]:
 # Splits and classes. They take the images of a data set sorted by label, each label being there.
 
 
-def split_by_fraction(images: ImageFiles, fraction: float, seed: int) -> tuple[ImageFiles, ImageFiles]:
-    """Splits off `fraction` of every class, rounded, for val; both parts get at least one image of each class."""
+def split_by_fraction(
+    images: ImageFiles, fraction: float, seed: int, place_of_class: Callable[[str], str] | None = None
+) -> tuple[ImageFiles, ImageFiles]:
+    """Splits off `fraction` of every class, rounded, for val; both parts get at least one image of each class.
+
+    Raises ValueError for a class of one image, at what `place_of_class` returns for it; None: the folder of the images.
+    """
     if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction={fraction}: must be between 0 and 1")
+        raise ValueError(f"val_fraction={fraction}: must be above 0 and below 1")
     train, val = [], []
     for name, members in shuffled_classes(images, seed):
         if len(members) < 2:
             hint = "add images of it, or leave it out by classes=[...] of the others"
-            line = f"{images.root}: found one image of {name}, expected two or more to split; {hint}"
+            place = place_of_class(name) if place_of_class else images.root
+            line = f"{place}: found one image of {name}, expected two or more to split; {hint}"
             raise ValueError(printable(line))
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         train.append(members[count:])
@@ -154,8 +175,10 @@ def shuffled_order(names: Sequence[bytes] | np.ndarray, seed: int) -> list[int]:
     return sorted(range(len(ranks)), key=ranks.__getitem__)
 
 
-def of_classes(splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | None) -> tuple[ImageFiles, ImageFiles]:
-    """The images of `classes` in both splits; all of them for None.
+def of_classes(
+    splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | None, place: str | None = None
+) -> tuple[ImageFiles, ImageFiles]:
+    """The images of `classes` in both splits; all of them for None. Messages name `place`; None: their folder.
 
     Raises ValueError for no class, a class that is given twice, and one that neither split has.
     """
@@ -163,7 +186,7 @@ def of_classes(splits: tuple[ImageFiles, ImageFiles], classes: Sequence[str] | N
         return splits
     train, val = splits
     known = sorted({*train.classes, *val.classes})
-    check_classes(classes, known, train.root)
+    check_classes(classes, known, place or train.root)
     return _relabelled(train, set(classes)), _relabelled(val, set(classes))
 
 

@@ -4,7 +4,14 @@ import numpy as np
 
 from sppnet.data.image_files import check_classes, shuffled_order
 from sppnet.data.table_files import Column, Table, read_table
-from sppnet.data.table_images import check_disjoint, check_exist, existing_root, has_fixed_parts, split_rows
+from sppnet.data.table_images import (
+    check_disjoint,
+    check_exist,
+    existing_root,
+    has_fixed_parts,
+    read_columns,
+    split_rows,
+)
 from sppnet.data.voc import MultiLabelFiles, MultiLabelSplits
 from sppnet.runtime.names import printable
 
@@ -45,13 +52,12 @@ def multilabel(
     fixed = has_fixed_parts(split_column, val_file, val_fraction)
     if label_separator == "":
         raise ValueError("label_separator='': must be text, or null for one label in each row")
-    columns = [label_column] + ([split_column] if split_column else [])
-    rows = read_table(file, path_column, columns)
+    rows = read_table(file, path_column, read_columns(label_column, split_column))
     top = existing_root(file, root)
     if split_column is not None:
         train, test = split_rows(rows, split_column)
     elif fixed:
-        train, test = rows, read_table(str(val_file), path_column, [label_column])
+        train, test = rows, read_table(str(val_file), path_column, read_columns(label_column))
     else:
         train, test = _random_rows(rows, 0.2 if val_fraction is None else val_fraction, split_seed)
     for part in (train, test):
@@ -72,7 +78,7 @@ def multilabel(
 def _random_rows(rows: Table, fraction: float, seed: int) -> tuple[Table, Table]:
     """Returns the rows of all but `fraction` of the images, rounded, and the others; both have one image at least."""
     if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction={fraction}: must be between 0 and 1")
+        raise ValueError(f"val_fraction={fraction}: must be above 0 and below 1")
     images, image_of_row = np.unique(rows.paths, return_inverse=True)
     if len(images) < 2:
         raise ValueError(f"{rows.file}: found one image, expected two or more to split")

@@ -30,7 +30,7 @@ from sppnet.data.stores import hub, prepared
 from sppnet.data.table_images import table, unsplit_table
 from sppnet.data.voc import MultiLabelSplits, voc2007
 from sppnet.data.voc_objects import voc_objects
-from sppnet.runtime.names import listing
+from sppnet.runtime.names import counted, listing
 from sppnet.runtime.progress import Progress
 
 
@@ -104,7 +104,7 @@ def select_images(
     missing, extra = sorted(set(data.classes) - set(classes)), sorted(set(classes) - set(data.classes))
     if missing or extra:
         raise ValueError(
-            f"the data has {len(data.classes)} classes and the network {len(classes)}: only in the data "
+            f"the data has {counted(len(data.classes), 'class')} and the network {len(classes)}: only in the data "
             f"{listing(missing) or 'none'}; only in the network {listing(extra) or 'none'}"
         )
 
@@ -242,14 +242,18 @@ def open_data(source: str, /, **options: Any) -> ImageData:
         raise ValueError(f"source={source!r}: must be one of {', '.join(DATA_SOURCES)}")
     train, val = DATA_SOURCES[source](**options)
     if train.classes != val.classes:
-        only_train = listing(sorted(set(train.classes) - set(val.classes)))
-        only_val = listing(sorted(set(val.classes) - set(train.classes)))
         place = options.get("file") or options.get("root") or options.get("name") or source
-        raise ValueError(
-            f"{place}: found classes only in train ({only_train or 'none'}) and only in val ({only_val or 'none'}), "
-            "expected the same in both, in the same order"
-        )
+        raise ValueError(f"{place}: {_difference(train.classes, val.classes)}")
     return ImageData(train, val, train.classes)
+
+
+def _difference(train: Sequence[str], val: Sequence[str]) -> str:
+    """Says how the classes of the two parts differ."""
+    parts = {"validation": set(train) - set(val), "training": set(val) - set(train)}
+    lacking = [f"no {part} images of {listing(sorted(names))}" for part, names in parts.items() if names]
+    if not lacking:
+        return "the classes of the training and of the validation images are in different orders"
+    return f"found {' and '.join(lacking)}, expected some of every class in both parts"
 
 
 # Of sources that can split at random: opens all images as training images, without splitting them.

@@ -6,16 +6,18 @@ Rows are kept in NumPy arrays, not as Python objects: a table may have millions 
 import csv
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from sppnet.runtime.names import first_line, is_utf8, listing, printable
+from sppnet.runtime.names import counted, first_line, is_utf8, listing, printable
 
 _DELIMITERS = (",", ";", "\t")  # spreadsheets write semicolons where the comma is the decimal point
 _LONGEST_PATH = 4096  # bytes, on Linux
+_PARQUET_SUFFIXES = (".parquet", ".pq")
 # How files begin that are no tables, though their names may say so.
 _OTHER_FILES = {
     b"\xff\xfe": "UTF-16 text, expected UTF-8; save the table as UTF-8",
@@ -38,7 +40,8 @@ class Table(NamedTuple):
     file: Path
     numbers: np.ndarray  # int64 (n,): the line of a CSV file, from 1, or the row of a parquet file, from 0
     paths: np.ndarray  # (n,) of bytes, as `os.fsencode` makes them, without "./" and "//"
-    columns: dict[str, Column]
+    columns: dict[str, Column]  # those that were read
+    names: tuple[str, ...]  # of all columns of the file
 
     def place(self, row: int) -> str:
         """Returns where a row is, for messages: photos.csv:17, or "photos.parquet: row 15"."""
@@ -48,15 +51,20 @@ class Table(NamedTuple):
     def of_rows(self, rows: np.ndarray) -> "Table":
         """Returns the rows with these indices, or where a mask is true."""
         columns = {name: Column(codes[rows], values) for name, (codes, values) in self.columns.items()}
-        return Table(self.file, self.numbers[rows], self.paths[rows], columns)
+        return Table(self.file, self.numbers[rows], self.paths[rows], columns, self.names)
 
 
-def read_table(file: str, path_column: str, columns: Sequence[str]) -> Table:
+def read_table(file: str, path_column: str, columns: Mapping[str, str]) -> Table:
     """Reads the column of paths and some others of a table.
 
     A file that begins as parquet does is read as parquet, another one as CSV: UTF-8, with or without a byte order mark,
     a first line that names the columns, fields separated by commas, semicolons or tabs, quotes where needed, any line
     ends. Spaces around fields are left out, and so are blank lines.
+
+    Args:
+        file: the table.
+        path_column: the column of paths.
+        columns: the other columns, by the keys that give them: {"label_column": "label"}.
 
     Raises FileNotFoundError or ValueError, with the line or row, for a file that is no table, missing columns, rows
     with another number of fields, empty paths, and text that is not UTF-8.
@@ -77,7 +85,7 @@ def read_table(file: str, path_column: str, columns: Sequence[str]) -> Table:
 
 
 def _more_rows(count: int) -> str:
-    return f", as in {count - 1:,} more rows" if count > 1 else ""
+    return f", as in {counted(count - 1, 'more row')}" if count > 1 else ""
 
 
 def _check_file(file: Path) -> None:
@@ -91,6 +99,8 @@ def _check_file(file: Path) -> None:
     for bytes_of_it, words in _OTHER_FILES.items():
         if beginning.startswith(bytes_of_it):
             raise ValueError(f"{file}: is {words}")
+    if file.suffix.lower() in _PARQUET_SUFFIXES and not _is_parquet(file):
+        raise ValueError(f"{file}: is not a parquet file, as its name says; CSV files are named .csv")
 
 
 def _beginning(file: Path) -> bytes:
@@ -102,11 +112,15 @@ def _is_parquet(file: Path) -> bool:
     return _beginning(file) == b"PAR1"
 
 
-def _check_columns(file: Path, found: Sequence[str], expected: Sequence[str]) -> None:
-    """Raises ValueError for a column that is missing, or there twice."""
-    for name in expected:
-        if name not in found:
-            raise ValueError(f"{file}: found the columns {listing(found) or 'none'}, expected {printable(name)}")
+def _check_columns(file: Path, found: Sequence[str], expected: Mapping[str, str]) -> None:
+    """Raises ValueError for a column that is missing, or there twice. `expected` is by the keys that give them."""
+    if missing := {key: name for key, name in expected.items() if name not in found}:
+        keys = " and ".join(f"{key}={name}" for key, name in missing.items())
+        others = [name for name in found if name not in expected.values()]
+        close = dict.fromkeys(match for name in missing.values() for match in get_close_matches(name, others, n=1))
+        hint = f"; did you mean {' and '.join(close)}?" if close else ""
+        raise ValueError(printable(f"{file}: found the columns {listing(found) or 'none'}, expected {keys}{hint}"))
+    for name in expected.values():
         if list(found).count(name) > 1:
             raise ValueError(printable(f"{file}: found several columns with the name {name}, expected one"))
 
@@ -126,15 +140,15 @@ def _clean_path(path: bytes) -> bytes:
 # CSV.
 
 
-def _read_csv(file: Path, path_column: str, columns: Sequence[str]) -> Table:
+def _read_csv(file: Path, path_column: str, columns: Mapping[str, str]) -> Table:
     # Surrogates, because names of files may be any bytes.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        delimiter = _delimiter(text, (path_column, *columns))
+        delimiter = _delimiter(text, (path_column, *columns.values()))
         reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
         rows = _numbered_rows(file, reader)
         header = [name.strip() for name in next(rows, (0, []))[1]]
-        _check_columns(file, header, (path_column, *columns))
-        return _collected(file, rows, header, path_column, columns)
+        _check_columns(file, header, {"path_column": path_column, **columns})
+        return _collected(file, rows, header, path_column, list(columns.values()))
 
 
 def _delimiter(text: TextIO, expected: Sequence[str]) -> str:
@@ -170,10 +184,8 @@ def _collected(
 
     for number, fields in rows:
         if len(fields) != len(header):
-            raise ValueError(
-                f"{file}:{number}: found {len(fields)} fields, expected {len(header)}, as in the first line; fields "
-                "that hold a comma need quotes"
-            )
+            found = f"found {counted(len(fields), 'field')}, expected {len(header)}, as in the first line"
+            raise ValueError(f"{file}:{number}: {found}; fields that hold a comma need quotes")
         numbers.append(number)
         try:
             paths.append(_clean_path(os.fsencode(fields[path_at].strip())))
@@ -184,13 +196,13 @@ def _collected(
 
     collected = [Column(np.array(one, np.int64), tuple(known)) for one, known in zip(codes, code_of, strict=True)]
     by_name = dict(zip(columns, collected, strict=True))
-    return Table(file, np.array(numbers, np.int64), np.array(paths, np.bytes_), by_name)
+    return Table(file, np.array(numbers, np.int64), np.array(paths, np.bytes_), by_name, tuple(header))
 
 
 # Parquet.
 
 
-def _read_parquet(file: Path, path_column: str, columns: Sequence[str]) -> Table:
+def _read_parquet(file: Path, path_column: str, columns: Mapping[str, str]) -> Table:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -198,8 +210,9 @@ def _read_parquet(file: Path, path_column: str, columns: Sequence[str]) -> Table
         raise ValueError(f"{file}: parquet needs the package pyarrow: pip install sppnet[parquet]") from error
     try:
         opened = parquet.ParquetFile(file)
-        _check_columns(file, opened.schema_arrow.names, (path_column, *columns))
-        rows = opened.read(list(dict.fromkeys((path_column, *columns))))
+        names = opened.schema_arrow.names
+        _check_columns(file, names, {"path_column": path_column, **columns})
+        rows = opened.read(list(dict.fromkeys((path_column, *columns.values()))))
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: cannot be read as parquet ({first_line(error)})") from error
 
@@ -209,9 +222,8 @@ def _read_parquet(file: Path, path_column: str, columns: Sequence[str]) -> Table
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     numbers = np.arange(len(paths), dtype=np.int64)
-    return Table(
-        file, numbers, np.array(paths, np.bytes_), {name: _parquet_column(rows, name, file) for name in columns}
-    )
+    by_name = {name: _parquet_column(rows, name, file) for name in columns.values()}
+    return Table(file, numbers, np.array(paths, np.bytes_), by_name, tuple(names))
 
 
 def _parquet_column(rows: Any, name: str, file: Path) -> Column:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sppnet.data.image_files import (
     split_by_fraction,
 )
 from sppnet.data.table_files import Table, read_table
-from sppnet.runtime.names import printable
+from sppnet.runtime.names import counted, printable
 
 _TRAIN = ("train", "training")
 _VAL = ("val", "validation", "valid", "test")
@@ -57,8 +58,11 @@ def table(
     fixed = has_fixed_parts(split_column, val_file, val_fraction)
     rows, top = _read(file, root, path_column, label_column, split_column)
     if not fixed:
-        images, _ = of_classes((_labelled(rows, top, label_column),) * 2, classes)  # before the split, as in `folder`
-        return split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed)
+        if val_fraction is None:
+            _warn_of_unused_split(rows)
+        images, _ = of_classes((_labelled(rows, top, label_column),) * 2, classes, file)  # before the split
+        place_of = partial(_place_of_label, rows, label_column)
+        return split_by_fraction(images, 0.2 if val_fraction is None else val_fraction, split_seed, place_of)
 
     if split_column is not None:
         train_rows, val_rows = split_rows(rows, split_column)
@@ -66,7 +70,7 @@ def table(
         train_rows, val_rows = rows, _read(str(val_file), top, path_column, label_column, None)[0]
         check_disjoint(train_rows, val_rows)
     train, val = (_labelled(part, top, label_column) for part in (train_rows, val_rows))
-    return chosen_parts(train, val, classes)
+    return chosen_parts(train, val, classes, file, partial(_place_of_label, val_rows, label_column))
 
 
 def unsplit_table(
@@ -81,7 +85,7 @@ def unsplit_table(
     rows, top = _read(file, root, path_column, label_column, None)
     images = _labelled(rows, top, label_column)
     nothing = ImageFiles(images.root, images.paths[:0], images.labels[:0], images.classes)
-    return of_classes((images, nothing), classes)
+    return of_classes((images, nothing), classes, file)
 
 
 # Reading and checking.
@@ -101,16 +105,33 @@ def existing_root(file: str, root: str | None) -> str:
     return str(existing_folder(Path(root)) if root is not None else Path(file).parent)
 
 
+def read_columns(label_column: str, split_column: str | None = None) -> dict[str, str]:
+    """Returns the columns to read besides that of the paths, as `read_table` takes them."""
+    return {"label_column": label_column} | ({} if split_column is None else {"split_column": split_column})
+
+
+def _warn_of_unused_split(rows: Table) -> None:
+    """Warns that images are split at random although a column seems to say how."""
+    if named := [name for name in rows.names if name.lower() == "split"]:
+        warnings.warn(
+            printable(
+                f"{rows.file}: images are split at random, and its column {named[0]} is not used; "
+                f"data.split_column={named[0]} uses it"
+            ),
+            stacklevel=3,
+        )
+
+
 def _read(
     file: str, root: str | None, path_column: str, label_column: str, split_column: str | None
 ) -> tuple[Table, str]:
     """Returns the rows of a table, an image with one label each, and the folder that its paths start from."""
-    rows = read_table(file, path_column, [label_column] + ([split_column] if split_column else []))
+    rows = read_table(file, path_column, read_columns(label_column, split_column))
     top = existing_root(file, root)
     codes, labels = rows.columns[label_column]
     if "" in labels:
         without = np.flatnonzero(codes == labels.index(""))
-        more = f", as {without.size - 1:,} more rows" if without.size > 1 else ""
+        more = f", as {counted(without.size - 1, 'more row')}" if without.size > 1 else ""
         raise ValueError(printable(f"{rows.place(without[0])}: {_path(rows, without[0])} has no {label_column}{more}"))
     _check_once(rows, label_column)
     check_exist(rows, top)
@@ -119,6 +140,12 @@ def _read(
 
 def _path(rows: Table, row: int) -> str:
     return os.fsdecode(rows.paths[row])
+
+
+def _place_of_label(rows: Table, label_column: str, label: str) -> str:
+    """Returns where the first row with a label is."""
+    codes, labels = rows.columns[label_column]
+    return rows.place(int((codes == labels.index(label)).argmax()))
 
 
 def _check_once(rows: Table, label_column: str) -> None:
@@ -136,7 +163,7 @@ def _check_once(rows: Table, label_column: str) -> None:
         line += (
             f", as {labels[codes[second[i]]]} and as {labels[codes[first[i]]]}; data=multilabel takes several labels"
         )
-    raise ValueError(printable(f"{line} ({again.size:,} rows repeat an image)"))
+    raise ValueError(printable(f"{line} ({counted(again.size, 'such row')})"))
 
 
 def check_exist(rows: Table, top: str) -> None:
@@ -146,7 +173,7 @@ def check_exist(rows: Table, top: str) -> None:
         path = _path(rows, missing[0])
         where = "" if Path(path).is_absolute() else f" in {top}"
         hint = "; write paths with / instead of \\" if "\\" in path else ""
-        count = f"{missing.size:,} of {len(rows.paths):,} rows name no file"
+        count = f"no file for {missing.size:,} of {counted(len(rows.paths), 'row')}"
         raise FileNotFoundError(printable(f"{rows.place(missing[0])}: there is no {path}{where} ({count}){hint}"))
 
 
@@ -155,7 +182,7 @@ def check_disjoint(train: Table, val: Table) -> None:
     shared = np.flatnonzero(np.isin(val.paths, train.paths))
     if shared.size:
         first = int(np.flatnonzero(train.paths == val.paths[shared[0]])[0])
-        more = f", and {shared.size - 1:,} more images" if shared.size > 1 else ""
+        more = f", and {counted(shared.size - 1, 'more image')}" if shared.size > 1 else ""
         line = (
             f"{val.place(shared[0])}: {_path(val, shared[0])} is among the training images, {train.place(first)}{more}"
         )
@@ -178,7 +205,7 @@ def split_rows(rows: Table, split_column: str) -> tuple[Table, Table]:
     if not val_name or not set(names) & set(_TRAIN):
         missing = "val" if not val_name else "train"
         raise ValueError(
-            f"{rows.file}: found no row whose {split_column} is {missing}; without split_column= it is split"
+            f"{rows.file}: found no row whose {split_column} is {missing}; split_column=null splits images at random"
         )
     if unused:
         warnings.warn(

@@ -15,7 +15,7 @@ from sppnet.data.image_files import check_classes, shuffled_order
 from sppnet.data.images import UnreadableImage, read_image_size
 from sppnet.data.objects import AnnotatedFiles, DetectionSplits, Objects, annotated_files
 from sppnet.data.voc import image_paths, read_list
-from sppnet.runtime.names import listing, printable
+from sppnet.runtime.names import counted, listing, printable
 
 _ANNOTATION_FOLDERS = ("Annotations", "annotations")  # the second ones are those of many data sets that are not VOC
 _IMAGE_FOLDERS = ("JPEGImages", "images")
@@ -159,9 +159,9 @@ def _listed_images(main: Path, split: str) -> list[str]:
 def _held_out(images: list[str], fraction: float, seed: int, place: str) -> tuple[list[str], list[str]]:
     """Splits off `fraction` of the images, rounded, to test on; both parts keep the order and have one at least."""
     if not 0 < fraction < 1:
-        raise ValueError(f"val_fraction={fraction}: must be between 0 and 1")
+        raise ValueError(f"val_fraction={fraction}: must be above 0 and below 1")
     if len(images) < 2:
-        raise ValueError(f"{place}: found {len(images)} images, expected two or more to split")
+        raise ValueError(f"{place}: found {counted(len(images), 'image')}, expected two or more to split")
     count = min(max(round(fraction * len(images)), 1), len(images) - 1)
     test = {images[i] for i in shuffled_order([os.fsencode(image) for image in images], seed)[:count]}
     return [image for image in images if image not in test], [image for image in images if image in test]

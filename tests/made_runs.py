@@ -23,12 +23,14 @@ def make_run(
     n=40,
     training_images=100,
     levels=None,
+    sizes=None,
     **recipe,
 ):
     """Makes a run directory with a made-up result and scores.
 
     Args:
         variant: a key of VARIANTS, or any other name with `levels`.
+        levels, sizes: instead of those of the variant.
         wrong: protocol -> number of wrong images.
         n, training_images: numbers of images.
         recipe: changes of the recipe.
@@ -39,7 +41,7 @@ def make_run(
         "backbone": {"architecture": "zf5", "width": 0.1, "normalization": "none"},
         "pooling": {"levels": LEVELS.get(variant, [6, 3, 2, 1]) if levels is None else levels},
         "hidden": 16,
-        "sizes": {"uniform": [180, 224]} if variant == "random" else {"cycle": SIZES.get(variant, [224])},
+        "sizes": sizes or ({"uniform": [180, 224]} if variant == "random" else {"cycle": SIZES.get(variant, [224])}),
         "data": {"source": source, "root": f"/somewhere/{seed}/photos"},
         "recipe": {"epochs": 2, "batch_size": 4, "learning_rate": 0.1} | recipe,
         "seed": seed,

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sppnet.runtime.names import first_line, is_utf8, listing, printable
+from sppnet.runtime.names import counted, first_line, is_utf8, listing, printable
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,11 @@ def test_what_a_terminal_does_not_show_is_escaped_once(name, shown):
 def test_names_with_undecodable_bytes_are_not_utf8():
     assert is_utf8("grün 猫.jpg")
     assert not is_utf8(os.fsdecode(b"caf\xe9.jpg"))
+
+
+def test_counts_have_nouns_in_the_singular_or_plural():
+    assert [counted(1, noun) for noun in ("epoch", "class", "box")] == ["1 epoch", "1 class", "1 box"]
+    assert [counted(0, "core"), counted(1200, "box"), counted(2, "class")] == ["0 cores", "1,200 boxes", "2 classes"]
 
 
 def test_a_listing_shows_five_names_and_counts_the_rest():

@@ -1,5 +1,6 @@
 """result.json: what is written, what old versions wrote, what is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -168,7 +169,8 @@ def test_top5_is_shown_unless_a_guess_is_right_more_often_than_not():
     assert [shows_top5(classes) for classes in (1, 2, 5, 6, 9, 10, 11, 1000)] == [False] * 5 + [True] * 3
 
 
-def test_the_text_shows_errors_with_interval_n_and_protocol(tmp_path):
+def test_the_text_shows_errors_with_interval_n_and_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "tensorboard").mkdir()
     assert result_text(Result.from_dict(RESULT), tmp_path).splitlines() == [
         "  network        zf5 (width 0.25), pyramid 6, 3, 2, 1, 1,000 parameters",
@@ -179,4 +181,34 @@ def test_the_text_shows_errors_with_interval_n_and_protocol(tmp_path):
         "  trained        4 epochs in 1 h 2 min on 2 cores of a processor",
         f"  run directory  {tmp_path}",
         f"  TensorBoard    tensorboard --logdir {tmp_path}",
+        f"  next           sppnet predict run={tmp_path} images=PHOTOS",
     ]
+
+
+def test_the_text_shows_a_better_epoch_early_stopping_and_the_file_of_metrics(tmp_path, monkeypatch):
+    """As a run that trained one epoch, one that stopped early, and one with logger=csv."""
+    monkeypatch.chdir(tmp_path)
+    epochs = [{"images_per_second": 1.0, "top1_wrong": wrong, "n": 50} for wrong in (7, 5, 6)]
+    values = RESULT | {"top1_wrong": 1, "top5_wrong": 0, "n": 1, "num_classes": 1, "epochs": 1, "history": epochs[:1]}
+    one = result_text(Result.from_dict(values), tmp_path, 0)
+    assert "(1 validation image, 1 class)" in one
+    assert "1 epoch in" in one
+    assert "best" not in one
+
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    finished = Result.from_dict(RESULT | {"epochs": 3, "history": epochs})
+    assert "best" not in result_text(finished, tmp_path, 1)
+    checkpoint.touch()
+    assert f"\n  best epoch     2, top-1 error 10.00 %: {checkpoint}\n" in result_text(finished, tmp_path, 1)
+    assert "best" not in result_text(finished, tmp_path, 2)
+
+    reason = "no lower validation error in 1 epoch (recipe.stop_patience)"
+    stopped = dataclasses.replace(finished, stopped=reason, best_epoch=2)
+    assert f"; stopped early: {reason}; epoch 2 is the result\n" in result_text(stopped, tmp_path, 1)
+    assert "best" not in result_text(stopped, tmp_path, 1)
+
+    for number in range(11):
+        (tmp_path / "csv" / f"version_{number}").mkdir(parents=True)
+        (tmp_path / "csv" / f"version_{number}" / "metrics.csv").touch()
+    assert f"\n  metrics        {tmp_path}/csv/version_10/metrics.csv\n  next " in result_text(finished, tmp_path)

@@ -1,4 +1,4 @@
-"""Error against pyramid, test scale and views, from made-up runs."""
+"""Error against the pyramid, and between views, from made-up runs."""
 
 import dataclasses
 
@@ -9,8 +9,7 @@ import yaml
 from made_runs import CLASSES, made_scores, make_run, row_of
 from sppnet.results.runs import read_runs
 from sppnet.results.scores import write_scores
-from sppnet.results.sweeps import pyramid_page, scales_page, views_page
-from test_views import shipped
+from sppnet.results.sweeps import pyramid_page, views_page
 
 
 def test_the_sweep_orders_pyramids_and_names_the_controls(tmp_path):
@@ -27,24 +26,6 @@ def test_the_sweep_orders_pyramids_and_names_the_controls(tmp_path):
     assert [row[7].strip() for row in rows] == ["", fewer, fewer, "one level, no pyramid", ""]
     assert rows[4][5].strip() == "30.00 ± 0.00"
     assert rows[4][6].strip() == "2.0"
-
-
-def test_error_against_test_scale(tmp_path):
-    run = make_run(tmp_path, "single")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    for scale, count in ((224, 12), (256, 10), (300, 14)):
-        for views in ("full", "center"):
-            scores = made_scores(f"{views}-{scale}", count, config, protocol=vars(shipped(views).at(scale)))
-            write_scores(run / "scores" / f"{views}-{scale}.npz", scores)
-    page = scales_page(read_runs([str(tmp_path)]))
-    assert row_of(page, " 256 |")[1:] == ["25.00", "25.00"]
-    assert row_of(page, "shorter side |")[1:] == ["SPP, one size, centre crop", "SPP, one size, full image"]
-
-
-def test_scales_without_tests_say_what_to_run(tmp_path):
-    make_run(tmp_path, "single", wrong={"full": 3})
-    with pytest.raises(ValueError, match=r"scales=\[180,224"):
-        scales_page(read_runs([str(tmp_path)]))
 
 
 def test_views_are_compared_by_their_scores(tmp_path):

@@ -2,17 +2,19 @@
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sppnet.commands.arguments import read_words, texts
 from sppnet.commands.jobs import one_line_command
 from sppnet.commands.settings import bound
 from sppnet.commands.startup import interrupt_by_exception
-from sppnet.results.detector_runs import DetectorTest, read_detector_runs
-from sppnet.results.page import Page
-from sppnet.results.runs import Run, read_runs
-from sppnet.results.transfers import Transfer, read_transfers
 from sppnet.runtime.checkout import shown_command
+
+if TYPE_CHECKING:
+    from sppnet.results.detector_runs import DetectorTest
+    from sppnet.results.page import Page
+    from sppnet.results.runs import Run
+    from sppnet.results.transfers import Transfer
 
 _HELP = """\
 Tables and plots from finished runs, made from records and saved scores; no network is run.
@@ -24,6 +26,7 @@ table6 table7 table8   VOC 2007 and Caltech-101 by SVMs on features, paper besid
 table9 table10         VOC 2007, detection by the rows of Table 9, paper beside ours where the detectors compare
 table11 table12        the same by class; two networks and their combination
 all                    tables 2 to 4; 6 to 8 if there are decisions of transfer; 9 to 11 if there are detections
+settings               finished runs, the best first, with the settings in which they differ
 sweep                  error against the pyramid, for runs that differ in pooling.levels and seed
 scales                 error against the test scale, for runs tested with scales=[...]
 views                  how close every protocol's scores come to those of ten_crop, for the same runs
@@ -42,7 +45,7 @@ combine=A+B            for table12 and detection: detections that are combined, 
 _PAPER_TABLES = ("table2", "table3", "table4")
 _TRANSFER_TABLES = ("table6", "table7", "table8")
 _DETECTION_TABLES = ("table9", "table10", "table11", "table12")
-_RUN_PAGES = ("sweep", "scales", "views", "compare", "classes")
+_RUN_PAGES = ("settings", "sweep", "scales", "views", "compare", "classes")
 CHOICES = (*_PAPER_TABLES, *_TRANSFER_TABLES, *_DETECTION_TABLES, "all", *_RUN_PAGES, "transfer", "detection")
 _COMBINING = ("transfer", "table12", "detection")
 
@@ -72,11 +75,7 @@ def main(arguments: list[str]) -> None:
             f"combine={combine[0]}: is for {', '.join(_COMBINING)}; compare combines classifiers by itself"
         )
 
-    found = _Found(
-        read_runs(patterns),
-        read_transfers(patterns) if choice in (*_TRANSFER_TABLES, "transfer", "all") else [],
-        read_detector_runs(patterns) if choice in (*_DETECTION_TABLES, "detection", "all") else [],
-    )
+    found = _find(choice, patterns)
     for name in _pages(choice, found):
         page = _page_of(name, found, combine)
         print(page.markdown())
@@ -86,9 +85,23 @@ def main(arguments: list[str]) -> None:
 class _Found(NamedTuple):
     """What the patterns of runs match, as far as the choice needs it."""
 
-    runs: list[Run]
-    transfers: list[Transfer]
-    detectors: list[DetectorTest]
+    runs: "list[Run]"
+    transfers: "list[Transfer]"
+    detectors: "list[DetectorTest]"
+
+
+def _find(choice: str, patterns: list[str]) -> _Found:
+    """Reads what the patterns of runs match, as far as one of CHOICES needs it."""
+    # Imported here because torch takes two seconds, and --help should not.
+    from sppnet.results.detector_runs import read_detector_runs
+    from sppnet.results.runs import read_runs
+    from sppnet.results.transfers import read_transfers
+
+    return _Found(
+        read_runs(patterns),
+        read_transfers(patterns) if choice in (*_TRANSFER_TABLES, "transfer", "all") else [],
+        read_detector_runs(patterns) if choice in (*_DETECTION_TABLES, "detection", "all") else [],
+    )
 
 
 def _pages(choice: str, found: _Found) -> tuple[str, ...]:
@@ -103,12 +116,15 @@ def _pages(choice: str, found: _Found) -> tuple[str, ...]:
     )
 
 
-def _page_of(name: str, found: _Found, combine: list[str]) -> Page:
+def _page_of(name: str, found: _Found, combine: list[str]) -> "Page":
     """Returns the page of one of CHOICES but "all"."""
-    # Imported here because torch takes a second, and --help should not.
+    # Imported here because they import torch, as above.
+    from sppnet.commands.naming import neutral_settings
     from sppnet.results.comparisons import comparison_page
     from sppnet.results.run_page import classes_page
-    from sppnet.results.sweeps import pyramid_page, scales_page, views_page
+    from sppnet.results.scales import scales_page
+    from sppnet.results.settings_page import settings_page
+    from sppnet.results.sweeps import pyramid_page, views_page
     from sppnet.results.tables import table_page
     from sppnet.results.transfer_page import transfer_page
     from sppnet.results.transfer_tables import table8_page, transfer_table_page
@@ -129,11 +145,18 @@ def _page_of(name: str, found: _Found, combine: list[str]) -> Page:
         if len(runs) != 1:
             raise ValueError(f"runs: classes is for one run, and these are {len(runs)}")
         return classes_page(runs[0])
-    pages = {"sweep": pyramid_page, "scales": scales_page, "views": views_page, "compare": comparison_page}
+    if name == "settings":
+        return settings_page(runs, neutral_settings())
+    pages = {
+        "sweep": pyramid_page,
+        "scales": scales_page,
+        "views": views_page,
+        "compare": comparison_page,
+    }
     return pages[name](runs)
 
 
-def _detection_page(name: str, detectors: list[DetectorTest], runs: list[Run], combine: list[str]) -> Page:
+def _detection_page(name: str, detectors: "list[DetectorTest]", runs: "list[Run]", combine: list[str]) -> "Page":
     """Returns a table of detection, or the page of all detectors."""
     from sppnet.results.detection_page import detection_page
     from sppnet.results.detection_tables import detection_table_page, table11_page, table12_page

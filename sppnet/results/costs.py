@@ -27,7 +27,7 @@ def _devices(hardware: str) -> int:
 
 
 @cache
-def multiply_adds(backbone: str, levels: tuple[int, ...] | None, hidden: int, classes: int, side: int) -> int:
+def multiply_adds(backbone: str, levels: tuple[int, ...] | None, hidden: int | None, classes: int, side: int) -> int:
     """Counts the multiply-adds of one forward pass of one image.
 
     Args:

@@ -1,5 +1,6 @@
 """Plots for the result pages, each a `matplotlib.figure.Figure` made without a window."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -175,20 +176,12 @@ def precision_curves(curves: Mapping[str, np.ndarray], titles: Sequence[str]) ->
     """
     from matplotlib.ticker import PercentFormatter
 
-    columns = min(4, max(1, len(titles)))
-    rows = -(-len(titles) // columns)
-    figure, first = empty_axes(height=0.7 + 2.1 * rows)
-    first.remove()
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for panel, title, of_class in zip(panels, titles, zip(*curves.values(), strict=True), strict=False):
+    figure, panels = _panels(len(titles), sharex=True)
+    for panel, title, of_class in zip(panels, titles, zip(*curves.values(), strict=True), strict=True):
         for i, precision in enumerate(of_class):
             recall, reached = np.linspace(0, 1, len(precision)), np.where(precision > 0, precision, np.nan)
             panel.plot(recall, reached, "--" if i >= len(COLORS) else "-", color=COLORS[i % len(COLORS)])
         panel.set_title(title, fontsize=9)
-        panel.grid(color=GRID_COLOR)
-        panel.spines[["top", "right"]].set_visible(False)
-    for panel in list(figure.axes)[len(titles) :]:
-        panel.set_visible(False)
 
     figure.axes[0].set(xlim=(0, 1), ylim=(0, 1.02))
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
@@ -202,6 +195,70 @@ def precision_curves(curves: Mapping[str, np.ndarray], titles: Sequence[str]) ->
         handles, list(curves), frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=columns
     )
     return figure
+
+
+def setting_dots(settings: Mapping[str, Sequence[Any]], errors: Sequence[float], quantity: str) -> Any:
+    """Plots errors against every setting, a panel each, with a dot for every run.
+
+    Args:
+        settings: name -> the values of all runs.
+        errors: of the runs in %, in the same order.
+        quantity: what the errors are.
+    """
+    figure, panels = _panels(len(settings))
+    for panel, (name, values) in zip(panels, settings.items(), strict=True):
+        panel.plot(_positions(panel.xaxis, values), errors, "o", color=COLORS[0], alpha=0.6, markersize=5)
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(axis="x", labelsize=8)
+
+    figure.axes[0].set_ylim(percent_limits(errors))
+    figure.supylabel(f"{quantity} in %", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def _positions(axis: Any, values: Sequence[Any]) -> list[float]:
+    """Prepares an axis for the values of a setting, and returns their positions on it.
+
+    More than four numbers lie where they are, on a logarithmic axis if they are positive and the largest is ten times
+    the smallest or more. Any other values are named below the axis, numbers in ascending order.
+    """
+    from matplotlib.ticker import NullFormatter
+
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    names = list(dict.fromkeys(value_text(value) for value in (*sorted(numbers), *values)))
+    if len(numbers) < len(values) or len(names) <= 4:
+        axis.set_ticks(range(len(names)), names)
+        axis.axes.set_xmargin(0.2)
+        return [names.index(value_text(value)) for value in values]
+
+    if 0 < 10 * min(numbers) <= max(numbers):
+        axis.axes.set_xscale("log")
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    return numbers
+
+
+def value_text(value: Any) -> str:
+    """Formats the value of a setting as on the command line, but numbers with three digits."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _panels(count: int, sharex: bool = False) -> tuple[Any, list[Any]]:
+    """Returns a figure with so many panels, up to four beside each other, and their axes, which share y."""
+    columns = min(4, max(1, count))
+    rows = -(-count // columns)
+    figure, first = empty_axes(height=0.7 + 2.1 * rows)
+    first.remove()
+    panels = list(figure.subplots(rows, columns, sharex=sharex, sharey=True, squeeze=False).flat)
+    for panel in panels:
+        panel.grid(color=GRID_COLOR)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return figure, panels[:count]
 
 
 def confusion_plot(matrix: np.ndarray, classes: Sequence[str]) -> Any:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sppnet.results.statistics import wilson_interval
+from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.files import write_json
-from sppnet.runtime.names import first_line
+from sppnet.runtime.names import counted, first_line
 from sppnet.runtime.progress import duration
 from sppnet.runtime.rules import (
     COUNT,
@@ -197,22 +198,47 @@ def shows_top5(classes: int) -> bool:
     return classes >= 10
 
 
-def result_text(result: Result, run: Path) -> str:
-    """Returns a short table of a finished run, with the paths to look at next."""
+def result_text(result: Result, run: Path, best: int | None = None) -> str:
+    """Returns a short table of a finished run, with the paths to look at next.
+
+    Args:
+        result: of the run.
+        run: its directory.
+        best: the index in `history` of the best epoch, which is shown if the result is of another one.
+    """
     epochs = result.epochs or len(result.history)
-    early = f"; epoch {result.best_epoch} is the result: {result.stopped}" if result.stopped else ""
+    early = f"; stopped early: {result.stopped}; epoch {result.best_epoch} is the result" if result.stopped else ""
     rows = [
         ("network", result.network or "unknown"),
-        ("data", f"{result.data or 'unknown'} ({result.n:,} validation images, {result.num_classes} classes)"),
+        ("data", _data_text(result)),
         ("protocol", result.protocol or "unknown"),
         ("top-1 error", _error_text(result.top1_wrong, result.n)),
         *([("top-5 error", _error_text(result.top5_wrong, result.n))] * shows_top5(result.num_classes)),
-        ("trained", f"{epochs} epochs in {duration(result.seconds)} on {result.hardware}{early}"),
+        ("trained", f"{counted(epochs, 'epoch')} in {duration(result.seconds)} on {result.hardware}{early}"),
+        *_best_row(result, run, best),
         ("run directory", str(run)),
     ]
     if (run / "tensorboard").is_dir():
         rows.append(("TensorBoard", f"tensorboard --logdir {run}"))
+    metrics = sorted(run.glob("csv/version_*/metrics.csv"), key=lambda file: file.stat().st_mtime)
+    rows += [("metrics", str(file)) for file in metrics[-1:]]  # of the last start
+    rows.append(("next", f"{shown_command('predict')} run={run} images=PHOTOS"))
     return "\n".join(f"  {name:<15}{value}" for name, value in rows)
+
+
+def _data_text(result: Result) -> str:
+    images, classes = counted(result.n, "validation image"), counted(result.num_classes, "class")
+    return f"{result.data or 'unknown'} ({images}, {classes})"
+
+
+def _best_row(result: Result, run: Path, best: int | None) -> list[tuple[str, str]]:
+    """Returns a row about the best epoch, an index, if the result is of another one and its checkpoint is there."""
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    if best is None or best + 1 == (result.best_epoch or len(result.history)) or not checkpoint.is_file():
+        return []
+    epoch = result.history[best]
+    error = 100 * (epoch.top1_wrong or 0) / (epoch.n or 1)
+    return [("best epoch", f"{best + 1}, top-1 error {error:.2f} %: {checkpoint}")]
 
 
 def _error_text(wrong: int, n: int) -> str:

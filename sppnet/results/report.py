@@ -14,7 +14,8 @@ from sppnet.results.page import Page
 from sppnet.results.paper import TABLES
 from sppnet.results.run_page import run_page
 from sppnet.results.runs import Run
-from sppnet.results.sweeps import pyramid_page, scales_page, views_page
+from sppnet.results.scales import scales_page
+from sppnet.results.sweeps import pyramid_page, views_page
 from sppnet.results.tables import table_page
 from sppnet.results.tested_images import TestedImages
 from sppnet.results.transfer_page import transfer_page

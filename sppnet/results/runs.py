@@ -89,7 +89,8 @@ class Run:
         options = [
             f"{k} {v}" for k, v in backbone.items() if k not in {"architecture", "name", "pretrained", "weights"}
         ]
-        options.append(f"hidden {self.config['hidden']}")
+        hidden = self.config["hidden"]
+        options.append("linear classifier" if hidden is None else f"hidden {hidden}")
         if data.get("classes") is not None:
             options.append(f"{len(data['classes'])} of the classes")
         return (

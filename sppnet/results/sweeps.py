@@ -1,7 +1,7 @@
-"""Pages of runs that differ in one thing: error against the pyramid, against the test scale, and between views."""
+"""Pages of runs that differ in one thing: error against the pyramid, and between views."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,14 +9,13 @@ from sppnet.results.comparisons import (
     INTERVALS_COVER,
     NotTested,
     check_same_images,
-    error_estimate,
     gain_text,
     percent,
     wrong,
 )
 from sppnet.results.costs import parameters
 from sppnet.results.page import Page
-from sppnet.results.plots import Errors, Estimate, error_curves, error_dots
+from sppnet.results.plots import Errors, Estimate, error_dots
 from sppnet.results.records import shows_top5
 from sppnet.results.runs import VARIANTS, Run, grouped
 from sppnet.results.statistics import counts_interval, gain_interval
@@ -36,12 +35,12 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
     )
     for block in grouped([run for run in runs if run.result is not None], "pooling").values():
         page.heading(block[0].setting_text() + f", sizes {'/'.join(map(str, block[0].sizes))}")
-        groups = sorted(grouped(block).values(), key=lambda seeds: _order(seeds[0]))
+        groups = sorted(grouped(block).values(), key=lambda seeds: pyramid_order(seeds[0]))
         baseline = next((parameters(seeds[0]) for seeds in groups if seeds[0].levels is None), None)
         top5 = any(run.result is not None and shows_top5(run.result.num_classes) for run in block)
         page.table(_pyramid_headers(top5), [_pyramid_row(seeds, baseline, top5) for seeds in groups])
 
-        lines = [validation_errors(_pyramid_text(seeds[0]), seeds) for seeds in groups]
+        lines = [validation_errors(pyramid_text(seeds[0]), seeds) for seeds in groups]
         page.figure(
             error_dots(lines, "top-1 error"),
             "top-1 error of " + ", ".join(line.label for line in lines),
@@ -87,7 +86,7 @@ def _pyramid_row(seeds: Sequence[Run], baseline: int | None, top5: bool) -> list
     notes = ["one level, no pyramid"] if len(run.levels or ()) == 1 and run.levels != (1,) else []
     notes += ["fewer parameters than no pyramid"] if baseline and count and count < baseline else []
     return [
-        _pyramid_text(run),
+        pyramid_text(run),
         str(_bins(run)),
         f"{count:,}",
         f"{len(seeds)}",
@@ -99,12 +98,13 @@ def _pyramid_row(seeds: Sequence[Run], baseline: int | None, top5: bool) -> list
     ]
 
 
-def _order(run: Run) -> tuple[bool, int, str]:
-    """Sorts runs: no pyramid first, then by the number of bins."""
+def pyramid_order(run: Run) -> tuple[bool, int, str]:
+    """Returns a key that sorts runs: no pyramid first, then by the number of bins."""
     return run.levels is not None, _bins(run), run.setting()
 
 
-def _pyramid_text(run: Run) -> str:
+def pyramid_text(run: Run) -> str:
+    """Names the pyramid of a run."""
     return "none (one 6 x 6 grid)" if run.levels is None else ", ".join(map(str, run.levels))
 
 
@@ -129,69 +129,6 @@ def _epoch_seconds(seeds: Sequence[Run]) -> float:
     return statistics.median(seconds)
 
 
-def scales_page(runs: Sequence[Run]) -> Page:
-    """Makes a page of the error of the whole image and of the centre crop against the shorter side of test images.
-
-    Raises NotTested if no run was tested at several scales.
-    """
-    page = Page("Error against the test scale")
-    page.text("Top-1 errors in %, one view: means over seeds.")
-    for block in grouped(runs, "pooling", "sizes").values():
-        curves = {label: points for label, points in _scale_curves(block).items() if len(points) > 1}
-        if not curves:
-            continue
-        page.heading(block[0].setting_text())
-        scales = sorted({scale for points in curves.values() for scale in points})
-        rows = [[str(scale)] + [_value_or_blank(points.get(scale)) for points in curves.values()] for scale in scales]
-        page.table(["shorter side", *curves], rows)
-        page.figure(
-            error_curves(curves, "shorter side of the test image in pixels", "top-1 error"),
-            "top-1 error against the test scale: " + "; ".join(curves),
-            f"{images_text(block)} images, one view of each; 95 % intervals {INTERVALS_COVER}.",
-        )
-
-    if len(page.blocks) == 1:
-        raise NotTested(
-            "these runs were not tested at several scales; do it with "
-            f"{shown_command('evaluate')} run=RUN views=[center,full] scales=[180,224,256,300,360,448,560]"
-        )
-    return page
-
-
-def _scale_curves(block: Sequence[Run]) -> dict[str, dict[int, Estimate]]:
-    """Returns network and view -> scale -> top-1 error, the mean over seeds."""
-    curves: dict[str, dict[int, list[np.ndarray]]] = {}
-    for seeds in sorted(grouped(block).values(), key=lambda seeds: _order(seeds[0])):
-        name = VARIANTS.get(seeds[0].variant or "", f"SPP {_pyramid_text(seeds[0])}")
-        for run in seeds:
-            for scores in run.scores.values():
-                view = _single_view(scores.about["protocol"])
-                if view is not None:
-                    label, scale = view
-                    points = curves.setdefault(f"{name}, {label}", {})
-                    points.setdefault(scale, []).append(wrong(scores))
-    return {
-        label: {scale: error_estimate(np.stack(mistakes)) for scale, mistakes in points.items()}
-        for label, points in curves.items()
-    }
-
-
-def _single_view(protocol: Mapping[str, object]) -> tuple[str, int] | None:
-    """Returns ("full image" or "centre crop", scale) for a protocol of this one view, None for others."""
-    scales, full_scales = protocol["scales"], protocol["full_scales"]
-    if protocol["mirrored"] or not isinstance(scales, list) or not isinstance(full_scales, list):
-        return None
-    if len(full_scales) == 1 and not scales:
-        return f"full image{', aligned paddings' if protocol['aligned'] else ''}", int(full_scales[0])
-    if len(scales) == 1 and not full_scales and protocol["positions"] == ["center"] and not protocol["maps"]:
-        return "centre crop", int(scales[0])
-    return None
-
-
-def _value_or_blank(error: Estimate | None) -> str:
-    return f"{error.value:.2f}" if error else ""
-
-
 def views_page(runs: Sequence[Run]) -> Page:
     """Makes a page of how close the scores of every protocol are to those of the ten crops by the same networks.
 
@@ -209,7 +146,7 @@ def views_page(runs: Sequence[Run]) -> Page:
         names = list(dict.fromkeys(views for run in tested for views in run.scores if views != _REFERENCE_VIEWS))
         rows = [_closeness(views, [run for run in tested if views in run.scores]) for views in names]
         if rows:
-            page.heading(f"{VARIANTS.get(seeds[0].variant or '', _pyramid_text(seeds[0]))}: {seeds[0].setting_text()}")
+            page.heading(f"{VARIANTS.get(seeds[0].variant or '', pyramid_text(seeds[0]))}: {seeds[0].setting_text()}")
             page.table(["views", "seeds", "divergence", "same top-1 in %", "top-1 error", "gain"], rows)
 
     if len(page.blocks) == 1:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sppnet.runtime.machine import core_count
+from sppnet.runtime.names import counted
 
 
 def environment(gpus: int | None = None) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def _hardware(gpus: int | None) -> str:
     """The GPUs, or the cores that this process may use."""
     if torch.cuda.is_available():
         return f"{gpus or torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{core_count()} cores of {_processor()}"
+    return f"{counted(core_count(), 'core')} of {_processor()}"
 
 
 def _processor() -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from sppnet.runtime.names import counted
+
 # Keys of torch.cpu.get_capabilities(): instructions with which training in bf16 was measured to be faster.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
@@ -25,7 +27,7 @@ def worker_count(requested: int | None, processes: int = 1) -> int:
         raise ValueError(f"workers={requested}: must be at least 0")
     if requested > most_processes():
         raise ValueError(
-            f"workers={requested}: must be at most {most_processes()} on a machine of {core_count()} cores"
+            f"workers={requested}: must be at most {most_processes()} on a machine of {counted(core_count(), 'core')}"
         )
     return requested
 
@@ -82,7 +84,7 @@ def busy_machine() -> str | None:
     load = os.getloadavg()[0]
     if load <= cores:
         return None
-    return f"this machine is busy (load {load:.1f} on {cores} cores); training will be slower"
+    return f"this machine is busy (load {load:.1f} on {counted(cores, 'core')}); training will be slower"
 
 
 def is_first_process() -> bool:

@@ -29,6 +29,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns a number with a regular noun: "1 epoch", "1,200 images", "2 classes"."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith(('s', 'x')) else 's'}"
+
+
 def listing(names: Sequence[str]) -> str:
     """The first five names, printable, and how many more there are."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -32,9 +32,11 @@ from sppnet.runtime.rules import (
 
 _MAX_CONFIG_BYTES = 100_000  # about a second of reading YAML
 
+_COUNT_OR_NULL = Rule(f"null or {COUNT.words}", lambda value: value is None or COUNT.holds(value))
+
 # The rules of config.yaml by section; "" is the top level. _CONFIG_OPTIONS are rules of keys that may be missing.
 _CONFIG = {
-    "": {"hidden": COUNT, "seed": SEED},
+    "": {"hidden": _COUNT_OR_NULL, "seed": SEED},
     "backbone": {"architecture": TEXT},
     "pooling": {"levels": SIDES},
     "sizes": {},
@@ -115,6 +117,11 @@ def checkpoint_file(run: Path) -> Path:
     return weights if weights.is_file() else run / "checkpoints" / "last.ckpt"
 
 
+def run_of(path: Path) -> Path:
+    """Returns the run directory that describes a network: RUN for a checkpoint RUN/checkpoints/FILE, or the path."""
+    return path.parent.parent if path.is_file() and path.parent.name == "checkpoints" else path
+
+
 def is_published(run: Path) -> bool:
     """Whether a path is the folder of a published network, whose files are all that should be in it."""
     return (run / WEIGHTS_FILE).is_file()
@@ -190,7 +197,7 @@ class RunDirectory:
             file.write(yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
 
     def _check_same_run(self, existing: dict[str, Any]) -> None:
-        old, new = (_flat({**config, "data": without_folders(config["data"])}) for config in (existing, self.config))
+        old, new = (flat({**config, "data": without_folders(config["data"])}) for config in (existing, self.config))
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 raise ValueError(
@@ -258,8 +265,8 @@ def _other_files(run: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(".") and not is_temporary(name))
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with keys such as "recipe.epochs"."""
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns nested dictionaries as one, with keys such as "recipe.epochs"."""
     if not isinstance(value, dict):
         return {prefix: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
+    return {k: v for key, inner in value.items() for k, v in flat(inner, f"{prefix}.{key}".lstrip(".")).items()}

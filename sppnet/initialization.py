@@ -1,5 +1,7 @@
 """Initial weights of networks, which belong together with the scale of their inputs."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -20,6 +22,7 @@ def _initialize_as_paper(network: nn.Module) -> None:
             raised = name.split(".")[-1] in {"conv2", "conv4", "conv5", "fc6", "fc7"}
             assert module.bias is not None
             nn.init.constant_(module.bias, 0.1 if raised else 0.0)
+    _draw_linear_classifier(network)
 
 
 @torch.no_grad()
@@ -35,6 +38,18 @@ def _initialize_by_fan_in(network: nn.Module) -> None:
             assert module.bias is not None
             nn.init.zeros_(module.bias)
     nn.init.normal_(network.get_parameter("fc8.weight"), std=0.01)
+    _draw_linear_classifier(network)
+
+
+def _draw_linear_classifier(network: nn.Module) -> None:
+    """Draws fc8 of a network without fc6 and fc7 with a standard deviation of 0.1 / sqrt(fan-in).
+
+    The pooled values are tens of thousands of maxima, of about 1 each: with 0.01, logits would differ by about 2, and
+    the loss would start far above ln(num_classes).
+    """
+    if not hasattr(network, "fc6"):
+        weight = network.get_parameter("fc8.weight")
+        nn.init.normal_(weight, std=0.1 / math.sqrt(weight.shape[1]))
 
 
 def _keep_as_built(network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""SPPNet: backbone -> spatial pyramid pooling -> fc6, fc7, fc8; named features; save and load.
+"""SPPNet: backbone -> spatial pyramid pooling -> fc6, fc7, fc8, or fc8 alone; named features; save and load.
 
 Shape letters: N images, C channels of the last convolution, B bins of the pyramid.
 """
@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _NO_PYRAMID_GRID = 6  # the paper's baseline pools its last maps to 6 x 6 (arXiv
 
 _MAX_PARAMETERS = 1_000_000_000  # of fc6, fc7 and fc8 together, 4 GB; the paper's have at most 126 million
 
+_HIDDEN_LAYERS = ("fc6", "fc7")  # that a linear classifier does not have
+
 
 class SPPNet(nn.Module):
     """A classifier for images of any size: (N, 3, H, W) -> logits (N, num_classes).
@@ -45,8 +48,8 @@ class SPPNet(nn.Module):
         backbone: a name of `sppnet.backbones.BACKBONES`, or a backbone.
         levels: of the pyramid. None builds the paper's baseline: a fixed 6 x 6 grid, for images of one size.
         num_classes: length of the logits.
-        hidden: outputs of fc6 and of fc7; 4096 in the paper.
-        dropout: ratio after fc6 and fc7 while training.
+        hidden: outputs of fc6 and of fc7; 4096 in the paper. None: a linear classifier, fc8 directly on the pyramid.
+        dropout: ratio after fc6 and fc7 while training; of a linear classifier, before fc8.
         initialization: a name of INITIALIZATIONS: "paper" is for inputs of 0..255 minus the mean, "fan_in" for inputs
             of unit variance.
         input_mean, input_std: three numbers each, red, green, blue, for x in 0..255.
@@ -64,7 +67,7 @@ class SPPNet(nn.Module):
         levels: Sequence[int] | None = (6, 3, 2, 1),
         num_classes: int = 1000,
         *,
-        hidden: int = 4096,
+        hidden: int | None = 4096,
         dropout: float = 0.5,
         initialization: str = "paper",
         input_mean: Sequence[float] = IMAGENET_MEAN,
@@ -77,20 +80,25 @@ class SPPNet(nn.Module):
         _check_arguments(num_classes, initialization, classes)
         self.backbone = build_backbone(backbone) if isinstance(backbone, str) else backbone
         # numpy numbers and strings would make a checkpoint that weights_only=True refuses.
-        self.num_classes, self.hidden = int(num_classes), int(hidden)
+        self.num_classes, self.hidden = int(num_classes), None if hidden is None else int(hidden)
         self.input_mean, self.input_std = tuple(map(float, input_mean)), tuple(map(float, input_std))
         self.classes = None if classes is None else tuple(map(str, classes))
         self.pyramid = SpatialPyramidPool((_NO_PYRAMID_GRID,) if levels is None else levels)
         self.levels = None if levels is None else self.pyramid.levels
         self.input_side = _input_side(self.backbone, self.levels, input_side)
         self._input_cells = None if self.input_side is None else self.backbone.map_side(self.input_side)
-        pooled = self.backbone.channels * self.pyramid.bins
-        _check_parameters(pooled, self.pyramid.levels, self.hidden, self.num_classes)
-        self.fc6 = nn.Linear(pooled, hidden)
-        self.fc7 = nn.Linear(hidden, hidden)
-        self.fc8 = nn.Linear(hidden, num_classes)
+        _check_parameters(self.pooled_length, self.pyramid.levels, self.hidden, self.num_classes)
+        if self.hidden is not None:
+            self.fc6 = nn.Linear(self.pooled_length, self.hidden)
+            self.fc7 = nn.Linear(self.hidden, self.hidden)
+        self.fc8 = nn.Linear(self.hidden or self.pooled_length, self.num_classes)
         self.dropout = nn.Dropout(float(dropout))
         INITIALIZATIONS[initialization](self)
+
+    @property
+    def pooled_length(self) -> int:
+        """C * B: how many values the pyramid makes of an image or a window."""
+        return self.backbone.channels * self.pyramid.bins
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classify(self.pool(self.maps(images)))
@@ -129,23 +137,37 @@ class SPPNet(nn.Module):
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Computes logits (N, num_classes) from pooled vectors (N, C * B) of whole maps or of windows."""
+        if self.hidden is None:
+            return self._logits(self.dropout(pooled))
         fc6 = self.dropout(torch.relu(self.fc6(pooled)))
         fc7 = self.dropout(torch.relu(self.fc7(fc6)))
         return self._logits(fc7)
 
-    def _logits(self, fc7: Tensor) -> Tensor:
-        weights = self.fc8.weight
-        if fc7.dtype == weights.dtype:
-            return self.fc8(fc7)
+    def _logits(self, values: Tensor) -> Tensor:
+        """Applies fc8 to the outputs of fc7, or of a linear classifier to pooled vectors."""
+        weights, device = self.fc8.weight, values.device.type
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        if values.dtype == weights.dtype and not autocast:
+            return self.fc8(values)
         # float32 under autocast as well: in bfloat16 the logits of two classes often tie, and a tie counts as wrong.
-        with torch.autocast(fc7.device.type, enabled=False):
-            return self.fc8(fc7.to(weights.dtype))
+        with torch.autocast(device, enabled=False):
+            return self.fc8(values.to(weights.dtype))
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names for `features`: the backbone's layers, then pool5 and its levels, fc6, fc7, fc8."""
+        """Names for `features`: the backbone's layers, then pool5 and its levels, fc6 and fc7 if there are any, fc8."""
         levels = (f"pool5_{n}x{n}" for n in self.pyramid.levels)
-        return (*self.backbone.layers, "pool5", *levels, "fc6", "fc7", "fc8")
+        hidden = () if self.hidden is None else _HIDDEN_LAYERS
+        return (*self.backbone.layers, "pool5", *levels, *hidden, "fc8")
+
+    def check_layers(self, key: str, given: Collection[str], others: Collection[str] = ()) -> None:
+        """Raises ValueError, with `key`, for a given name that is neither one of `layers` nor one of `others`."""
+        if self.hidden is None and (absent := [layer for layer in given if layer in _HIDDEN_LAYERS]):
+            raise ValueError(
+                f"{key}={absent[0]}: this network was built with hidden=null, a linear classifier on the pyramid, and "
+                "has no fc6 and fc7"
+            )
+        check_names(key, given, (*self.layers, *others))
 
     def features(self, images: Tensor, layer: str) -> Tensor:
         """Returns the output of a named layer, after its ReLU where it has one.
@@ -161,7 +183,7 @@ class SPPNet(nn.Module):
 
     def layer_outputs(self, images: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
         """Returns the `features` of several layers, from one forward pass that ends at the last of them."""
-        check_names("layer", layers, self.layers)
+        self.check_layers("layer", layers)
         maps, last = set(layers).intersection(self.backbone.layers), self.backbone.layers[-1]
         if maps == set(layers):
             outputs = self.backbone.layer_outputs(images, maps)
@@ -175,6 +197,8 @@ class SPPNet(nn.Module):
         """Returns the outputs of those of `layers` that follow the last feature maps."""
         pooled = self.pool(maps)
         outputs = {layer: self._level(pooled, layer) for layer in layers if layer.startswith("pool5")}
+        if self.hidden is None:
+            return outputs | ({"fc8": self.classify(pooled)} if "fc8" in layers else {})
         if not {"fc6", "fc7", "fc8"}.isdisjoint(layers):
             outputs["fc6"] = torch.relu(self.fc6(pooled))
         if not {"fc7", "fc8"}.isdisjoint(layers):
@@ -222,8 +246,9 @@ class SPPNet(nn.Module):
         pyramid = f"no pyramid, {self.input_side} pixels only"
         if self.levels is not None:
             pyramid = f"pyramid {', '.join(map(str, self.levels))}"
+        classifier = ", linear classifier" if self.hidden is None else ""
         parameters = sum(parameter.numel() for parameter in self.parameters())
-        return f"{self.backbone.options['architecture']} ({details}), {pyramid}, {parameters:,} parameters"
+        return f"{self.backbone.options['architecture']} ({details}), {pyramid}{classifier}, {parameters:,} parameters"
 
     @classmethod
     def from_description(cls, description: dict[str, Any], initialization: str = "none") -> "SPPNet":
@@ -237,7 +262,7 @@ class SPPNet(nn.Module):
 
 
 def check_settings(
-    hidden: int, dropout: float, input_mean: Sequence[float], input_std: Sequence[float], *, section: str = ""
+    hidden: int | None, dropout: float, input_mean: Sequence[float], input_std: Sequence[float], *, section: str = ""
 ) -> None:
     """Raises ValueError for settings of SPPNet that are out of range.
 
@@ -245,8 +270,8 @@ def check_settings(
         hidden, dropout, input_mean, input_std: as SPPNet takes them.
         section: put before all these names but `hidden` in messages, such as "recipe.".
     """
-    if hidden < 1:
-        raise ValueError(f"hidden={hidden}: must be at least 1")
+    if hidden is not None and hidden < 1:
+        raise ValueError(f"hidden={hidden}: must be at least 1, or null for a linear classifier")
     if not 0 <= dropout < 1:
         raise ValueError(f"{section}dropout={dropout}: must be at least 0 and below 1")
     finite = all(map(math.isfinite, (*input_mean, *input_std)))
@@ -282,11 +307,13 @@ def _input_side(
     return side
 
 
-def _check_parameters(pooled: int, levels: tuple[int, ...], hidden: int, num_classes: int) -> None:
-    parameters = (pooled + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * num_classes
+def _check_parameters(pooled: int, levels: tuple[int, ...], hidden: int | None, num_classes: int) -> None:
+    sides = (pooled, num_classes) if hidden is None else (pooled, hidden, hidden, num_classes)
+    parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(sides))
     if parameters > _MAX_PARAMETERS:
+        given, named = ("null", "fc8") if hidden is None else (hidden, "fc6, fc7 and fc8")
         raise ValueError(
-            f"hidden={hidden}, levels={list(levels)}, num_classes={num_classes}: fc6, fc7 and fc8 would have "
+            f"hidden={given}, levels={list(levels)}, num_classes={num_classes}: {named} would have "
             f"{parameters:,} parameters together, and must have at most {_MAX_PARAMETERS:,}"
         )
 
@@ -327,7 +354,7 @@ def save_network(network: SPPNet, path: str | os.PathLike[str]) -> None:
 def take_weights(network: SPPNet, source: SPPNet) -> None:
     """Copies weights of `source`: of the backbone, and of fc6, fc7 and fc8 up to the first that has another meaning.
 
-    fc6 is taken if the pyramid is the same, fc7 with it, fc8 if the classes are the same too.
+    fc6 is taken if the pyramid and `hidden` are the same, fc7 with it, fc8 if the classes are the same too.
 
     Raises ValueError if the backbones differ.
     """
@@ -336,8 +363,9 @@ def take_weights(network: SPPNet, source: SPPNet) -> None:
     network.backbone.load_state_dict(source.backbone.state_dict())
     if (source.levels, source.hidden, source.input_side) != (network.levels, network.hidden, network.input_side):
         return
-    network.fc6.load_state_dict(source.fc6.state_dict())
-    network.fc7.load_state_dict(source.fc7.state_dict())
+    if network.hidden is not None:
+        network.fc6.load_state_dict(source.fc6.state_dict())
+        network.fc7.load_state_dict(source.fc7.state_dict())
     if source.classes is not None and source.classes == network.classes:
         network.fc8.load_state_dict(source.fc8.state_dict())
 

@@ -1,7 +1,10 @@
 """Any timm model as a backbone; see `sppnet.backbones` for what a backbone has."""
 
 import copy
-from collections.abc import Collection
+import logging
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from fractions import Fraction
 from functools import cache, cached_property
@@ -39,21 +42,18 @@ class TimmBackbone(nn.Module):
         weights: str | None = None,
         out_indices: list[int] | None = None,
     ) -> None:
-        import timm  # takes seconds, and only this class needs it
-
         super().__init__()
-        if not timm.is_model(name):
-            close = ", ".join(get_close_matches(name, timm.list_models(), 6)) or "timm.list_models() shows all"
-            raise ValueError(f"backbone.name={name!r}: timm has no such model (close: {close})")
+        _check_model(name)
         if out_indices is not None and len(out_indices) != 1:
             raise ValueError(f"backbone.out_indices={out_indices}: must be one index, such as [-1]")
         if pretrained and weights:
             raise ValueError(f"backbone.pretrained=true, backbone.weights={weights}: set one of them, not both")
         self._index = int(out_indices[0]) if out_indices else -1
         outline = _outline(name, self._index)
-        self.body = _create_timm_model(name, self._index, pretrained, weights)
+        with _timm_messages():
+            self.body = _create_timm_model(name, self._index, pretrained, weights)
         if weights:
-            _check_all_weights_loaded(self.body, name, self._index, weights)
+            _check_weights(self.body, name, self._index, weights)
         # A network built from these options gets its weights from a checkpoint and must not download any.
         self.options = {"architecture": "timm", "name": name, "pretrained": False}
         if self._index != -1:
@@ -104,6 +104,15 @@ class TimmBackbone(nn.Module):
         return copy.deepcopy(self, {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())})
 
 
+def _check_model(name: str) -> None:
+    """Raises ValueError, with names that are close, if timm has no model of this name."""
+    import timm  # takes seconds, and only this file needs it
+
+    if not timm.is_model(name):
+        close = ", ".join(get_close_matches(name, timm.list_models(), 6)) or "timm.list_models() shows all"
+        raise ValueError(f"backbone.name={name!r}: timm has no such model (close: {close})")
+
+
 # How timm builds a model for images of any size: ViT, EVA and Swin accept the first option, older Swins the second.
 _ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
@@ -138,28 +147,67 @@ def _create_timm_model(name: str, index: int, pretrained: bool = False, weights_
             else:
                 reason = f"backbone.name={name!r}: timm gives no feature maps of this model at out_indices=[{index}]"
             raise ValueError(f"{reason} ({first_line(error)})") from error
+        except OSError as error:  # of the download
+            raise ValueError(
+                f"backbone.pretrained=true: the weights of {name} cannot be downloaded ({first_line(error)}); "
+                "backbone.weights=FILE takes them from a file"
+            ) from error
     for module in body.modules():
         if hasattr(module, "dynamic_img_pad"):  # pads incomplete patches with zeros on the right and below
             setattr(module, "dynamic_img_pad", True)  # noqa: B010
     return body
 
 
-def _check_all_weights_loaded(body: nn.Module, name: str, index: int, path: str) -> None:
-    """Raises ValueError if the file left a weight of the body at its random initial value.
+def _check_weights(body: nn.Module, name: str, index: int, path: str) -> None:
+    """Raises ValueError if the file left a weight of the body at its random initial value, or is of another model.
 
-    timm only warns about weights that a file lacks.
+    timm only warns about weights that a file lacks, and about those that the model lacks. A few of these may be of
+    another head; more than a tenth are of a larger model.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _timm_messages() as messages:
         torch.manual_seed(torch.initial_seed() + 1)
         again = _create_timm_model(name, index, weights_file=path)
     for key, value in body.state_dict().items():
         if not torch.equal(value, again.state_dict()[key]):
             raise ValueError(f"backbone.weights={path}: not weights of timm's {name} ({key} is missing)")
 
+    import timm
+
+    with torch.device("meta"):
+        own = timm.create_model(name).state_dict().keys()
+    unexpected = re.search(r"Unexpected keys \((.*?)\)", "\n".join(messages))
+    foreign = [key for key in (unexpected[1].split(", ") if unexpected else []) if key not in own]
+    if len(foreign) > len(own) / 10:
+        raise ValueError(f"backbone.weights={path}: not weights of timm's {name} (it has no {foreign[0]})")
+
+
+@contextmanager
+def _timm_messages() -> Iterator[list[str]]:
+    """Collects what timm logs while it builds a model, such as the weights of an unused head, instead of showing it."""
+    messages: list[str] = []
+
+    def collected(record: logging.LogRecord) -> bool:
+        messages.append(record.getMessage())
+        return False
+
+    logger = logging.getLogger("timm.models._builder")
+    logger.addFilter(collected)
+    try:
+        yield messages
+    finally:
+        logger.removeFilter(collected)
+
 
 def _checked_file(path: str) -> str:
+    """Returns the path of a file that timm can read. Raises FileNotFoundError or ValueError."""
+    import timm
+
     if not Path(path).is_file():
         raise FileNotFoundError(f"backbone.weights={path}: no such file of weights")
+    try:
+        timm.models.load_state_dict(path)
+    except Exception as error:  # torch.load fails on foreign files in a dozen ways
+        raise ValueError(f"backbone.weights={path}: not a file of weights ({first_line(error)})") from error
     return path
 
 
@@ -167,6 +215,7 @@ def pretrained_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ..
     """Returns mean and standard deviation per channel, in 0..255, of the inputs that a timm model was made for."""
     import timm
 
+    _check_model(name)
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise ValueError(f"backbone.name={name!r}: timm has no weights of this model")

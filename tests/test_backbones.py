@@ -442,11 +442,37 @@ def test_files_that_do_not_hold_the_weights_are_refused(tmp_path, caplog):
     for name, content in contents.items():
         torch.save(content, tmp_path / name)
     (tmp_path / "text.pth").write_text("no weights")
-    for name in (*contents, "text.pth"):
+    (tmp_path / "hello.pth").write_text("hello")  # which torch reads as pickled, up to the e
+    for name in ("text.pth", "hello.pth"):
+        with pytest.raises(ValueError, match=rf"^backbone\.weights=.*{name}: not a file of weights \(.+\)"):
+            build_backbone("timm", name="resnet18", weights=str(tmp_path / name))
+    for name in contents:
         with pytest.raises(ValueError, match=rf"{name}: not weights of timm's resnet18 \(.+\)"):
             build_backbone("timm", name="resnet18", weights=str(tmp_path / name))
     with pytest.raises(FileNotFoundError, match=r"backbone\.weights=no\.pth: no such file"):
         build_backbone("timm", name="resnet18", weights="no.pth")
+
+
+def test_weights_of_a_larger_model_are_refused_and_those_of_another_head_are_not(tmp_path, capfd):
+    larger, own = (timm.create_model(name).state_dict() for name in ("resnet34", "resnet18"))
+    torch.save(larger, tmp_path / "resnet34.pth")
+    with pytest.raises(ValueError, match=r"resnet34\.pth: not weights of timm's resnet18 \(it has no layer1\.2\.conv1"):
+        build_backbone("timm", name="resnet18", weights=str(tmp_path / "resnet34.pth"))
+    del own["fc.weight"]
+    torch.save(own | {"head.weight": torch.zeros(3, 512)}, tmp_path / "resnet18.pth")
+    capfd.readouterr()
+    build_backbone("timm", name="resnet18", weights=str(tmp_path / "resnet18.pth"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_weights_that_cannot_be_downloaded_are_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = (
+        r"^backbone\.pretrained=true: the weights of resnet18 cannot be downloaded \(.+\); backbone\.weights=FILE t"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_backbone("timm", name="resnet18", pretrained=True)
 
 
 def test_two_sources_of_weights_are_refused():
@@ -481,6 +507,8 @@ def test_an_unknown_timm_model_is_named_with_similar_ones():
         build_backbone("timm", name="resnet19")
     with pytest.raises(ValueError, match="'no such model'"):
         build_backbone("timm", name="no such model")
+    with pytest.raises(ValueError, match=r"^backbone\.name='resnet81': timm has no such model \(close: resnet.+\)$"):
+        pretrained_statistics("resnet81")
 
 
 def convolutions_of(*layers):

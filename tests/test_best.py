@@ -50,6 +50,7 @@ def test_an_epoch_whose_validation_is_still_to_come_stops_nothing():
     assert stop_reason(history([3, 3]), 2) is None
     assert stop_reason(history([3, 3, None]), 2) is None
     assert stop_reason(history([3, 3, 3]), 2) == "no lower validation error in 2 epochs (recipe.stop_patience)"
+    assert stop_reason(history([3, 3]), 1) == "no lower validation error in 1 epoch (recipe.stop_patience)"
 
 
 def test_the_result_is_the_last_epoch_or_the_best_one_of_a_run_that_stops_early():

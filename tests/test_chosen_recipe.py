@@ -46,10 +46,23 @@ WEIGHTS = ["backbone=timm", "backbone.weights=body.pth"]
 def test_the_recipe_follows_the_data_and_the_weights(overrides, images, name, fitted):
     given = named(name, *overrides, *(f"recipe.{key}={value}" for key, value in fitted.items()))
     assert chosen(*overrides, images=images) == given
-    about = "" if images is None else f" for {images:,} training images"
-    weights = " and trained weights" if name == "finetune" else ""
-    assert recipe_text(resolved(composed(*overrides)), lambda: images) == (
-        f"recipe={name}{about}{weights}: {given['epochs']} epochs, {given['batch_size']} images per step"
+    text = recipe_text(resolved(composed(*overrides)), lambda: images)
+    assert text.startswith(f"recipe={name}" if images is None else f"recipe={name} for {images:,} training images")
+    assert f": {given['epochs']} epochs" in text
+    assert f", {given['batch_size']} images per step, {given['optimizer']} at rates up to" in text
+
+
+def test_the_line_about_the_recipe_says_what_is_trained_how_and_what_may_do_better():
+    assert recipe_text(resolved(composed()), lambda: 200) == (
+        "recipe=small for 200 training images: 100 epochs, 8 images per step, sgd at rates up to 0.0013; on few images "
+        "pretrained weights do better: backbone=timm backbone.pretrained=true"
+    )
+    assert recipe_text(resolved(composed(*WEIGHTS)), lambda: 3000) == (
+        "recipe=finetune for 3,000 training images and trained weights: 20 epochs, the first 2 of the head only, 32 "
+        "images per step, adamw at rates up to 0.001"
+    )
+    assert recipe_text(resolved(composed("data=imagenet", "data.root=x")), None) == (
+        "recipe=paper: 70 epochs, 128 images per step, sgd at rates up to 0.01"
     )
 
 
@@ -78,7 +91,10 @@ def test_every_value_of_a_recipe_is_left_to_the_choice():
     assert set(auto.values()) == {"auto"}
 
 
-def test_images_are_counted_only_where_it_makes_a_difference():
+def test_images_are_counted_only_where_it_makes_a_difference(tmp_path):
     for overrides in (["recipe=fast"], ["data=imagenet", "data.root=x"]):
         with_recipe(resolved(composed(*overrides)), lambda: pytest.fail("counted"))
-    assert count_training_images(resolved(composed())) == 2000
+    assert (
+        count_training_images(resolved(composed(f"data.root={tmp_path / 'shapes'}", "data.train=13", "data.val=10")))
+        == 13
+    )

@@ -87,6 +87,16 @@ def test_each_layer_learns_slower_than_the_next_one_and_the_backbone_by_its_own_
     assert {(name.startswith("backbone"), scale) for name, scale in only_backbone.items()} == {(True, 0.1), (False, 1)}
 
 
+def test_wide_layers_of_the_head_have_a_rate_in_inverse_proportion_to_their_inputs():
+    network = make_network()
+    inputs = {name: getattr(network, name).in_features for name in ("fc6", "fc7", "fc8")}
+    found = scales(network, make_recipe(full_rate_inputs=10, backbone_rate=0.1))
+    for name, scale in found.items():
+        layer = name.partition(".")[0]
+        assert scale == pytest.approx(0.1 if layer == "backbone" else min(1, 10 / inputs[layer])), name
+    assert min(inputs.values()) < 10 < max(inputs.values())
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_the_blocks_of_a_timm_model_are_those_that_timm_counts(name):
     """Its first layers may be grouped otherwise: timm counts a stem as one, and downsampling with its stage."""

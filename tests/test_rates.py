@@ -105,14 +105,29 @@ def test_the_cosine_of_timm_is_ours():
 def test_the_rate_follows_the_batch_by_the_rule_of_timm(optimizer, batch, base, rate):
     recipe = make_recipe(optimizer=optimizer, batch_size=batch, base_batch_size=base)
     assert highest_rate(recipe) == pytest.approx(rate)
-    assert (rate_note(recipe) is None) == (base is None)
+    assert ("highest learning rate is" in (rate_note(recipe) or "")) == (base is not None)
 
 
 def test_the_note_shows_the_rate_and_its_rule():
     assert rate_note(make_recipe(optimizer="adamw", batch_size=32, base_batch_size=128)) == (
-        "the highest learning rate is 0.05 = recipe.learning_rate x sqrt(32 / 128), the batch and "
-        "recipe.base_batch_size"
+        "the highest learning rate is 0.05: recipe.learning_rate x sqrt(32 / 128), as recipe.batch_size is 32 and "
+        "recipe.base_batch_size 128"
     )
+    assert rate_note(make_recipe(base_batch_size=128)) is None  # the batch that the rate is for
+
+
+def test_a_rate_far_from_the_usual_one_for_the_batch_gets_a_note():
+    def note(rate, batch, **options):
+        return rate_note(make_recipe(learning_rate=rate, batch_size=batch, **options))
+
+    assert note(0.04, 32) == (
+        "recipe.learning_rate=0.04 hardly fits recipe.batch_size=32; usual is about 0.0025, that is 0.01 for every 128 "
+        "images of a step"
+    )
+    for rate, batch in ((0.01, 128), (0.04, 512), (0.02, 32), (0.0999, 128), (0.0011, 128)):  # paper, fast, demo
+        assert note(rate, batch) is None
+    assert note(0.00099, 128) is not None
+    assert note(0.04, 32, optimizer="adamw") is None
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from sppnet.classify.advice import few_steps_note, imbalance_note
-from sppnet.classify.recipe import Recipe, default_warmup
+from sppnet.classify.recipe import Recipe, batch_for_enough_steps, default_frozen, default_warmup
 
 
 def recipe(batch_size, learning_rate=0.04):
@@ -22,17 +23,29 @@ def recipe(batch_size, learning_rate=0.04):
 def test_an_epoch_of_few_steps_gets_a_note_with_better_overrides():
     assert few_steps_note(recipe(512), 3068) == (
         "an epoch has only 5 steps (3,068 images, 512 at a time), and a network may hardly learn; "
-        "recipe.batch_size=128 recipe.learning_rate=0.01 would make it 23"
+        "recipe.batch_size=128 recipe.learning_rate=0.01 would make 23 steps"
     )
     assert few_steps_note(recipe(512), 20 * 512 - 1) is not None
     assert few_steps_note(recipe(512), 20 * 512) is None
     assert few_steps_note(recipe(128), 3068) is None
-    assert few_steps_note(recipe(1), 7) is None  # smaller is not possible
+    assert few_steps_note(recipe(4), 7) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "processes", "batch"),
+    [(1, 1, 1), (3, 1, 2), (7, 1, 4), (159, 1, 4), (160, 1, 8), (3068, 1, 128), (3000, 6, 96), (7, 3, 3), (7, 8, 8)],
+)
+def test_a_batch_has_four_images_at_least_and_makes_twenty_steps_if_it_can(images, processes, batch):
+    assert batch_for_enough_steps(images, processes) == batch
 
 
 def test_the_proposed_batch_can_be_shared_among_the_processes():
     note = few_steps_note(recipe(510), 3000, processes=6)
-    assert "recipe.batch_size=96 recipe.learning_rate=0.0075 would make it 31" in note
+    assert "recipe.batch_size=96 recipe.learning_rate=0.0075 would make 31 steps" in note
+
+
+def test_the_default_of_frozen_epochs_leaves_epochs_for_the_backbone():
+    assert [default_frozen(epochs) for epochs in (1, 4, 5, 9, 10, 20, 300)] == [0, 0, 1, 1, 2, 2, 2]
 
 
 def test_the_default_warmup_fits_short_runs():

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from conftest import make_image_folder
-from sppnet.classify.reporting import Forecast, StepLines, epoch_line
+from sppnet.classify.reporting import Forecast, StepLines, epoch_line, seconds_left, steady_rate
 from sppnet.data.sources import open_data
 from sppnet.runtime.signals import Stopped
 from test_resuming import SignalAt, train
@@ -67,6 +67,7 @@ def test_without_a_terminal_lines_show_the_progress_of_training_and_validation(d
 
 def test_the_time_of_the_whole_training_is_estimated_once(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Forecast, "AFTER", 0.0)
+    monkeypatch.setattr(Forecast, "FIRST", 1)
     train(data, tmp_path, epochs=2)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("about")]
     found = re.fullmatch(r"about 0 min (\d+) s for 2 epochs, at ([\d.,]+) images/s and without validation", line)
@@ -74,8 +75,32 @@ def test_the_time_of_the_whole_training_is_estimated_once(data, tmp_path, monkey
     assert abs(int(found[1]) - expected) <= 1
 
 
+def test_the_first_steps_do_not_count_in_an_estimate():
+    """Three steps of 8 images in 9, 3 and 1 s, while the loader starts, and then two per second."""
+    ends = [(9.0, 8), (12.0, 16), (13.0, 24)] + [(13 + i / 2, 24 + 8 * i) for i in range(1, 25)]
+    assert steady_rate(ends, 3, 12.0) == 16
+    assert steady_rate(ends[:-1], 3, 12.0) is None
+    assert steady_rate(ends[:3], 3, 0.0) is None
+    assert steady_rate([(4.0, 7), (5.0, 7 + 11)], 1, 0.0) == 11
+
+
+def test_the_time_left_is_that_of_the_last_epochs_without_the_first():
+    assert seconds_left([60], 11) == 600
+    assert seconds_left([60, 10], 11) == 90
+    assert seconds_left([60, 10, 20, 10, 20], 105) == 1500
+    assert seconds_left([60, 99, 10, 20, 10, 20], 106) == 1500
+    assert seconds_left([60, 10], 2) == 0
+
+
+def test_a_first_epoch_that_is_short_has_no_estimate(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Forecast, "AFTER", 0.0)
+    train(data, tmp_path, epochs=2)  # of four steps
+    assert "about" not in capsys.readouterr().out
+
+
 def test_frozen_epochs_give_no_estimate(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Forecast, "AFTER", 0.0)
+    monkeypatch.setattr(Forecast, "FIRST", 1)
     train(data, tmp_path, epochs=2, recipe={"frozen_epochs": 1})
     assert "about" not in capsys.readouterr().out
 

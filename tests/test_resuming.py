@@ -169,7 +169,7 @@ def test_if_validation_fails_the_epoch_is_still_saved(data, uninterrupted, tmp_p
 
     with pytest.raises(
         ValueError,
-        match=r"a\.jpg: the file is empty; repair the file, or skip it with prepare_data.py exclude=\[a.jpg\]",
+        match=r"a\.jpg: the file is empty; repair the file, or skip it with .*prepare_data.* exclude=\[a.jpg\]",
     ):
         train(data._replace(val=Damaged(data.val, 0)), tmp_path)
     result = train(data, tmp_path)
@@ -236,7 +236,7 @@ def test_a_requested_precision_overrides_that_of_the_checkpoint(data, tmp_path, 
 
 
 def test_a_batch_larger_than_the_training_set_is_refused_before_anything_is_written(data, tmp_path):
-    message = r"^recipe\.batch_size=19: must be at most 18, the number of training images; recipe\.batch_size=1 "
+    message = r"^recipe\.batch_size=19: must be at most 18, the number of training images; recipe\.batch_size=4 "
     with pytest.raises(ValueError, match=message):
         train(data, tmp_path / "run", batch_size=19)
     assert not (tmp_path / "run").exists()
@@ -292,7 +292,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(data, tmp_path
         train(data._replace(train=SignalAt(data.train, 6)), tmp_path)
     before = (tmp_path / "checkpoints" / LAST).read_bytes()
     message = (
-        r"not finite any more, at the latest in epoch 1, step \d, size 64, rate 1e\+30, gradient norm .*learning_rate"
+        r"not finite any more, at the latest in epoch 1, step \d, size 64, rate 1e\+30, gradient norm .*"
+        r"lower recipe\.learning_rate=1e\+30, or set recipe\.clip_gradient_norm=5"
     )
     with pytest.raises(ValueError, match=message):
         train(data, tmp_path, learning_rate=1e30)
@@ -387,7 +388,7 @@ def test_a_run_that_stops_early_ends_with_its_best_epoch(data, tmp_path, capsys)
     folder = tmp_path / "checkpoints"
     epochs = {path.name: torch.load(path, weights_only=True)["epoch"] + 1 for path in folder.iterdir()}
     assert epochs == {LAST: result.best_epoch, BEST: result.best_epoch, PREVIOUS: result.epochs}
-    assert "epoch 1 is the result: no lower" in result_text(result, tmp_path)
+    assert f"stopped early: {result.stopped}; epoch 1 is the result" in result_text(result, tmp_path)
     assert read_result(tmp_path) == result
 
     (tmp_path / "result.json").unlink()
@@ -477,19 +478,19 @@ class Watched:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's accounts")
 @pytest.mark.filterwarnings("ignore:the loss after")  # of two images nothing is learned
-def test_three_hundred_epochs_take_no_more_memory_than_one_hundred(tmp_path, capsys):
+def test_two_hundred_epochs_take_no_more_memory_than_one_hundred(tmp_path, capsys):
     folder = make_image_folder(tmp_path / "images", train=1, val=1)
     data = open_data("folder", root=str(folder))
     watched = Watched(data.train)
-    result = train(data._replace(train=watched), tmp_path / "run", epochs=300, batch_size=2)
-    assert len(result.history) == 300
+    result = train(data._replace(train=watched), tmp_path / "run", epochs=200, batch_size=2)
+    assert len(result.history) == 200
     notes = watched.notes[::2]  # two images an epoch
-    (memory, files, threads), (memory_then, files_then, threads_then) = notes[299], notes[99]
-    assert memory - memory_then < 20
+    (memory, files, threads), (memory_then, files_then, threads_then) = notes[199], notes[99]
+    assert memory - memory_then < 10
     assert (files, threads) == (files_then, threads_then)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [BEST, LAST, PREVIOUS]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    assert len(events.Scalars("val/top1_error_percent")) == 300
+    assert len(events.Scalars("val/top1_error_percent")) == 200
     lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" left")]
     left = [clock.split(":") for clock in (line.split()[-2] for line in lines)]
     assert all(60 * int(minutes) + int(seconds) < 300 for minutes, seconds in left)

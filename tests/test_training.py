@@ -21,7 +21,7 @@ from sppnet.classify.training import train_classifier
 from sppnet.data.sources import open_data
 
 
-def train(folder, run, sizes, compiled=False, epochs=4, seen=None, color=True, workers=0, data=None):
+def train(folder, run, sizes, compiled=False, epochs=4, seen=None, workers=0, data=None, **options):
     """Trains; appends every input of the network in training to the list `seen`."""
     recipe = Recipe(
         epochs=epochs,
@@ -30,8 +30,8 @@ def train(folder, run, sizes, compiled=False, epochs=4, seen=None, color=True, w
         momentum=0.9,
         weight_decay=0.0,
         warmup_epochs=0,
-        color=color,
         dropout=0,
+        **options,
     )
     plan = TrainingPlan(
         architecture="zf5",
@@ -114,6 +114,23 @@ def test_the_network_sees_images_minus_the_means_red_first_with_colours_shifted_
     # The axis of the largest eigenvalue is nearly grey: most of every shift lies on it.
     grey = shift.mean(dim=(1, 2, 3)).abs()
     assert grey.mean() > 2 * (shift.mean(dim=(2, 3)) - shift.mean(dim=(1, 2, 3))[:, None]).abs().mean()
+
+
+def test_about_half_of_the_images_are_mirrored_unless_the_recipe_says_none(tmp_path):
+    folder = make_image_folder(tmp_path / "images", train=8, val=1)
+    left_is_bright = np.zeros((64, 64, 3), dtype=np.uint8)
+    left_is_bright[:, :32] = 200
+    for file in (folder / "train").rglob("*.jpg"):
+        file.write_bytes(jpeg(left_is_bright))
+
+    def mirrored(**options):
+        seen = []
+        train(folder, tmp_path / str(options), {"cycle": [64]}, epochs=1, seen=seen, color=False, **options)
+        left, right = torch.cat(seen).mean(dim=(1, 2)).split(32, dim=1)
+        return (right.mean(dim=1) > left.mean(dim=1)).sum()
+
+    assert 3 < mirrored() < 13
+    assert mirrored(mirror=False) == 0
 
 
 def test_the_cores_are_shared_among_the_processes_of_the_run_and_not_among_all_gpus(tmp_path, monkeypatch):

@@ -254,9 +254,11 @@ def measure_detection(
         rounds: of every comparison.
         seconds: of measuring each pooling in each round.
 
-    Raises ValueError for a network without a pyramid, and for scales that do not suit it.
+    Raises ValueError for a network without a pyramid or without fc7, and for scales that do not suit it.
     """
     network.eval()
+    if network.hidden is None:
+        raise ValueError("hidden=null: detection is measured up to fc7, which a linear classifier does not have")
     check_scales(network, settings.scales)
     rules, ways = WindowRules(scales=tuple(settings.scales)), []
     keep_freed_memory()  # as detection does

@@ -219,6 +219,7 @@ def _data_module(setup: TrainingSetup, workers: int, compiled: bool = False) -> 
         input_mean=setup.plan.input_statistics[0],
         input_std=setup.plan.input_statistics[1],
         color=setup.plan.recipe.color,
+        mirror=setup.plan.recipe.mirror,
         augmentation=_augmentation(setup),
         balanced=setup.plan.recipe.balanced,
         seed=setup.plan.seed,

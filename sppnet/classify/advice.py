@@ -6,11 +6,12 @@ import numpy as np
 
 from sppnet.classify.machine import Machine
 from sppnet.classify.rates import highest_rate, is_adaptive
-from sppnet.classify.recipe import Recipe
-from sppnet.runtime.names import printable
+from sppnet.classify.recipe import FEW_STEPS, Recipe, batch_for_enough_steps
+from sppnet.runtime.names import counted, printable
 
+_USUAL_RATE = 0.01 / 128  # of momentum SGD for one image of a step: AlexNet's, and that of recipe=fast
+_FAR_RATE = 10.0  # times the usual rate, or its part, beyond which the user is told
 _IMBALANCED = 10  # times as many images in the largest class as in the smallest, from which on the user is told
-_FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
 
 
 def check_validation(recipe: Recipe, machine: Machine) -> None:
@@ -43,7 +44,7 @@ def check_batch_size(
     if recipe.batch_size > training_images:
         raise ValueError(
             f"recipe.batch_size={recipe.batch_size}: must be at most {training_images}, the number of training images; "
-            f"{_smaller_batch(recipe, training_images, processes)} would make enough steps"
+            f"{_smaller_batch(recipe, training_images, processes)}"
         )
     if validation_images < processes:
         raise ValueError(
@@ -52,44 +53,46 @@ def check_batch_size(
 
 
 def few_steps_note(recipe: Recipe, images: int, processes: int = 1) -> str | None:
-    """Returns a note with better overrides if an epoch of so many images has fewer than _FEW_STEPS steps, else None."""
+    """Returns a note with better overrides if an epoch of so many images has fewer than FEW_STEPS steps, else None."""
     steps = images // recipe.batch_size
-    if steps >= _FEW_STEPS:
+    if steps >= FEW_STEPS:
         return None
 
-    batch = _batch_for_enough_steps(images, processes)
-    if batch >= recipe.batch_size:
+    if batch_for_enough_steps(images, processes) >= recipe.batch_size:
         return None
     return (
-        f"an epoch has only {steps} steps ({images:,} images, {recipe.batch_size} at a time), and a network may hardly "
-        f"learn; {_smaller_batch(recipe, images, processes)} would make it {images // batch}"
+        f"an epoch has only {counted(steps, 'step')} ({images:,} images, {recipe.batch_size} at a time), and a network "
+        f"may hardly learn; {_smaller_batch(recipe, images, processes)}"
     )
 
 
 def rate_note(recipe: Recipe) -> str | None:
-    """Returns the highest learning rate and how it follows from the batch, None if it is as the recipe has it."""
+    """Returns how the highest learning rate follows from the batch, or that it hardly fits it; None if neither."""
     if recipe.base_batch_size is None:
+        usual = _USUAL_RATE * recipe.batch_size
+        if recipe.optimizer != "sgd" or usual / _FAR_RATE <= recipe.learning_rate <= usual * _FAR_RATE:
+            return None
+        return (
+            f"recipe.learning_rate={recipe.learning_rate:g} hardly fits recipe.batch_size={recipe.batch_size}; usual "
+            f"is about {usual:.2g}, that is 0.01 for every 128 images of a step"
+        )
+    if recipe.batch_size == recipe.base_batch_size:
         return None
     ratio = f"{recipe.batch_size} / {recipe.base_batch_size}"
     factor = f"sqrt({ratio})" if is_adaptive(recipe.optimizer) else ratio
     return (
-        f"the highest learning rate is {highest_rate(recipe):.4g} = recipe.learning_rate x {factor}, the batch and "
-        "recipe.base_batch_size"
+        f"the highest learning rate is {highest_rate(recipe):.4g}: recipe.learning_rate x {factor}, as "
+        f"recipe.batch_size is {recipe.batch_size} and recipe.base_batch_size {recipe.base_batch_size}"
     )
 
 
-def _batch_for_enough_steps(images: int, processes: int) -> int:
-    """Returns the largest batch that is a power of two per process and makes enough steps."""
-    share = images // _FEW_STEPS // processes
-    return processes * 2 ** max(0, share.bit_length() - 1)
-
-
 def _smaller_batch(recipe: Recipe, images: int, processes: int) -> str:
-    """Returns overrides for a batch that makes enough steps, with a rate to go with it unless that follows."""
-    batch = _batch_for_enough_steps(images, processes)
-    if recipe.base_batch_size is not None:
-        return f"recipe.batch_size={batch}"
-    return f"recipe.batch_size={batch} recipe.learning_rate={recipe.learning_rate * batch / recipe.batch_size:.2g}"
+    """Proposes a batch with more steps, and a rate to go with it unless that follows."""
+    batch = batch_for_enough_steps(images, processes)
+    rate = ""
+    if recipe.base_batch_size is None:
+        rate = f" recipe.learning_rate={recipe.learning_rate * batch / recipe.batch_size:.2g}"
+    return f"recipe.batch_size={batch}{rate} would make {counted(images // batch, 'step')}"
 
 
 def imbalance_note(recipe: Recipe, labels: np.ndarray, classes: Sequence[str]) -> str | None:

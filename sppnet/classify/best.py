@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sppnet.runtime.names import counted
+
 
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
     """Returns the index of the epoch with the lowest validation error, None before the first validation.
@@ -26,7 +28,9 @@ def stop_reason(history: Sequence[Mapping[str, Any]], patience: int | None) -> s
     if patience is None or not errors:
         return None
     waited = len(errors) - 1 - errors.index(min(errors))
-    return f"no lower validation error in {waited} epochs (recipe.stop_patience)" if waited >= patience else None
+    if waited < patience:
+        return None
+    return f"no lower validation error in {counted(waited, 'epoch')} (recipe.stop_patience)"
 
 
 def result_epoch(history: Sequence[Mapping[str, Any]], epochs: int, patience: int | None) -> int | None:

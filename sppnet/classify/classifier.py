@@ -159,9 +159,9 @@ class Classifier(LightningModule):
 
         if self.global_step % _LOG_EVERY == 0:
             self._check_finite()
-            self._log("train/loss", float(loss.detach()))
-            self._log("train/learning_rate", self.current_rate)
-            self._log("train/size", float(images.shape[-1]))
+            size = float(images.shape[-1])
+            numbers = {"train/loss": float(loss.detach()), "train/learning_rate": self.current_rate}
+            self._log({**numbers, "train/size": size})
         return loss
 
     def _training_loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class Classifier(LightningModule):
         elif is_logged:
             norm = self._gradient_norm()
         if is_logged:
-            self._log("train/gradient_norm", float(norm))
+            self._log({"train/gradient_norm": float(norm)})
 
     def on_train_batch_end(self, outputs: Any, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if not self.trainer.is_last_batch:
@@ -206,8 +206,8 @@ class Classifier(LightningModule):
             self.warned_of_guessing = True
             if self.trainer.is_global_zero:
                 warnings.warn(warning, stacklevel=2)
-        self._log("train/epoch_loss", epoch["train_loss"])
-        self._log("train/images_per_second", epoch["images_per_second"])
+        images_per_second = epoch["images_per_second"]
+        self._log({"train/epoch_loss": epoch["train_loss"], "train/images_per_second": images_per_second})
 
     # Validation.
 
@@ -238,9 +238,8 @@ class Classifier(LightningModule):
         loss = float(self.trainer.strategy.reduce(self.validation_loss_sum, reduce_op="sum")) / n
         seconds = time.perf_counter() - self.epoch_started
         self.history[-1].update(top1_wrong=top1_wrong, top5_wrong=top5_wrong, n=n, val_loss=loss, seconds=seconds)
-        self._log("val/loss", loss)
-        self._log("val/top1_error_percent", 100 * top1_wrong / n)
-        self._log("val/top5_error_percent", 100 * top5_wrong / n)
+        errors = {"val/top1_error_percent": 100 * top1_wrong / n, "val/top5_error_percent": 100 * top5_wrong / n}
+        self._log({"val/loss": loss, **errors})
         self._stop_early()
 
     def _stop_early(self) -> None:
@@ -283,16 +282,18 @@ class Classifier(LightningModule):
         raise ValueError(
             f"{subject} not finite any more, at the latest in epoch {epoch + 1}, step {self.global_step}, "
             f"{size_text(self.size_of_epoch(epoch))}, rate {self.learning_rate():.3g}, "
-            f"gradient norm {float(self._gradient_norm()):.3g}; the last checkpoint is from before; "
-            "lower recipe.learning_rate, or set recipe.clip_gradient_norm=5"
+            f"gradient norm {float(self._gradient_norm()):.3g}; checkpoints are from before; "
+            f"lower recipe.learning_rate={self.recipe.learning_rate:g}"
+            + (", or set recipe.clip_gradient_norm=5" if self.recipe.clip_gradient_norm is None else "")
         )
 
     def _gradient_norm(self) -> Tensor:
         return torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
 
-    def _log(self, name: str, value: float) -> None:
+    def _log(self, numbers: dict[str, float]) -> None:
+        """Logs numbers at this step, with the epoch, from 1."""
         if self.logger is not None:
-            self.logger.log_metrics({name: value}, step=self.global_step)
+            self.logger.log_metrics({**numbers, "epoch": self.current_epoch + 1}, step=self.global_step)
 
 
 def size_text(size: int | None) -> str:

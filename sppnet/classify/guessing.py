@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sppnet.classify.recipe import Recipe
+from sppnet.runtime.names import counted
 
 _CHANCE_EPOCHS, _CHANCE_STEPS = 3, 200  # after which a network must do better than guessing
 
@@ -18,7 +19,7 @@ def guessing_warning(
     if is_early or not loss > 0.99 * loss_of_guessing > 0:
         return None
     return (
-        f"the loss after {epochs} epochs is {loss:.3f}; guessing gives "
+        f"the loss after {counted(epochs, 'epoch')} is {loss:.3f}; guessing gives "
         f"{loss_of_guessing:.3f}: is recipe.learning_rate too low, or too high for recipe.batch_size? do "
         "recipe.initialization and recipe.input_std belong together (paper with 1, fan_in with about 58)?"
     )

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def wandb(run: Path, *, project: str = "sppnet", entity: str | None = None, offl
             resume="allow",
         )
     except ModuleNotFoundError as error:
-        raise ValueError('logger=wandb: needs the package wandb: pip install "sppnet[wandb]"') from error
+        raise ValueError(_missing("wandb")) from error
 
 
 def mlflow(run: Path, *, experiment: str = "sppnet", tracking_uri: str | None = None) -> Any:
@@ -60,11 +61,23 @@ def mlflow(run: Path, *, experiment: str = "sppnet", tracking_uri: str | None = 
             experiment, run_name=run.name, tracking_uri=place, run_id=known.read_text() if known.is_file() else None
         )
     except ModuleNotFoundError as error:
-        raise ValueError('logger=mlflow: needs the package mlflow: pip install "sppnet[mlflow]"') from error
+        raise ValueError(_missing("mlflow")) from error
     if not known.is_file():
         with atomic_file(known) as file:
             file.write(str(logger.run_id).encode())
     return logger
+
+
+def check_package(logger: str) -> None:
+    """Raises ValueError if the package that a logger of LOGGERS needs is not installed. Imports nothing."""
+    if logger in ("wandb", "mlflow"):
+        package = find_spec(logger)
+        if package is None or package.origin is None:  # a folder of that name beside the command is no package
+            raise ValueError(_missing(logger))
+
+
+def _missing(package: str) -> str:
+    return f'logger={package}: needs the package {package}: pip install "sppnet[{package}]"'
 
 
 LOGGERS: dict[str, Callable[..., Any]] = {

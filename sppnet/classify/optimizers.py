@@ -48,21 +48,33 @@ def check_optimizer(recipe: Recipe) -> None:
 def parameter_groups(network: SPPNet, recipe: Recipe) -> list[dict[str, Any]]:
     """Returns the groups of the parameters that require gradients: weights decay, biases and other vectors do not.
 
-    With `layer_decay` each layer has groups of its own, and with `backbone_rate` or `frozen_epochs` the backbone has.
-    Their `lr_scale` is the factor on the rate.
+    With `layer_decay` each layer has groups of its own, with `full_rate_inputs` each wide layer of the head, and with
+    `backbone_rate` or `frozen_epochs` the backbone. Their `lr_scale` is the factor on the rate.
     """
-    if recipe.layer_decay is None and recipe.backbone_rate == 1 and not recipe.frozen_epochs:
+    one_rate = recipe.layer_decay is None and recipe.full_rate_inputs is None and recipe.backbone_rate == 1
+    if one_rate and not recipe.frozen_epochs:
         return _by_decay([p for p in network.parameters() if p.requires_grad], recipe)
 
     # By backbone and scale: fused SGD fails where some weights of a group were frozen before and others were not.
     parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for depth, names in enumerate(reversed(layers_of(network))):  # the last layer has the whole rate
         in_backbone = names[0].startswith("backbone.")
-        scale = (recipe.layer_decay or 1.0) ** depth * (recipe.backbone_rate if in_backbone else 1.0)
         parameters = [p for name in names if (p := network.get_parameter(name)).requires_grad]
+        scale = recipe.backbone_rate if in_backbone else _width_factor(parameters, recipe)
+        scale *= (recipe.layer_decay or 1.0) ** depth
         parts.setdefault((in_backbone, scale), []).extend(parameters)
     groups = [group | {"lr_scale": key[1]} for key, some in parts.items() for group in _by_decay(some, recipe)]
     return [group for group in groups if group["params"]]
+
+
+def _width_factor(parameters: list[nn.Parameter], recipe: Recipe) -> float:
+    """Returns the factor on the rate of a fully connected layer: smaller for one with many inputs.
+
+    A step of Adam changes every weight by about the rate, whatever the gradient, and so an output by the rate times the
+    sum of the inputs (arXiv:2203.03466, Table 3: the rate of a layer in inverse proportion to its inputs).
+    """
+    inputs = max((p.shape[1] for p in parameters if p.ndim == 2), default=1)
+    return min(1.0, (recipe.full_rate_inputs or inputs) / inputs)
 
 
 def layers_of(network: SPPNet) -> list[list[str]]:

@@ -30,7 +30,7 @@ class TrainingPlan:
         architecture: a name of `sppnet.backbones.BACKBONES`.
         backbone_options: keyword arguments of that backbone.
         levels: of the pyramid; None for the paper's baseline without one.
-        hidden: outputs of fc6 and fc7.
+        hidden: outputs of fc6 and fc7; None for a linear classifier on the pyramid.
         sizes: the sides in pixels of the epochs or of the batches.
         source: a name of `sppnet.data.sources.DATA_SOURCES`.
         data_options: keyword arguments of that source.
@@ -46,7 +46,7 @@ class TrainingPlan:
     architecture: str
     backbone_options: dict[str, Any]
     levels: list[int] | None
-    hidden: int
+    hidden: int | None
     sizes: Sizes
     source: str
     data_options: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Finds a learning rate: trains a hundred steps at rising rates, and looks where the loss is lowest.
+"""Finds a learning rate: trains two hundred steps at rising rates, and looks where the loss is lowest.
 
 The idea is that of Smith 2017 (arXiv:1506.01186, §3.3). The trained weights are thrown away, and no run is touched.
 """
@@ -16,13 +16,13 @@ from sppnet.classify.training import prepared, trainer_options
 from sppnet.data.sources import ImageData
 from sppnet.lightning_checkpoints import silence_lightning
 from sppnet.network import SPPNet
-from sppnet.results.plots import COLORS, GRID_COLOR, empty_axes
+from sppnet.results.plots import COLORS, GRID_COLOR, NEUTRAL_COLOR, empty_axes
 from sppnet.runtime.processes import explained_loader_failures
 
-_STEPS, _LOWEST, _HIGHEST = 100, 1e-6, 10.0  # the rates rise by the same factor at every step
-_SMOOTHING = 0.9  # share of the old mean that a step keeps
+_STEPS, _LOWEST, _HIGHEST = 200, 1e-5, 10.0  # the rates rise by the same factor at every step
+_SMOOTHING = 0.95  # share of the old mean that a step keeps
 _DIVERGED = 3.0  # times the lowest mean loss, at which the search ends
-_FIRST = 10  # steps at the lowest rates, which teach nothing
+_FIRST = 20  # steps at the lowest rates, which teach nothing
 
 
 class RateSearch(NamedTuple):
@@ -104,17 +104,22 @@ def suggested_setting(search: RateSearch, plan: TrainingPlan) -> str | None:
     return f"recipe.learning_rate={own:.2g}"
 
 
-def rate_plot(search: RateSearch) -> Any:
-    """Plots the losses, their running mean and the suggestion over the rates: a `matplotlib.figure.Figure`."""
+def rate_plot(search: RateSearch, present: float) -> Any:
+    """Plots the losses, their running mean and the suggestion over the rates: a `matplotlib.figure.Figure`.
+
+    `present`: the highest rate of the plan.
+    """
     figure, axes = empty_axes(height=4.0)
     axes.semilogx(search.rates, search.losses, ".", color=COLORS[0], alpha=0.4, label="loss of a step")
     axes.semilogx(search.rates, search.means, color=COLORS[0], label="running mean")
     if search.suggestion is not None:
         axes.axvline(search.suggestion, color=COLORS[1], label=f"suggestion: {search.suggestion:.2g}")
-    axes.set_ylim(0, 1.2 * max(search.losses[: 2 * _FIRST]))
+    axes.axvline(present, color=NEUTRAL_COLOR, linestyle=":", label=f"present rate: {present:.2g}")
+    first, lowest = max(search.losses[:_FIRST]), min(search.means)
+    axes.set_ylim(lowest - (first - lowest), first + (first - lowest) / 2)
     axes.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")  # not as formulas, which `empty_axes` switches off
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
     axes.grid(color=GRID_COLOR)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4)
     return figure

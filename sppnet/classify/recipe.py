@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 _MOST_EPOCHS = 100_000  # every epoch has an entry in each checkpoint
-_FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
+FEW_STEPS = 20  # with fewer steps in an epoch, a network hardly learns in the usual number of epochs
+_LEAST_BATCH = 4  # with fewer images in a step, its gradient says little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Recipe:
     warmup_epochs: float | None = None  # of linear rise, before half a cosine to 0
     label_smoothing: float = 0.0  # 0..1
     clip_gradient_norm: float | None = None  # the largest norm of all gradients together
-    dropout: float = 0.5  # ratio after fc6 and fc7
+    dropout: float = 0.5  # ratio, of the inputs of fc7 and fc8
     color: bool = True  # AlexNet's PCA lighting
     initialization: str = "paper"  # "paper" or "fan_in"
     # Red, green, blue of 0..255. None: what a timm model was made for, ImageNet's for the other backbones.
@@ -44,11 +45,15 @@ class Recipe:
     base_batch_size: int | None = None  # the batch that `learning_rate` is for; None: `batch_size`
     layer_decay: float | None = None  # factor on the rate from each layer to the one before it; None: 1
     backbone_rate: float = 1.0  # factor on the rates of the backbone
+    full_rate_inputs: int | None = (
+        None  # of fully connected layers with the whole rate; wider ones have less; None: all
+    )
     frozen_epochs: int = 0  # first epochs in which the backbone is not trained
     ema_decay: float | None = None  # of the moving average of the weights that is validated and used; None: no average
     stop_patience: int | None = None  # epochs without a lower validation error that end the run; None: all epochs
 
     # The images.
+    mirror: bool = True  # whether half of the images are mirrored left to right
     crop_area: list[float] | None = None  # smallest and largest share of RandomResizedCrop; None: the five positions
     crop_aspect: list[float] = field(default_factory=lambda: [0.75, 1.3333])  # width / height of those crops
     rand_augment: int | None = None  # magnitude of RandAugment, 0..30
@@ -94,7 +99,7 @@ class Recipe:
             raise ValueError(f"recipe.initialization={self.initialization}: must be one of paper, fan_in")
 
     def _check_update(self) -> None:
-        for name in ("base_batch_size", "stop_patience"):
+        for name in ("base_batch_size", "full_rate_inputs", "stop_patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"recipe.{name}={value}: must be at least 1, or null")
@@ -152,6 +157,20 @@ def default_warmup(epochs: object) -> float:
     return min(3, epochs / 5) if isinstance(epochs, int) and 0 < epochs < 15 else 3
 
 
+def default_frozen(epochs: object) -> int:
+    """Returns the default of `frozen_epochs` for pretrained weights: 2, or a fifth of fewer than 10 epochs."""
+    return min(2, epochs // 5) if isinstance(epochs, int) and epochs > 0 else 2
+
+
+def batch_for_enough_steps(images: int, processes: int = 1) -> int:
+    """Returns the largest batch, a power of two for each process, that makes FEW_STEPS steps of so many images.
+
+    Of fewer than 80 images it makes fewer steps: it is at least 4, or as many as there are images or processes.
+    """
+    share = max(images // FEW_STEPS, min(_LEAST_BATCH, images)) // processes
+    return processes * 2 ** max(0, share.bit_length() - 1)
+
+
 def recipe_for(images: int, has_weights: bool) -> tuple[str, dict[str, int]]:
     """Returns the name of the recipe for so many training images, and values that depend on their number.
 
@@ -160,7 +179,7 @@ def recipe_for(images: int, has_weights: bool) -> tuple[str, dict[str, int]]:
     """
     if images > 50_000 and not has_weights:
         return "fast", {}
-    batch = min(32, max(4, 2 ** (images // _FEW_STEPS).bit_length() // 2))
+    batch = min(32, batch_for_enough_steps(images))
     if has_weights:
         return "finetune", {"batch_size": batch}
     epochs = next(epochs for most, epochs in ((1000, 100), (5000, 60), (math.inf, 30)) if images <= most)

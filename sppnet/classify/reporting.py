@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -10,6 +11,7 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 from sppnet.classify.classifier import Classifier, size_text
 from sppnet.results.records import shows_top5
+from sppnet.runtime.names import counted
 from sppnet.runtime.progress import clock, duration, speed
 
 
@@ -27,6 +29,30 @@ def epoch_line(epoch: dict[str, Any], epochs: int, seconds_left: float, classes:
     )
 
 
+def seconds_left(seconds: Sequence[float], epochs: int) -> float:
+    """Estimates the seconds that are left of so many epochs from those of the finished ones, with validation.
+
+    It is the mean of the last four, because epochs of different sizes take different times; without the first one,
+    unless it is the only one, because loader processes start in it.
+    """
+    recent = (seconds[1:] or seconds)[-4:]
+    return (epochs - len(seconds)) * sum(recent) / len(recent)
+
+
+def steady_rate(ends: Sequence[tuple[float, int]], first: int, seconds: float) -> float | None:
+    """Returns the images/s after the `first` steps, None before they are `seconds` in the past.
+
+    The first steps take longer: they wait for loader processes, and libraries prepare their functions.
+
+    Args:
+        ends: of every step the time in seconds and the images so far.
+    """
+    if len(ends) <= first or ends[-1][0] - ends[first - 1][0] < seconds:
+        return None
+    (start, before), (end, images) = ends[first - 1], ends[-1]
+    return (images - before) / (end - start)
+
+
 class EpochLines(Callback):
     """Prints `epoch_line` after every epoch, above the progress bar if there is one."""
 
@@ -35,44 +61,47 @@ class EpochLines(Callback):
             return
         classifier, epochs = _classifier(trainer), trainer.max_epochs or 0
         history, classes = classifier.history, classifier.network.num_classes
-        # Epochs of different sizes take different times, so the mean of the last four predicts better than the last.
-        recent = [epoch["seconds"] for epoch in history[-4:]]
-        left = (epochs - len(history)) * sum(recent) / len(recent)
+        left = seconds_left([epoch["seconds"] for epoch in history], epochs)
         Tqdm.write(epoch_line(history[-1], epochs, left, classes), file=sys.stdout)
         sys.stdout.flush()
 
 
 class Forecast(Callback):
-    """Prints once, `AFTER` seconds into the first epoch, about how long the whole training will take.
+    """Prints once, in the first epoch, about how long the whole training will take without validation.
 
-    Not with frozen epochs, which are much faster than those that follow.
+    It counts `AFTER` seconds from the end of the `FIRST` steps on. A shorter first epoch has no need of it: its line
+    says how much time is left. Not with frozen epochs, which are much faster than those that follow.
     """
 
-    AFTER = 10.0
+    FIRST, AFTER = 5, 10.0
 
     def __init__(self) -> None:
-        self.due: float | None = None  # time.monotonic()
+        self.is_due = False
+        self.ends: list[tuple[float, int]] = []  # as `steady_rate` takes them
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         classifier = _classifier(trainer)
-        if trainer.is_global_zero and not classifier.history and not classifier.recipe.frozen_epochs:
-            self.due = time.monotonic() + self.AFTER
+        self.is_due = trainer.is_global_zero and not classifier.history and not classifier.recipe.frozen_epochs
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.due is None or time.monotonic() < self.due:
+        if not self.is_due:
             return
-        self.due, steps = None, (trainer.max_epochs or 0) * int(trainer.num_training_batches)
-        classifier = _classifier(trainer)
-        images = steps * trainer.world_size * classifier.images_seen / (batch_idx + 1)
-        seconds = images / classifier.images_per_second()
-        Tqdm.write(
-            f"about {duration(seconds)} for {trainer.max_epochs} epochs, at {speed(classifier.images_per_second())} "
-            "images/s and without validation",
-            file=sys.stdout,
-        )
+        seen = _classifier(trainer).images_seen * trainer.world_size
+        self.ends.append((time.monotonic(), seen))
+        rate = steady_rate(self.ends, self.FIRST, self.AFTER)
+        if rate is None:
+            return
+
+        self.is_due, epochs = False, trainer.max_epochs or 0
+        left = epochs * int(trainer.num_training_batches) * seen / (batch_idx + 1) / rate
+        words = f"about {duration(left)} for {counted(epochs, 'epoch')}"
+        Tqdm.write(f"{words}, at {speed(rate)} images/s and without validation", file=sys.stdout)
         sys.stdout.flush()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.is_due = False
 
 
 class StepLines(Callback):

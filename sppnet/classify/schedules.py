@@ -152,7 +152,8 @@ def _check_sizes(cycle: Sequence[int] | None, uniform: Sequence[int] | None, mul
     sizes = cycle if cycle is not None else uniform
     assert sizes is not None
     if len(sizes) < 1 or min(sizes) < 1 or max(sizes) > _LARGEST_SIDE:
-        raise ValueError(f"sizes={list(sizes)}: must be one or more sides in pixels, from 1 to {_LARGEST_SIDE}")
+        key = "sizes.cycle" if cycle is not None else "sizes.uniform"
+        raise ValueError(f"{key}={list(sizes)}: must be one or more sides in pixels, from 1 to {_LARGEST_SIDE}")
     if uniform is not None and (len(uniform) != 2 or uniform[0] > uniform[1]):
         raise ValueError(f"sizes.uniform={list(uniform)}: must be [smallest, largest]")
 

@@ -167,6 +167,7 @@ def _build_data_module(
         input_mean=network.input_mean,
         input_std=network.input_std,
         color=plan.recipe.color,
+        mirror=plan.recipe.mirror,
         augmentation=Augmentation.of(plan.recipe, side=plan.crop_side, mean=network.input_mean),
         balanced=plan.recipe.balanced,
         seed=plan.seed,

@@ -30,8 +30,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	@$(BIN)/python scripts/train.py experiment=demo
 
+# One thread in each process, as there is one for every core.
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 stress: setup
 	$(BIN)/python scripts/stress.py

@@ -63,7 +63,7 @@ def pool_image_windows(
 
     images = torch.arange(len(maps)).repeat_interleave(len(different))
     rows = torch.cat([images[:, None], torch.from_numpy(different).repeat(len(maps), 1)], dim=1).to(maps.device)
-    rows_per_chunk = max(1, MAX_POOLED_NUMBERS // network.fc6.in_features)
+    rows_per_chunk = max(1, MAX_POOLED_NUMBERS // network.pooled_length)
     levels = network.pyramid.levels
     results = torch.cat([head(pool_windows(maps, chunk, levels)) for chunk in rows.split(rows_per_chunk)])
 

@@ -245,6 +245,12 @@ def without_rights() -> Iterator[None]:
         os.seteuid(0)
 
 
+def pytest_configure() -> None:
+    """Lets tests press Ctrl-C where shells ignore it: in jobs in the background, whose processes inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects tests marked `gpu` where there is no GPU."""
     if not torch.cuda.is_available():

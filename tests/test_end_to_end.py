@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_and_ends_as_an_undisturbed_one(folder, tmp_path, r
     assert undisturbed.stderr == ""
     lines = [line for line in undisturbed.stdout.splitlines() if line.startswith("epoch")]
     assert [line.split("size ")[1].split()[0] for line in lines] == ["64", "48", "64"]
-    assert "top-1 error" in undisturbed.stdout.splitlines()[-4]
+    assert "\n  top-1 error" in undisturbed.stdout
 
     result = json.loads((tmp_path / "undisturbed" / "result.json").read_text())
     assert [epoch["size"] for epoch in result["history"]] == [64, 48, 64]
@@ -202,7 +202,7 @@ def test_an_unreadable_training_image_is_named_and_counted(tmp_path, run_here):
     arguments = [*SMALL, "trainer.workers=1", f"data.root={root}"]
     stopped = run_here("train", *arguments, "run=stopped", "trainer.max_unreadable=0.01", cwd=tmp_path)
     assert stopped.returncode == 2
-    assert "1 of 10 training images cannot be read, more than trainer.max_unreadable=0.01" in stopped.stderr
+    assert "1 of 10 training images cannot be read, more than allowed (0)" in stopped.stderr
     done = run_here("train", *arguments, "run=done", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == ("warning: skipping an unreadable training image: train/cat/0.jpg: the file is empty")

@@ -307,6 +307,15 @@ def test_a_checkpoint_without_configuration_is_tested_at_224_with_a_note(place, 
     assert "64 crops (center) at shorter side 73" in capsys.readouterr().out
 
 
+def test_a_checkpoint_in_a_run_directory_is_tested_as_its_run(place, capsys):
+    shutil.copy("run/checkpoints/last.ckpt", "run/checkpoints/best.ckpt")
+    for path in ("run", "run/checkpoints/best.ckpt"):
+        test(f"run={path}")
+        assert "center: 64 crops (center) at shorter side 73" in capsys.readouterr().out
+    saved = read_scores(place / "run" / "checkpoints" / "best.ckpt.scores" / "center.npz")
+    assert (saved.scores == read_scores(place / "run" / "scores" / "center.npz").scores).all()
+
+
 def test_sizes_that_are_given_in_pixels_are_pixels(place, capsys):
     test("run=run", "views.center.scales=[80]", "+views.mine.full_scales=[90]")
     out = capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_process
+from sppnet.commands.startup import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, SCRIPTS = ROOT / "sppnet", ROOT / "scripts"
@@ -124,8 +125,9 @@ def test_transfer_loads_no_lightning():
     assert not {"pytorch_lightning", "lightning", "lightning_fabric"} & loaded
 
 
-def test_help_of_transfer_loads_nothing_slow():
-    assert not {"torch", "sklearn", "scipy"} & loaded_by("import sppnet.commands.transfer")
+def test_help_of_every_command_loads_nothing_slow():
+    modules = ", ".join(f"sppnet.commands.{command}" for command in COMMANDS)
+    assert not {"torch", "sklearn", "scipy", "PIL", "matplotlib"} & loaded_by(f"import {modules}")
 
 
 def test_the_package_itself_loads_nothing_heavy():

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
 from conftest import make_image_folder
+from sppnet.commands.train import command
 from sppnet.data.sources import open_data
 from sppnet.runtime.signals import Stopped, StopSignals
 from test_resuming import SignalAt, train
@@ -69,3 +71,16 @@ def test_the_first_signal_counts_and_handlers_are_restored():
         assert signal.getsignal(signal.SIGINT) is interrupt
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_stop_signal_after_the_command_ends_the_process_without_a_traceback(monkeypatch):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["train.py", "no_such_key=1"])
+    try:
+        with pytest.raises(Exception, match="no_such_key"):
+            command()
+        assert {signal.getsignal(number) for number in before} == {signal.SIG_DFL}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

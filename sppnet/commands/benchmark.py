@@ -13,7 +13,7 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.detect import read_proposer
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.recipes import count_training_images, with_recipe
-from sppnet.commands.settings import bound, plain, resolved
+from sppnet.commands.settings import bound, open_source, plain, resolved
 from sppnet.commands.train import read_plan
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def stages(config: DictConfig) -> tuple["Page", dict[str, Any]]:
     from sppnet.runtime.environment import environment
     from sppnet.runtime.machine import core_count, worker_count
 
-    setup = TrainingSetup(plan, plan.open_data())
+    setup = TrainingSetup(plan, open_source(plan.source, plan.data_options))
     measured = _measure(setup, protocols, config.seconds)
 
     verdict = judge(setup, measured)

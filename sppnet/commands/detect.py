@@ -14,7 +14,7 @@ from sppnet.commands.detect_photos import check_photos, detect_photos
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import content_hash
 from sppnet.commands.photos import check_photos_exist
-from sppnet.commands.settings import bound, bound_choice, plain, resolved
+from sppnet.commands.settings import bound, bound_choice, named_keys, plain, resolved
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.published import check_local
@@ -220,7 +220,8 @@ def _open_data(config: DictConfig) -> tuple[dict[str, Any], "DetectionSplits"]:
     source, options = bound_choice(config.data, "source", DETECTION_SOURCES, "data.")
     if options.get("root"):
         options["root"] = os.path.abspath(options["root"])
-    splits = DETECTION_SOURCES[source](**options)
+    with named_keys(data=DETECTION_SOURCES[source]):
+        splits = DETECTION_SOURCES[source](**options)
     if config.exclude:
         splits = exclude_images(splits, config.exclude)
     print(

@@ -22,6 +22,7 @@ from sppnet.commands.photos import (
 from sppnet.commands.settings import bound, plain
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.names import counted
 from sppnet.runtime.run_directory import checkpoint_digest
 
 if TYPE_CHECKING:
@@ -226,8 +227,7 @@ def _detect(task: _Detection) -> None:
 
 def _words(task: _Detection, boxes: int) -> str:
     photos = len(task.photos)
-    plurals = "es" * (boxes != 1), "s" * (photos != 1)
-    return f"{boxes:,} box{plurals[0]} of score {task.score:g} or more in {photos:,} photo{plurals[1]}"
+    return f"{counted(boxes, 'box')} of score {task.score:g} or more in {counted(photos, 'photo')}"
 
 
 def _page(task: _Detection, boxes: int, records: "Iterable[Record]") -> "Page":

@@ -15,15 +15,15 @@ from sppnet.geometry import CROP_SIDE, LARGEST_SCALE
 from sppnet.results.records import Result, read_result
 from sppnet.runtime.names import listing
 from sppnet.runtime.published import WEIGHTS_FILE, check_local, read_published
-from sppnet.runtime.run_directory import checkpoint_file, read_run_config
+from sppnet.runtime.run_directory import checkpoint_file, read_run_config, run_of
 
 
 class TestedRun(NamedTuple):
     """A run directory or a checkpoint, what its training recorded, and the protocols to test it by."""
 
     path: Path
-    config: dict[str, Any] | None  # None for a checkpoint
-    result: Result | None  # None for a checkpoint, and before training is finished
+    config: dict[str, Any] | None  # None for a checkpoint outside of a run directory
+    result: Result | None  # of the run's end; None for such a checkpoint, and before training is finished
     protocols: dict[str, ViewProtocol]  # title -> in pixels
     shipped: set[str]  # titles of those that are as configs/views has them
 
@@ -61,24 +61,25 @@ def read_tested_run(config: DictConfig, path: Path) -> TestedRun:
     """Reads the records of a run and checks the protocols for it; loads no network."""
     if config.crop_side is not None and not 1 <= config.crop_side <= LARGEST_SCALE:
         raise ValueError(f"crop_side={config.crop_side}: must be from 1 to {LARGEST_SCALE}")
-    trained = read_run_config(path)
+    recorded = run_of(path)
+    trained = read_run_config(recorded)
     side = trained_crop_side(path)
     if side is None and config.crop_side is None and path.is_file():
         names = f"{path}: no config.yaml names its crop side"
         print(f"{names}; views are for crops of {CROP_SIDE}, or give crop_side=PIXELS")
 
-    result = read_result(path) if path.is_dir() else None
+    result = read_result(recorded) if recorded.is_dir() else None
     return TestedRun(path, trained, result, *read_protocols(config, side or CROP_SIDE))
 
 
 def trained_crop_side(path: Path) -> int | None:
     """Returns the side in pixels of the largest crops of a training, from what is recorded beside its checkpoint.
 
-    None for a checkpoint alone.
+    None for a checkpoint alone, outside of its run directory.
     """
     if (path / WEIGHTS_FILE).is_file():
         return int(read_published(path)["crop_side"])
-    config = read_run_config(path)
+    config = read_run_config(run_of(path))
     return (
         None
         if config is None

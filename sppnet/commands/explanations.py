@@ -25,7 +25,7 @@ from sppnet.runtime.files import atomic_file, check_place
 from sppnet.runtime.hardware import Hardware, prepare_device
 from sppnet.runtime.names import first_line, listing, printable
 from sppnet.runtime.progress import Progress, speed
-from sppnet.runtime.run_directory import folder_beside, read_run_config
+from sppnet.runtime.run_directory import folder_beside, read_run_config, run_of
 from sppnet.use.explain import Explained, explain_image
 from sppnet.use.explanation_pages import (
     add_filter,
@@ -63,7 +63,9 @@ class _Work(NamedTuple):
 def _prepare(config: DictConfig, path: Path) -> _Work:
     """Loads the network, and checks the settings that depend on it."""
     network = load_network(path)
-    run = TestedRun(path, read_run_config(path), read_result(path) if path.is_dir() else None, {}, set())
+    recorded = run_of(path)
+    result = read_result(recorded) if recorded.is_dir() else None
+    run = TestedRun(path, read_run_config(recorded), result, {}, set())
     layer = config.layer or network.backbone.layers[-1]
     cells = MapCells.of(network, layer)
     crop_side = network.input_side or trained_crop_side(path) or CROP_SIDE

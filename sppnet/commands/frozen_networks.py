@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from sppnet.backbones import BACKBONES
 from sppnet.commands.naming import content_hash
-from sppnet.commands.settings import bound, bound_choice
+from sppnet.commands.settings import bound, bound_choice, named_keys
 from sppnet.commands.train import pooling
 from sppnet.initialization import INITIALIZATIONS
 from sppnet.network import IMAGENET_MEAN, IMAGENET_STD, SPPNet, load_network
@@ -92,7 +92,7 @@ def build_network(config: DictConfig) -> LoadedNetwork:
     pretrained = bool(options.get("pretrained") or options.get("weights"))
     mean, std = pretrained_statistics(options["name"]) if pretrained else (IMAGENET_MEAN, IMAGENET_STD)
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), named_keys(backbone=BACKBONES[architecture], pooling=pooling):
         torch.manual_seed(config.seed)
         backbone = BACKBONES[architecture](**options)
         # Its fully connected layers stay random and are never used.
@@ -123,17 +123,18 @@ def untrained_twin(loaded: LoadedNetwork, seed: int) -> LoadedNetwork:
 
 
 def chosen_layers(loaded: LoadedNetwork, given: Sequence[str] | None) -> list[str]:
-    """Returns the layers to test, by default the pyramid and, of a network trained here, fc6 and fc7.
+    """Returns the layers to test, by default the pyramid and, of a network trained here, fc6 and fc7 if it has them.
 
     Raises ValueError for unknown layers, and for those of a network that was not trained here whose weights are random.
     """
     if given is None:
-        return ["pool5", "fc6", "fc7"] if loaded.trained_here else ["pool5"]
-    allowed = (*loaded.network.layers, PIXELS)
+        hidden = loaded.trained_here and loaded.network.hidden is not None
+        return ["pool5", "fc6", "fc7"] if hidden else ["pool5"]
     if not loaded.trained_here:
         _check_not_random(given)
-        allowed = tuple(layer for layer in allowed if layer not in _FC_LAYERS)
-    check_names("layers", given, allowed)
+        known = (layer for layer in loaded.network.layers if layer not in _FC_LAYERS)
+        check_names("layers", given, (*known, PIXELS))
+    loaded.network.check_layers("layers", given, [PIXELS])
     return list(dict.fromkeys(given))
 
 

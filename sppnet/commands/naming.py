@@ -36,11 +36,16 @@ def _without_neutral(outcome: dict[str, Any]) -> dict[str, Any]:
         del outcome["initial_weights"]
     if outcome["backbone"].get("weights") is None:
         outcome["backbone"].pop("weights", None)
-    neutral = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
-    for section in ("sizes", "recipe"):
+    for section, neutral in neutral_settings().items():
         kept = outcome[section].items()
-        outcome[section] = {k: v for k, v in kept if k not in neutral[section] or v != neutral[section][k]}
+        outcome[section] = {k: v for k, v in kept if k not in neutral or v != neutral[k]}
     return outcome
+
+
+def neutral_settings() -> dict[str, dict[str, Any]]:
+    """Returns the settings of sizes and recipe that a run directory leaves out, as they change nothing."""
+    shipped = yaml.safe_load((CONFIGS / "train.yaml").read_text(encoding="utf-8"))
+    return {section: shipped[section] for section in ("sizes", "recipe")}
 
 
 def content_hash(content: dict[str, Any]) -> str:

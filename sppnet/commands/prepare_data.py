@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.jobs import one_line_job, run_main
-from sppnet.commands.settings import bound, bound_source, resolved
+from sppnet.commands.settings import bound, bound_source, open_source, resolved
+from sppnet.runtime.names import counted
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="prepare_data")
@@ -38,7 +39,7 @@ def prepare_data(
     from sppnet.data.folders import ILSVRC_2012
     from sppnet.data.prepare import prepare
     from sppnet.data.shards import Settings
-    from sppnet.data.sources import open_data, without_images
+    from sppnet.data.sources import without_images
     from sppnet.data.stores import PAGE_FILE
     from sppnet.data.survey import report_text
     from sppnet.results.preparation_page import preparation_page
@@ -46,10 +47,10 @@ def prepare_data(
 
     store_settings = Settings(short_side, quality)
     source, options = bound_source(OmegaConf.create(data))
-    images = without_images(open_data(source, **options), exclude)
+    images = without_images(open_source(source, options), exclude)
 
     counts = len(images.train), len(images.val)
-    print(f"{source}: {counts[0]:,} + {counts[1]:,} images of {len(images.classes)} classes", flush=True)
+    print(f"{source}: {counts[0]:,} + {counts[1]:,} images of {counted(len(images.classes), 'class')}", flush=True)
     if source == "imagenet" and counts != ILSVRC_2012:
         print("warning: ILSVRC 2012 has {:,} + {:,} images".format(*ILSVRC_2012))
 

@@ -3,7 +3,7 @@
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -14,9 +14,11 @@ from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.settings import bound, resolved
 from sppnet.geometry import CROP_SIDE
 from sppnet.results.records import read_result
-from sppnet.results.runs import Run
 from sppnet.runtime.published import data_to_record, is_hub_address, parse_hub_address
 from sppnet.runtime.run_directory import checkpoint_file, read_run_config
+
+if TYPE_CHECKING:
+    from sppnet.results.runs import Run
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="publish")
@@ -57,8 +59,10 @@ def check(config: DictConfig) -> None:
     _read_run(config)
 
 
-def _read_run(config: DictConfig) -> tuple[Run | None, int]:
+def _read_run(config: DictConfig) -> tuple["Run | None", int]:
     """Returns the finished run, None for a checkpoint, and its crop side."""
+    from sppnet.results.runs import Run  # torch takes seconds, and --help should not
+
     path = Path(config.run)
     if not checkpoint_file(path).is_file():
         raise FileNotFoundError(f"run={path}: no such run directory with a checkpoint, and no checkpoint")
@@ -106,7 +110,7 @@ def publish(config: DictConfig) -> None:
             print(f"uploaded: {upload(folder, repository, private=config.private)}")
 
 
-def _data_of(run: Run | None) -> dict[str, Any] | None:
+def _data_of(run: "Run | None") -> dict[str, Any] | None:
     """Returns what is published of the data of a finished run; None for a checkpoint, or where it may not be."""
     if run is None or run.result is None:
         return None

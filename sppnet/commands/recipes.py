@@ -5,9 +5,11 @@ from collections.abc import Callable
 import yaml
 from omegaconf import DictConfig
 
-from sppnet.classify.recipe import recipe_for
+from sppnet.classify.rates import highest_rate
+from sppnet.classify.recipe import Recipe, recipe_for
 from sppnet.commands.configs import CONFIGS
-from sppnet.commands.settings import bound_source, plain, resolved
+from sppnet.commands.settings import bound_source, open_source, plain, resolved
+from sppnet.runtime.names import counted
 
 _AUTO = "auto"  # in configs/recipe/auto.yaml: the value of the recipe that is chosen
 
@@ -35,14 +37,20 @@ def with_recipe(config: DictConfig, count_images: Callable[[], int] | None = Non
 
 
 def recipe_text(config: DictConfig, count_images: Callable[[], int]) -> str | None:
-    """Returns a line about the recipe that `with_recipe` chose for a configuration; None if the user chose it."""
+    """Returns a few words on the recipe that `with_recipe` chose for a configuration; None if the user chose it."""
     if _AUTO not in config.recipe.values():
         return None
     name, _ = _choice(config, count_images)
-    recipe = with_recipe(config, count_images).recipe
-    about = "" if name == "paper" else f" for {count_images():,} training images"
+    recipe = Recipe(**plain(with_recipe(config, count_images).recipe))
+    about = "" if name == "paper" else f" for {counted(count_images(), 'training image')}"
     about += " and trained weights" if name == "finetune" else ""
-    return f"recipe={name}{about}: {recipe.epochs} epochs, {recipe.batch_size} images per step"
+
+    first = f", the first {recipe.frozen_epochs} of the head only" if recipe.frozen_epochs else ""
+    update = (
+        f"{counted(recipe.batch_size, 'image')} per step, {recipe.optimizer} at rates up to {highest_rate(recipe):.2g}"
+    )
+    hint = "; on few images pretrained weights do better: backbone=timm backbone.pretrained=true"
+    return f"recipe={name}{about}: {counted(recipe.epochs, 'epoch')}{first}, {update}{hint if name == 'small' else ''}"
 
 
 def _choice(config: DictConfig, count_images: Callable[[], int]) -> tuple[str, dict[str, int]]:
@@ -56,7 +64,4 @@ def _choice(config: DictConfig, count_images: Callable[[], int]) -> tuple[str, d
 
 def count_training_images(config: DictConfig) -> int:
     """Opens the data set of a configuration, and returns how many images it has to train on."""
-    from sppnet.data.sources import open_data
-
-    source, options = bound_source(config.data)
-    return len(open_data(source, **options).train)
+    return len(open_source(*bound_source(config.data)).train)

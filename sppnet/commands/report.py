@@ -10,15 +10,13 @@ from omegaconf import OmegaConf
 from sppnet.commands.arguments import read_words, texts
 from sppnet.commands.errors import one_line
 from sppnet.commands.jobs import one_line_command
-from sppnet.commands.settings import bound, bound_source
+from sppnet.commands.settings import bound, bound_source, open_source
 from sppnet.commands.startup import interrupt_by_exception
-from sppnet.results.detector_runs import read_detector_runs
-from sppnet.results.runs import Run, read_runs
-from sppnet.results.transfers import read_transfers
 from sppnet.runtime.checkout import shown_command
 
 if TYPE_CHECKING:
     from sppnet.results.report import Results
+    from sppnet.results.runs import Run
     from sppnet.results.scores import Scores
     from sppnet.results.tested_images import TestedImages
 
@@ -57,8 +55,11 @@ def main(arguments: list[str]) -> None:
         return
     patterns, out, views, data = settings(**bound(read_words(arguments, _FORM), settings))
     # Imported here because torch takes a second, and --help should not.
+    from sppnet.results.detector_runs import read_detector_runs
     from sppnet.results.index_page import INDEX
     from sppnet.results.report import Results, write_report
+    from sppnet.results.runs import read_runs
+    from sppnet.results.transfers import read_transfers
 
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: found a file, expected a new folder or the one of a report")
@@ -90,7 +91,7 @@ class _ImageFinder:
         self.data = data
         self.found: dict[str, TestedImages | str] = {}
 
-    def __call__(self, run: Run) -> "TestedImages | str | None":
+    def __call__(self, run: "Run") -> "TestedImages | str | None":
         scores = next(iter(run.scores.values()), None)
         if scores is None:
             return None
@@ -108,13 +109,11 @@ class _ImageFinder:
 
 def _find_images(section: dict[str, Any], scores: "Scores") -> "TestedImages | str":
     """Returns the images of scores, or a line that says why they cannot be shown."""
-    from sppnet.data.sources import open_data
     from sppnet.results.tested_images import find_tested_images
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            source, options = bound_source(OmegaConf.create(section))
-            return find_tested_images(open_data(source, **options), scores)
+            return find_tested_images(open_source(*bound_source(OmegaConf.create(section))), scores)
     except (ValueError, OSError) as error:
         place = section.get("file") or section.get("root") or section.get("name") or ""
         return (

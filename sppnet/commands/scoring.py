@@ -18,6 +18,7 @@ from sppnet.network import load_network
 from sppnet.results.missing import hydra_value
 from sppnet.results.scores import Scores, is_of_validation_images
 from sppnet.runtime.hardware import Hardware
+from sppnet.runtime.names import counted
 from sppnet.runtime.run_directory import checkpoint_digest, folder_beside, is_published
 
 
@@ -41,7 +42,7 @@ def score_run(
     test = _open_test_data(config, run, opened)
     images = select_images(test.data, config.part, config.exclude, network.classes)
     source = test.section["source"]
-    print(f"{run.path}: {network.summary()}; {len(images):,} images of {source} ({config.part})", flush=True)
+    print(f"{run.path}: {network.summary()}; {counted(len(images), 'image')} of {source} ({config.part})", flush=True)
 
     about = {
         "data": test.section,

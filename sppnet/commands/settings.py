@@ -2,22 +2,30 @@
 
 import dataclasses
 import inspect
+import json
 import re
+import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from sppnet.classify.recipe import default_warmup
+from sppnet.classify.recipe import default_frozen, default_warmup
 from sppnet.commands.errors import configuration_errors
 from sppnet.commands.hints import unknown_key
 from sppnet.runtime.checkout import shown_command
 
-# In configs/recipe/fast.yaml: a default that also fits short runs. A value that is typed takes its place.
+if TYPE_CHECKING:
+    from sppnet.data.sources import ImageData
+
+# In configs/recipe: defaults that also fit short runs. A value that is typed takes their place.
 OmegaConf.register_new_resolver("default_warmup", default_warmup, replace=True)
+OmegaConf.register_new_resolver("default_frozen", default_frozen, replace=True)
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -50,11 +58,7 @@ def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[st
     """
     if not isinstance(section, DictConfig):
         raise ValueError(f"{prefix.rstrip('.')}={section!r}: must be a section with keys of its own")
-    parameters = {
-        name: parameter
-        for name, parameter in inspect.signature(target).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    parameters = _parameters(target)
     for key in map(str, section):
         if key not in parameters:
             raise ValueError(unknown_key(prefix, key, list(parameters), section))
@@ -63,7 +67,10 @@ def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[st
     if missing:
         raise ValueError(f"{prefix}{missing[0]}: missing; give it as {prefix}{missing[0]}=VALUE")
     hints = _type_hints(target)
-    return {str(key): _converted(section, str(key), hints[str(key)], prefix) for key in section}
+    return {
+        key: value if _needs_no_conversion(value, hints[key]) else _converted(section, key, hints[key], prefix)
+        for key, value in plain(section).items()
+    }
 
 
 def bound_choice(
@@ -98,28 +105,111 @@ def bound_source(section: Any) -> tuple[str, dict[str, Any]]:
     return bound_choice(section, "source", DATA_SOURCES, "data.")
 
 
+def _needs_no_conversion(value: Any, hint: Any) -> bool:
+    """Whether a number, a truth value or None is of the type `hint` already, as most are: `_converted` is slow."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return type(value) in allowed and isinstance(value, int | float | None)
+
+
+def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Returns the keyword-only parameters of `target` by name: the keys of a section that is bound to it."""
+    parameters = inspect.signature(target).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+@contextmanager
+def named_keys(**sections: Callable[..., Any]) -> Iterator[None]:
+    """Around calls of the functions of sections: names keys in their errors as the user types them.
+
+    `named_keys(data=table)` makes "val_fraction=0: ..." of `table` to "data.val_fraction=0: ...".
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if len(error.args) == 1:  # else it is one of the system's, such as a file that may not be read
+            error.args = (_with_sections(str(error), sections),)
+        raise
+
+
+def _with_sections(message: str, sections: dict[str, Callable[..., Any]]) -> str:
+    """Puts the name of its section before every "KEY=" of a message, and before "KEY:" at its beginning."""
+    for section, target in sections.items():
+        keys = "|".join(_parameters(target))
+        message = re.sub(rf"(?<![\w./-])({keys})=|^({keys}):", rf"{section}.\g<0>", message)
+    return message
+
+
+def open_source(source: str, options: dict[str, Any]) -> "ImageData":
+    """Opens the data set of a section `data` of `bound_source`. Raises as `sppnet.data.sources.open_data`."""
+    from sppnet.data.sources import DATA_SOURCES, open_data
+
+    with named_keys(data=DATA_SOURCES[source]):
+        return open_data(source, **options)
+
+
 def _converted(section: DictConfig, key: str, hint: Any, prefix: str) -> Any:
     """Returns the value of one key as plain Python of the type `hint`."""
-    schema = OmegaConf.structured(dataclasses.make_dataclass("Section", [(key, hint)]))
     try:
-        merged = OmegaConf.merge(schema, OmegaConf.masked_copy(section, [key]))
+        merged = OmegaConf.merge(_schema(key, hint), OmegaConf.masked_copy(section, [key]))
         value = OmegaConf.to_container(merged, throw_on_missing=True)[key]  # type: ignore[call-overload,index]
     except MissingMandatoryValue as error:
         raise ValueError(f"{prefix}{error.full_key}: missing; give it as {prefix}{error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
-        if "is not a ListConfig" in str(error.msg):
-            given = f"{prefix}{key}={section[key]}"
-            raise ValueError(f"{given}: must be a list, as in {prefix}{key}=[{section[key]}]") from error
-        place, reason = f"{prefix}{error.full_key or key}", str(error.msg).splitlines()[0]
-        if number := re.fullmatch(r"Value '(.*)' of type '.*' could not be converted to (Integer|Float)", reason):
-            kind = "a whole number" if number[2] == "Integer" else "a number"
-            raise ValueError(f"{place}={number[1]}: must be {kind}") from error
-        raise ValueError(f"{place}: {reason}") from error
+        name, given, wanted = _wrong_part(f"{prefix}{key}", section[key], hint)
+        raise ValueError(f"{name}={_as_typed(given)}: must be {_in_words(wanted, name, given)}") from error
     if value == "":
         raise ValueError(f"{prefix}{key}: empty; give it as {prefix}{key}=VALUE, or leave it out")
     return value
 
 
+def _wrong_part(name: str, given: Any, hint: Any) -> tuple[str, Any, Any]:
+    """Returns name, value and type of what is wrong with a value: of the first wrong element of a list, or its own."""
+    kind = next((one for one in typing.get_args(hint) if typing.get_origin(one) is list), hint)
+    if typing.get_origin(kind) is list and isinstance(given, ListConfig):
+        (wanted,) = typing.get_args(kind)
+        for index, element in enumerate(given):
+            try:
+                OmegaConf.merge(_schema("element", wanted), {"element": element})
+            except OmegaConfBaseException:
+                return f"{name}[{index}]", element, wanted
+    return name, given, hint
+
+
+@cache
+def _schema(key: str, hint: Any) -> Any:
+    """Returns a configuration with one key, which OmegaConf merges only with what it can convert to the type `hint`."""
+    return OmegaConf.structured(dataclasses.make_dataclass("Section", [(key, hint)]))
+
+
+def _as_typed(value: Any) -> str:
+    """Returns a value as the command line takes it."""
+    if isinstance(value, (ListConfig, DictConfig)):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, list):
+        return f"[{','.join(map(_as_typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_as_typed(inner)}' for key, inner in value.items())}}}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def _in_words(hint: Any, name: str, given: object) -> str:
+    """Returns which values a type allows. `given` is the wrong value of the key `name`."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if kind is list:
+        if type(given) in (int, arguments[0]) and arguments[0] is not float:  # lists of those have several numbers
+            return f"a list, as in {name}=[{given}]"
+        return f"a list of {'text' if arguments[0] is str else 'numbers'}, in brackets"
+    if kind is dict:
+        return f"keys with values, as in {name}={{KEY:VALUE}}"
+    if arguments:
+        return ", or ".join(_in_words(one, name, given) for one in arguments)
+    return _WORDS[hint]
+
+
+@cache
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(target) and not dataclasses.is_dataclass(target):
         return typing.get_type_hints(target.__init__)

@@ -5,8 +5,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.commands.evaluated_runs import TestedRun
-from sppnet.commands.settings import bound_source, plain
-from sppnet.data.sources import ImageData, has_fixed_parts, open_data, open_unsplit
+from sppnet.commands.settings import bound_source, named_keys, plain
+from sppnet.data.sources import DATA_SOURCES, ImageData, has_fixed_parts, open_data, open_unsplit
 from sppnet.runtime.published import recorded_data
 from sppnet.runtime.run_directory import is_published, with_absolute_places
 
@@ -42,7 +42,8 @@ def open_tested_data(config: DictConfig, section: dict[str, Any], run: TestedRun
     Raises what is wrong with the data, and ValueError for a test on a random share of it that nobody asked for.
     """
     source, options = bound_source(OmegaConf.create(section))
-    data = (open_unsplit if config.part == "all" else open_data)(source, **options)
+    with named_keys(data=DATA_SOURCES[source]):
+        data = (open_unsplit if config.part == "all" else open_data)(source, **options)
     if source in ("folder", "table") and config.part != "all" and not has_fixed_parts(source, options):
         _check_split(config, section, run, data)
     return data

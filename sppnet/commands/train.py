@@ -22,10 +22,11 @@ from sppnet.commands.errors import configuration_errors
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import run_directory
 from sppnet.commands.recipes import count_training_images, recipe_text, with_recipe
-from sppnet.commands.settings import bound, bound_choice, bound_source, resolved
+from sppnet.commands.settings import bound, bound_choice, bound_source, named_keys, open_source, resolved
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
 from sppnet.runtime.files import atomic_file, check_place
+from sppnet.runtime.names import counted
 from sppnet.runtime.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def settings(
     *,
     name: str | None,
     seed: int,
-    hidden: int,
+    hidden: int | None,
     initial_weights: str | None,
     runs: str,
     run: str | None,
@@ -92,33 +93,36 @@ def read_plan(config: DictConfig) -> "TrainingPlan":
     import torch
 
     from sppnet.backbones import BACKBONES
-    from sppnet.classify.loggers import LOGGERS
+    from sppnet.classify.loggers import LOGGERS, check_package
     from sppnet.classify.plan import TrainingPlan
     from sppnet.runtime.machine import processes_here, worker_count
 
     machine = Machine(**bound(config.trainer, Machine, "trainer."))
     if machine.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("trainer.accelerator=gpu: torch finds no GPU on this machine")
-    worker_count(machine.workers, processes_here(machine.accelerator, machine.devices))  # refuses too many
+    with named_keys(trainer=Machine):
+        worker_count(machine.workers, processes_here(machine.accelerator, machine.devices))  # refuses too many
 
     architecture, backbone_options = bound_choice(config.backbone, "architecture", BACKBONES, "backbone.")
     source, data_options = bound_source(config.data)
     logger, logger_options = bound_choice(config.logger, "kind", LOGGERS, "logger.")
-    return TrainingPlan(
-        architecture=architecture,
-        backbone_options=backbone_options,
-        levels=pooling(**bound(config.pooling, pooling, "pooling.")),
-        hidden=config.hidden,
-        sizes=Sizes(**{"seed": config.seed, **bound(config.sizes, Sizes, "sizes.")}),
-        source=source,
-        data_options=data_options,
-        recipe=Recipe(**bound(config.recipe, Recipe, "recipe.")),
-        machine=machine,
-        seed=config.seed,
-        initial_weights=config.initial_weights,
-        logger=logger,
-        logger_options=logger_options,
-    )
+    check_package(logger)
+    with named_keys(backbone=BACKBONES[architecture], pooling=pooling):
+        return TrainingPlan(
+            architecture=architecture,
+            backbone_options=backbone_options,
+            levels=pooling(**bound(config.pooling, pooling, "pooling.")),
+            hidden=config.hidden,
+            sizes=Sizes(**{"seed": config.seed, **bound(config.sizes, Sizes, "sizes.")}),
+            source=source,
+            data_options=data_options,
+            recipe=Recipe(**bound(config.recipe, Recipe, "recipe.")),
+            machine=machine,
+            seed=config.seed,
+            initial_weights=config.initial_weights,
+            logger=logger,
+            logger_options=logger_options,
+        )
 
 
 def find_rates(config: DictConfig) -> None:
@@ -127,24 +131,29 @@ def find_rates(config: DictConfig) -> None:
     _check_plot(plot)
     config, _ = _with_counted_recipe(config)
     plan = read_plan(config)
-    data = plan.open_data()
+    data = _open_data(plan)
 
     # Imported here because Lightning takes seconds.
     from sppnet.classify.rate_search import rate_plot, search_rate, suggested_setting
+    from sppnet.classify.rates import highest_rate
     from sppnet.runtime.machine import is_first_process
 
-    with configuration_errors():
-        network = plan.build_network(data.classes)
+    network = _build_network(plan, data)
     search = search_rate(plan, network, data)
     if not is_first_process():
         return
     with atomic_file(plot) as file:
-        rate_plot(search).savefig(file, format=plot.suffix.lower().removeprefix("."), dpi=150, bbox_inches="tight")
-    tried = (
-        f"{len(search.rates)} steps at rates from {search.rates[0]:.2g} to {search.rates[-1]:.2g}, plotted in {plot}"
-    )
+        options = {"format": plot.suffix.lower().removeprefix("."), "dpi": 150, "bbox_inches": "tight"}
+        rate_plot(search, highest_rate(plan.recipe)).savefig(file, **options)
+    rates = f"at rates from {search.rates[0]:.2g} to {search.rates[-1]:.2g}"
+    print(f"{counted(len(search.rates), 'step')} {rates}, plotted in {plot}", flush=True)
     setting = suggested_setting(search, plan)
-    print(f"{tried}\n{setting or 'the loss never falls: no rate is proposed'}", flush=True)
+    if setting is None:
+        raise ValueError(
+            "no rate is proposed: the loss does not fall, or less than it differs between batches; larger ones by "
+            "recipe.batch_size differ less"
+        )
+    print(setting, flush=True)
 
 
 def _check_plot(plot: Path) -> None:
@@ -161,6 +170,7 @@ def train(config: DictConfig) -> float:
     """
     config, recipe = _with_counted_recipe(config)
     plan = read_plan(config)
+    from sppnet.classify.best import best_epoch
     from sppnet.results.records import read_result, result_text
     from sppnet.runtime.machine import is_first_process
 
@@ -172,7 +182,8 @@ def train(config: DictConfig) -> float:
         run.claim()
         print("already finished")
     if is_first_process():
-        print(result_text(result, run.path))
+        best = best_epoch([epoch.to_dict() for epoch in result.history])
+        print(result_text(result, run.path, best))
     return result.top1_error
 
 
@@ -200,15 +211,14 @@ def _train_plan(plan: "TrainingPlan", run: RunDirectory, recipe: str | None) -> 
         machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
         plan = dataclasses.replace(plan, machine=machine)
 
-    data = plan.open_data()
+    data = _open_data(plan)
     processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
     check_batch_size(plan.recipe, processes, len(data.train), len(data.val), machine.accumulate)
 
     # Imported here because Lightning takes more seconds, and the errors above should not.
     from sppnet.classify.training import train_classifier
 
-    with configuration_errors():
-        network = plan.build_network(data.classes)
+    network = _build_network(plan, data)
     run.claim()
     if not is_first_process():  # the lock is the first one's
         return train_classifier(plan, network, data, run.path, _command())
@@ -217,6 +227,29 @@ def _train_plan(plan: "TrainingPlan", run: RunDirectory, recipe: str | None) -> 
     _announce(plan, network, data, processes, run.path)
     with run.training():
         return train_classifier(plan, network, data, run.path, _command())
+
+
+def _open_data(plan: "TrainingPlan") -> "ImageData":
+    """Opens the data set of a plan. Raises ValueError if all of its training images are of one class."""
+    from sppnet.data.file_names import check_several_classes
+
+    options = plan.data_options
+    data = open_source(plan.source, options)
+    if options.get("classes"):
+        place = f"data.classes=[{','.join(options['classes'])}]"
+    else:
+        place = options.get("file") or options.get("root") or options.get("name") or plan.source
+    check_several_classes(data.classes, len(data.train), place)
+    return data
+
+
+@configuration_errors()
+def _build_network(plan: "TrainingPlan", data: "ImageData") -> "SPPNet":
+    """Returns the network of a plan for the classes of its data."""
+    from sppnet.backbones import BACKBONES
+
+    with named_keys(backbone=BACKBONES[plan.architecture], pooling=pooling):
+        return plan.build_network(data.classes)
 
 
 def _command() -> list[str] | None:
@@ -233,7 +266,7 @@ def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", proces
     shown_by = f"  (tensorboard --logdir {run})" if plan.logger == "tensorboard" else ""
     print(
         f"{network.summary()} on {plan.source}: {len(data.train):,} + {len(data.val):,} images of "
-        f"{len(data.classes)} classes\nrun directory {run}{shown_by}",
+        f"{counted(len(data.classes), 'class')}\nrun directory {run}{shown_by}",
         flush=True,
     )
 
@@ -256,9 +289,14 @@ def _stopped_before_training(number: int, frame: Any) -> None:
 
 def command() -> None:
     """Runs the command with the words in sys.argv[1:]."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    stops = (signal.SIGTERM, signal.SIGUSR1)
+    for number in stops:
         signal.signal(number, _stopped_before_training)
-    run_main(main)
+    try:
+        run_main(main)
+    finally:
+        for number in stops:
+            signal.signal(number, signal.SIG_DFL)  # an exception in the exit of the interpreter would be a traceback
 
 
 if __name__ == "__main__":  # so Lightning starts the further processes of `sppnet train` on several devices

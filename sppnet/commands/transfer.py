@@ -12,10 +12,11 @@ from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import find_runs
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import content_hash
-from sppnet.commands.settings import bound, bound_choice, resolved
+from sppnet.commands.settings import bound, bound_choice, named_keys, resolved
 from sppnet.geometry import LARGEST_SCALE
 from sppnet.results.page import markdown_table
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.names import counted
 from sppnet.runtime.rules import SEED
 from sppnet.runtime.run_directory import with_absolute_places, without_folders
 
@@ -53,12 +54,13 @@ def settings(
     backbone: dict[str, Any] | None = None,
     pooling: dict[str, Any] | None = None,
     paper_epochs: int | None = None,
+    hidden: int | None = None,
     svm: dict[str, Any],
     hardware: dict[str, Any],
 ) -> None:
     """The schema of configs/transfer.yaml; sections are checked against the functions that take them.
 
-    `paper_epochs` is of no use here, but the choices of the group `backbone` set it.
+    `paper_epochs` and `hidden` are of no use here, but choices of the group `backbone` set them.
     """
 
 
@@ -109,6 +111,8 @@ def _check_network(config: DictConfig) -> list[Path]:
         raise ValueError(f"run={config.run}: a run has its own network; give run=RUN or backbone=NAME, not both")
     if config.get("pooling") is not None and not has_backbone:
         raise ValueError("pooling: a run has its own pyramid; pooling=NAME is for backbone=NAME")
+    if config.get("hidden") is not None:
+        raise ValueError(f"hidden={config.hidden}: is for training; fc6 and fc7 of this network would be random")
     if has_backbone:
         check_backbone(config)
     if not SEED.holds(config.seed):
@@ -169,12 +173,15 @@ def transfer(config: DictConfig) -> None:
 
 def _open_data(checked: Checked) -> tuple[dict[str, Any], "TransferData"]:
     """Opens the data. Returns the section with an absolute root, and the data."""
+    from sppnet.data.sources import DATA_SOURCES, MULTI_LABEL_SOURCES
     from sppnet.transfer.protocols import open_transfer_data
 
     source, options, config = checked.source, with_absolute_places(checked.options), checked.config
     section = {"source": source, **options}
-    data = open_transfer_data(source, splits=config.splits, exclude=config.exclude, **options)
-    print(f"{_data_text(section)}: {len(data.truth):,} images of {len(data.classes)} classes, {_splits_text(data)}")
+    with named_keys(data=(DATA_SOURCES | MULTI_LABEL_SOURCES)[source]):
+        data = open_transfer_data(source, splits=config.splits, exclude=config.exclude, **options)
+    images = f"{counted(len(data.truth), 'image')} of {counted(len(data.classes), 'class')}"
+    print(f"{_data_text(section)}: {images}, {_splits_text(data)}")
     return section, data
 
 
@@ -266,8 +273,7 @@ def _data_text(section: dict[str, Any]) -> str:
 
 def _splits_text(data: "TransferData") -> str:
     train, test = data.splits[0]
-    plural = "s" if len(data.splits) > 1 else ""
-    return f"{len(data.splits)} split{plural} into {len(train):,} to train on and {len(test):,} to test on"
+    return f"{counted(len(data.splits), 'split')} into {len(train):,} to train on and {len(test):,} to test on"
 
 
 def command() -> None:

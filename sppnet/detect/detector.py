@@ -57,9 +57,13 @@ def layers_to_pool(of_svms: Iterable[str]) -> list[str]:
 
 
 def layer_length(network: SPPNet, layer: str) -> int:
-    """Returns the number of values of a feature of one of LAYERS. Raises ValueError for another layer."""
+    """Returns the number of values of a feature of one of LAYERS.
+
+    Raises ValueError for another layer, and for one that the network does not have.
+    """
     check_names("layer", [layer], LAYERS)
-    return network.fc6.in_features if layer == "pool5" else network.hidden
+    network.check_layers("layer", [layer])
+    return network.pooled_length if layer == "pool5" or network.hidden is None else network.hidden
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +298,7 @@ def _detector(network: SPPNet, values: dict[str, Any]) -> Detector:
         float(values["factor"]),
     )
 
-    regressors, pooled = None, network.fc6.in_features
+    regressors, pooled = None, network.pooled_length
     if values["regressors"] is not None:
         of_class = [
             one and BoxRegressor(_floats(one[0], pooled, 4), _floats(one[1], 4)) for one in values["regressors"]

@@ -100,8 +100,10 @@ def train_and_test(
 
     Returns the detections of each row on the test images, which are also in `run`/detections.
 
-    Raises ValueError if the data is not what an interrupted run began with, and what its stages raise.
+    Raises ValueError if the data is not what an interrupted run began with, for rows of layers that the network does
+    not have, and what its stages raise.
     """
+    _check_rows(plan.rows, network)
     network = network.aligned().eval() if plan.aligned else network
     _check_data(splits, run)
     mirrored = _finetunes(plan.rows) or plan.svm.mirrored
@@ -130,7 +132,7 @@ def _about(network: SPPNet, splits: DetectionSplits, plan: DetectionPlan) -> dic
         "seed": plan.seed,
         "setting": json.dumps({"proposals": proposals, **parts, **others}, sort_keys=True),
         "scales": list(plan.rules.scales),
-        "lengths": {layer: layer_length(network, layer) for layer in LAYERS},
+        "lengths": {layer: layer_length(network, layer) for layer in LAYERS if layer in network.layers},
         "proposals": proposals,
         "suppression_overlap": plan.test.suppression_overlap,
         "most": plan.test.most,
@@ -162,6 +164,16 @@ def _check_data(splits: DetectionSplits, run: Path) -> None:
     elif (before := json.loads(path.read_text())["fingerprint"]) != found:
         raise ValueError(
             f"{run}: the data has changed since the run began; its fingerprint was {before} and is {found}"
+        )
+
+
+def _check_rows(rows: Sequence[Row], network: SPPNet) -> None:
+    """Raises ValueError for a row that needs fc6 and fc7, if the network is a linear classifier."""
+    needing = [row.name for row in rows if row.layer != "pool5"]
+    if network.hidden is None and needing:
+        raise ValueError(
+            f"rows: {needing[0]} needs fc6 and fc7, and this network was built with hidden=null, a linear classifier "
+            "on the pyramid; use rows=[pool5,pool5_bb]"
         )
 
 

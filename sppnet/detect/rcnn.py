@@ -97,7 +97,7 @@ def warped_features(
     """
     device, features = network.fc8.weight.device, []
     if not len(windows):
-        return head(torch.empty(0, network.fc6.in_features, device=device))
+        return head(torch.empty(0, network.pooled_length, device=device))
     for images in warped_batches(network, image, windows, batch_size=batch_size, side=side):
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             maps = network.maps(images)

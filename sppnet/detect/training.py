@@ -199,7 +199,7 @@ def train_regressors(data: WindowsOfImages, settings: RegressionSettings, folder
         folder: keeps the regressors of an interrupted training, which resumes.
         seed: chooses the windows of classes that have too many, and those that the average norm is taken of.
     """
-    (norm,) = average_norms(data, lambda pooled: pooled, [data.network.fc6.in_features], seed)
+    (norm,) = average_norms(data, lambda pooled: pooled, [data.network.pooled_length], seed)
     factor = AVERAGE_NORM / norm if norm > 0 else 1.0
     near = [_windows_near_objects(data, index, settings.overlap) for index in range(len(data))]
     regressors = []

@@ -145,7 +145,7 @@ class DrawnWindows:
             used: for each image the indices of the windows that will be drawn, each once.
             memory: bytes.
         """
-        length, number = self.data.network.fc6.in_features, 2 * sum(map(len, used))
+        length, number = self.data.network.pooled_length, 2 * sum(map(len, used))
         if 2 * length * number > memory:
             return
         kept, next_row = torch.empty(number, length, dtype=torch.float16), 0

@@ -251,7 +251,7 @@ def check_view(network: SPPNet, layers: Sequence[str], view: str, scale: int) ->
     check_names("view", [view], VIEWS)
     if not layers:
         raise ValueError("layers=[]: must name at least one layer, as in layers=[pool5,fc7]")
-    check_names("layers", layers, (*network.layers, PIXELS))
+    network.check_layers("layers", layers, [PIXELS])
     # Words instead of KEY=VALUE: the argument is `scale`, and the key of the command `scales`.
     smallest = network.backbone.smallest_input
     if not smallest <= scale <= LARGEST_SCALE:

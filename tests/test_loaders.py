@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 import time
+from multiprocessing import connection
 from threading import Timer
 
 import numpy as np
@@ -94,6 +95,26 @@ def test_a_connection_that_breaks_before_its_worker_is_dead_is_explained_without
     text, seconds = failure(lambda: batches)
     assert text == KILLED
     assert seconds < 10
+
+
+def close_files_and_exit():
+    """Ends this process as the system ends one: its files are closed some time before its exit code is known."""
+    os.closerange(3, 256)
+    time.sleep(0.3)
+    os._exit(errno.EMFILE)
+
+
+def test_the_exit_code_of_a_worker_whose_files_are_closed_is_waited_for(monkeypatch):
+    batches = iter(WatchedLoader(Numbers(close_files_and_exit), batch_size=1, num_workers=1))
+    (worker,) = batches._workers
+
+    def break_connection(timeout):
+        connection.wait([worker.sentinel], timeout=10)
+        raise EOFError
+
+    monkeypatch.setattr(batches._data_queue, "get", break_connection)
+    text, _ = failure(lambda: batches)
+    assert text.startswith("too many open files")
 
 
 class KillingImages(Files):

@@ -54,8 +54,11 @@ class _WatchedBatches(_MultiProcessingDataLoaderIter):
         except queue.Empty:
             self._raise_for_dead_workers()
         except (OSError, EOFError):
-            # The connection may break before the worker is dead.
-            connection.wait([worker.sentinel for worker in self._workers], timeout=CHECK_SECONDS)
+            # The connection may break before the worker is dead, whose files are closed before its exit code is known.
+            ended = connection.wait([worker.sentinel for worker in self._workers], timeout=CHECK_SECONDS)
+            for worker in self._workers:
+                if worker.sentinel in ended:
+                    worker.join(CHECK_SECONDS)
             self._raise_for_dead_workers()
             raise
 

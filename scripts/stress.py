@@ -21,15 +21,18 @@ SMALL = [
     *("backbone.width=0.05", "hidden=16", "sizes.cycle=[96,72]", "recipe.epochs=8", "recipe.batch_size=6"),
     "recipe.color=true",
 ]
-# What the runs in turn train with; the last with every option.
+# What the runs in turn train with; the last with every option that those before do not have.
 RECIPES = {
     "cosine": ["recipe=fast", "recipe.warmup_epochs=1", "trainer.validate_every=2"],
-    "plateau": ["recipe=paper", "recipe.plateau_patience=1", "recipe.learning_rate=0.01"],
+    "plateau": [
+        *("recipe=paper", "recipe.plateau_patience=1", "recipe.learning_rate=0.01", "recipe.class_weights=true"),
+        *("recipe.trivial_augment=true", "recipe.mirror=false"),
+    ],
     "everything": [
         *("recipe=fast", "recipe.warmup_epochs=1", "recipe.learning_rate=0.002", "recipe.base_batch_size=24"),
         *("recipe.optimizer=adamw", "recipe.optimizer_options={betas:[0.8,0.9]}", "recipe.schedule=tanh"),
         *("recipe.layer_decay=0.8", "recipe.backbone_rate=0.5", "recipe.frozen_epochs=3", "recipe.ema_decay=0.9"),
-        *("recipe.stop_patience=3", "trainer.accumulate=2"),
+        *("recipe.full_rate_inputs=20", "recipe.stop_patience=3", "trainer.accumulate=2"),
         *("sizes.every=batch", "recipe.crop_area=[0.2,1]", "recipe.rand_augment=9", "recipe.erasing=0.3"),
         *("recipe.mixup=0.2", "recipe.cutmix=1", "recipe.balanced=true"),
     ],

@@ -15,9 +15,9 @@ from made_runs import make_run
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import find_runs
 from sppnet.commands.naming import run_directory
-from sppnet.results.missing import hydra_value
 from sppnet.results.runs import read_runs
 from sppnet.results.tables import table_page
+from sppnet.runtime.overrides import hydra_value
 
 
 def composed(name, words):

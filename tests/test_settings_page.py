@@ -35,9 +35,9 @@ def test_the_best_settings_come_first_and_only_what_differs_is_shown(tmp_path):
     differing = ["`pooling.levels`", "`recipe.learning_rate`", "`recipe.mixup`"]
     assert table == [
         ["top-1 error", "95 % interval", "seeds", *differing, "first run"],
-        ["12.50 ± 3.54", table[1][1], "2", "[6, 3, 2, 1]", "0.2", "0.4", "folder-single-0"],
+        ["12.50 ± 3.54", table[1][1], "2", "[6,3,2,1]", "0.2", "0.4", "folder-single-0"],
         ["20.00", "10.50 to 34.76", "1", "null", "0.1", "0", "folder-none-0"],
-        ["27.50 ± 3.54", table[3][1], "2", "[6, 3, 2, 1]", "0.0123", "0", "folder-single-0"],
+        ["27.50 ± 3.54", table[3][1], "2", "[6,3,2,1]", "0.0123", "0", "folder-single-0"],
     ]
     assert "Not finished, and left out: 1." in page.markdown()
     (figure,) = [options for kind, options in page.blocks if kind == "figure"]
@@ -57,7 +57,7 @@ def test_few_values_and_texts_are_named_below_the_axis_and_many_numbers_lie_on_i
     batch, crop, rate, epochs = figure.axes[:4]
     assert [text.get_text() for text in batch.get_xticklabels()] == ["8", "16", "64"]
     assert batch.lines[0].get_xdata().tolist() == [2, 0, 1, 0, 0]
-    assert [text.get_text() for text in crop.get_xticklabels()] == ["3", "null", "[0.2, 1]", "true"]
+    assert [text.get_text() for text in crop.get_xticklabels()] == ["3", "null", "[0.2,1]", "true"]
     assert crop.lines[0].get_xdata().tolist() == [1, 2, 1, 0, 3]
     assert rate.get_xscale() == "log"
     assert rate.lines[0].get_xdata().tolist() == rates

@@ -15,10 +15,10 @@ from sppnet.commands.settings import plain
 from sppnet.commands.tested_data import data_section, open_tested_data
 from sppnet.data.sources import ImageData, content_digests, images_fingerprint, select_images
 from sppnet.network import load_network
-from sppnet.results.missing import hydra_value
 from sppnet.results.scores import Scores, is_of_validation_images
 from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.names import counted
+from sppnet.runtime.overrides import hydra_value
 from sppnet.runtime.run_directory import checkpoint_digest, folder_beside, is_published
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import re
 import types
 import typing
@@ -19,6 +18,7 @@ from sppnet.classify.recipe import default_frozen, default_warmup
 from sppnet.commands.errors import configuration_errors
 from sppnet.commands.hints import unknown_key
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.overrides import hydra_value
 
 if TYPE_CHECKING:
     from sppnet.data.sources import ImageData
@@ -156,7 +156,7 @@ def _converted(section: DictConfig, key: str, hint: Any, prefix: str) -> Any:
         raise ValueError(f"{prefix}{error.full_key}: missing; give it as {prefix}{error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
         name, given, wanted = _wrong_part(f"{prefix}{key}", section[key], hint)
-        raise ValueError(f"{name}={_as_typed(given)}: must be {_in_words(wanted, name, given)}") from error
+        raise ValueError(f"{name}={_shown(given)}: must be {_in_words(wanted, name, given)}") from error
     if value == "":
         raise ValueError(f"{prefix}{key}: empty; give it as {prefix}{key}=VALUE, or leave it out")
     return value
@@ -181,15 +181,12 @@ def _schema(key: str, hint: Any) -> Any:
     return OmegaConf.structured(dataclasses.make_dataclass("Section", [(key, hint)]))
 
 
-def _as_typed(value: Any) -> str:
-    """Returns a value as the command line takes it."""
-    if isinstance(value, (ListConfig, DictConfig)):
-        value = OmegaConf.to_container(value)
-    if isinstance(value, list):
-        return f"[{','.join(map(_as_typed, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{_as_typed(inner)}' for key, inner in value.items())}}}"
-    return value if isinstance(value, str) else json.dumps(value)
+def _shown(value: Any) -> str:
+    """Returns a value as the command line takes it, but text without quotes."""
+    if isinstance(value, str):
+        return value
+    is_section = isinstance(value, ListConfig | DictConfig)
+    return hydra_value(OmegaConf.to_container(value) if is_section else value)
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}

@@ -1,10 +1,11 @@
 """Plots for the result pages, each a `matplotlib.figure.Figure` made without a window."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from sppnet.runtime.overrides import hydra_value
 
 # Okabe and Ito's colours, which readers of any colour vision tell apart. A marker beside each helps in print; as there
 # are more markers than colours, no pair of both repeats soon.
@@ -240,10 +241,10 @@ def _positions(axis: Any, values: Sequence[Any]) -> list[float]:
 
 
 def value_text(value: Any) -> str:
-    """Formats the value of a setting as on the command line, but numbers with three digits."""
+    """Formats the value of a setting as on the command line, but numbers with three digits and text without quotes."""
     if isinstance(value, float):
         return f"{value:.3g}"
-    return str(value) if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else hydra_value(value)
 
 
 def _panels(count: int, sharex: bool = False) -> tuple[Any, list[Any]]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from made_runs import made_scores, make_run, make_three_arms
 from made_transfers import made_about, made_several_labels, make_transfer
-from sppnet.results.runs import grouped, read_runs
+from sppnet.results.runs import distinct_texts, grouped, read_runs
 from sppnet.results.scores import SCORING_RULES, write_scores
 from sppnet.results.tables import table_page
 from test_records import RESULT
@@ -64,6 +64,23 @@ def test_runs_of_some_classes_are_a_group_of_their_own_and_null_is_all_classes(t
     few = groups(["dog", "cat"])
     assert len(few) == 2
     assert [runs[0].setting_text().count("2 of the classes") for runs in few] == [0, 1]
+
+
+def test_runs_with_the_same_text_are_told_apart_by_the_settings_in_which_they_differ(tmp_path):
+    crops = {"crop_area": [0.2, 1.0]}
+    for place, variant, recipe in [
+        ("0", "single", {}),
+        ("1", "none", crops),
+        ("2", "none", crops | {"dropout": 0.2}),
+        ("3", "single", {"epochs": 9}),
+    ]:
+        make_run(tmp_path / place, variant, **recipe)
+    runs = read_runs([str(tmp_path / "*")])
+    texts = distinct_texts(runs, "pooling", "sizes")
+    added = [text.removeprefix(run.setting_text()) for text, run in zip(texts, runs, strict=True)]
+    assert added == ["", "; recipe.crop_area=[0.2,1.0]", "; recipe.crop_area=[0.2,1.0]; recipe.dropout=0.2", ""]
+    headings = [block.splitlines()[0] for block in table_page("table2", runs).markdown().split("\n## ")[1:]]
+    assert len(set(headings)) == len(headings) == 4
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from sppnet.results.object_files import OBJECTS_FILE
 from sppnet.results.records import Result, read_result
 from sppnet.results.scores import SCORING_RULES, Scores, check_single_label, is_of_validation_images, read_scores
 from sppnet.runtime.names import first_line
-from sppnet.runtime.run_directory import checkpoint_digest, read_run_config, sizes_in_words, without_folders
+from sppnet.runtime.overrides import hydra_value
+from sppnet.runtime.run_directory import checkpoint_digest, flat, read_run_config, sizes_in_words, without_folders
 
 # What the paper compares, in the order in which tables show it.
 VARIANTS = {
@@ -181,6 +182,23 @@ def grouped(runs: Sequence[Run], *ignored: str) -> dict[str, list[Run]]:
                     f"{first.path} and {run.path}: the same training with the same seed; name only one in runs=[...]"
                 )
     return {key: sorted(group, key=lambda run: int(run.config["seed"])) for key, group in groups.items()}
+
+
+def distinct_texts(runs: Sequence[Run], *ignored: str) -> list[str]:
+    """Returns the `setting_text` of each run, and where several have the same, the settings in which they differ.
+
+    Args:
+        runs: of different settings.
+        ignored: sections in which they may differ without that being shown.
+    """
+    texts = [run.setting_text() for run in runs]
+    settings = [flat(json.loads(run.setting(*ignored))) for run in runs]
+    distinct = []
+    for text, own in zip(texts, settings, strict=True):
+        alike = [other for other_text, other in zip(texts, settings, strict=True) if other_text == text]
+        differing = [key for key in own if any(key not in other or other[key] != own[key] for other in alike)]
+        distinct.append("; ".join([text, *(f"{key}={hydra_value(own[key])}" for key in differing)]))
+    return distinct
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import numpy as np
 from sppnet.results.comparisons import INTERVALS_COVER, NotTested, check_same_images, error_estimate, gain_text, wrong
 from sppnet.results.page import Page
 from sppnet.results.plots import error_curves
-from sppnet.results.runs import VARIANTS, Run, grouped
+from sppnet.results.runs import VARIANTS, Run, distinct_texts, grouped
 from sppnet.results.scores import Scores
 from sppnet.results.statistics import gain_interval
 from sppnet.results.sweeps import images_text, pyramid_order, pyramid_text
@@ -28,10 +28,12 @@ def scales_page(runs: Sequence[Run]) -> Page:
         "network of the table, by the same view at the same scale, with its 95 % interval over images and training "
         "runs; over images only where a side has one run."
     )
-    for block in grouped(runs, "pooling", "sizes").values():
+    blocks = grouped(runs, "pooling", "sizes").values()
+    texts = distinct_texts([block[0] for block in blocks], "pooling", "sizes")
+    for text, block in zip(texts, blocks, strict=True):
         curves = {key: points for key, points in _curves(block).items() if len(points) > 1}
         if curves:
-            page.heading(block[0].setting_text())
+            page.heading(text)
             _add_errors(page, curves, images_text(block))
             for view in dict.fromkeys(view for _, view in curves):
                 _add_gains(page, view, {name: points for (name, of), points in curves.items() if of == view})

@@ -17,7 +17,7 @@ from sppnet.results.costs import parameters
 from sppnet.results.page import Page
 from sppnet.results.plots import Errors, Estimate, error_dots
 from sppnet.results.records import shows_top5
-from sppnet.results.runs import VARIANTS, Run, grouped
+from sppnet.results.runs import VARIANTS, Run, distinct_texts, grouped
 from sppnet.results.statistics import counts_interval, gain_interval
 from sppnet.runtime.checkout import shown_command
 
@@ -33,8 +33,10 @@ def pyramid_page(runs: Sequence[Run]) -> Page:
         "over seeds, or one run. Two controls: one level with about as many bins as the pyramid ([7] has 49), and a "
         "pyramid with fewer parameters than the network without one. If these were run, the note marks them."
     )
-    for block in grouped([run for run in runs if run.result is not None], "pooling").values():
-        page.heading(block[0].setting_text() + f", sizes {'/'.join(map(str, block[0].sizes))}")
+    blocks = grouped([run for run in runs if run.result is not None], "pooling").values()
+    texts = distinct_texts([block[0] for block in blocks], "pooling", "sizes")
+    for text, block in zip(texts, blocks, strict=True):
+        page.heading(f"{text}, sizes {'/'.join(map(str, block[0].sizes))}")
         groups = sorted(grouped(block).values(), key=lambda seeds: pyramid_order(seeds[0]))
         baseline = next((parameters(seeds[0]) for seeds in groups if seeds[0].levels is None), None)
         top5 = any(run.result is not None and shows_top5(run.result.num_classes) for run in block)
@@ -141,12 +143,14 @@ def views_page(runs: Sequence[Run]) -> Page:
         "top-1: images whose highest score is that of the same class. Gain: how much lower the top-1 error is, with "
         "its 95 % interval over images and runs, or over images only for one run. Means over seeds."
     )
-    for seeds in grouped(runs).values():
+    groups = grouped(runs).values()
+    texts = distinct_texts([seeds[0] for seeds in groups], "pooling", "sizes")
+    for text, seeds in zip(texts, groups, strict=True):
         tested = [run for run in seeds if _REFERENCE_VIEWS in run.scores]
         names = list(dict.fromkeys(views for run in tested for views in run.scores if views != _REFERENCE_VIEWS))
         rows = [_closeness(views, [run for run in tested if views in run.scores]) for views in names]
         if rows:
-            page.heading(f"{VARIANTS.get(seeds[0].variant or '', pyramid_text(seeds[0]))}: {seeds[0].setting_text()}")
+            page.heading(f"{VARIANTS.get(seeds[0].variant or '', pyramid_text(seeds[0]))}: {text}")
             page.table(["views", "seeds", "divergence", "same top-1 in %", "top-1 error", "gain"], rows)
 
     if len(page.blocks) == 1:

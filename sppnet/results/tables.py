@@ -23,7 +23,7 @@ from sppnet.results.missing import missing_tests, missing_trainings, paper_comma
 from sppnet.results.page import Page
 from sppnet.results.paper import PAPER, TABLES, PaperErrors, TableSpec, variant_label
 from sppnet.results.plots import Errors, error_dots
-from sppnet.results.runs import VARIANTS, Run, grouped
+from sppnet.results.runs import VARIANTS, Run, distinct_texts, grouped
 from sppnet.results.scores import Scores
 from sppnet.results.statistics import gain_interval, paired_test
 
@@ -50,7 +50,9 @@ def table_page(name: str, runs: Sequence[Run]) -> Page:
     shown = set()
     table_runs = [run for run in runs if run.variant in spec.variants or spec.was_run(run)]
     blocks = list(grouped(table_runs, "pooling", "sizes").values())
-    for block in sorted(blocks, key=lambda block: (not _on_imagenet(block), block[0].setting_text())):
+    texts = distinct_texts([block[0] for block in blocks], "pooling", "sizes")
+    for text, block in sorted(zip(texts, blocks, strict=True), key=lambda item: (not _on_imagenet(item[1]), item[0])):
+        page.heading(text)
         _add_block(page, spec, block, runs)
         if _on_imagenet(block):
             shown.add(block[0].architecture)
@@ -75,7 +77,6 @@ def _add_missing_networks(page: Page, missing: Sequence[tuple[str, str, str]], r
 
 def _add_block(page: Page, spec: TableSpec, block: list[Run], runs: Sequence[Run]) -> None:
     """Adds all runs of one network, data set and recipe, and the commands for what is missing."""
-    page.heading(block[0].setting_text())
     variants = list(VARIANTS)
     groups = sorted(grouped(block).values(), key=lambda seeds: variants.index(seeds[0].variant or ""))
     rows = _rows(spec, groups)

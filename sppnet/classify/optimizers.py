@@ -71,7 +71,7 @@ def _width_factor(parameters: list[nn.Parameter], recipe: Recipe) -> float:
     """Returns the factor on the rate of a fully connected layer: smaller for one with many inputs.
 
     A step of Adam changes every weight by about the rate, whatever the gradient, and so an output by the rate times the
-    sum of the inputs (arXiv:2203.03466, Table 3: the rate of a layer in inverse proportion to its inputs).
+    sum of the inputs (arXiv:2203.03466: the rate of a layer in inverse proportion to its inputs).
     """
     inputs = max((p.shape[1] for p in parameters if p.ndim == 2), default=1)
     return min(1.0, (recipe.full_rate_inputs or inputs) / inputs)

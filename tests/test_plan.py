@@ -1,5 +1,7 @@
 """The plan of a training run: values out of range are refused with the key of the user."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -92,12 +94,32 @@ def test_layers_that_mean_the_same_are_taken_from_the_trained_network(trained, c
 
 
 def test_a_given_mean_takes_the_place_of_the_trained_networks(trained):
-    plan = make_plan(initial_weights=trained, input_mean=[4.0, 5.0, 6.0])
-    assert plan.build_network(["cat", "dog"]).input_mean == (4.0, 5.0, 6.0)
+    plan = make_plan(initial_weights=trained, input_mean=[4.0, 5.0, 6.0], input_std=None)
+    network = plan.build_network(["cat", "dog"])
+    assert (network.input_mean, network.input_std) == ((4.0, 5.0, 6.0), load_network(trained).input_std)
+    plan = make_plan(initial_weights=trained, input_mean=None, input_std=[7.0, 8.0, 9.0])
+    network = plan.build_network(["cat", "dog"])
+    assert (network.input_mean, network.input_std) == (load_network(trained).input_mean, (7.0, 8.0, 9.0))
+
+
+@pytest.mark.parametrize("given", ["input_mean", "input_std"])
+def test_what_the_recipe_does_not_give_is_that_of_the_timm_model(given):
+    plan, statistics = make_plan(), {"input_mean": None, "input_std": None, given: [4.0, 5.0, 6.0]}
+    backbone = {"architecture": "timm", "backbone_options": {"name": "vit_tiny_patch16_224"}}
+    plan = replace(plan, **backbone, recipe=replace(plan.recipe, **statistics))
+    half = (127.5, 127.5, 127.5)  # of this model, unlike ImageNet's
+    expected = (half, [4.0, 5.0, 6.0]) if given == "input_std" else ([4.0, 5.0, 6.0], half)
+    assert plan.input_statistics == expected
+
+
+@pytest.mark.parametrize("key", ["input_mean", "input_std"])
+def test_an_empty_list_is_not_taken_for_none(key):
+    with pytest.raises(ValueError, match=rf"{key}=\[\].*: must be three numbers each"):
+        make_plan(**{key: []})
 
 
 def test_another_backbone_is_refused(trained):
     with pytest.raises(ValueError, match=r"^initial_weights=.*trained\.ckpt: has the backbone .*0\.05.*0\.1"):
         make_plan(initial_weights=trained, width=0.1).build_network(["cat", "dog"])
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no such checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"^initial_weights=nowhere: no such checkpoint"):
         make_plan(initial_weights="nowhere").build_network(["cat", "dog"])

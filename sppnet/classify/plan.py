@@ -1,6 +1,7 @@
 """The plan of a training run: everything that decides it, typed and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -90,11 +91,14 @@ class TrainingPlan:
     @property
     def input_statistics(self) -> tuple[Sequence[float], Sequence[float]]:
         """Mean and standard deviation per channel of the pixels 0..255 that become network input."""
-        mean: Sequence[float] = IMAGENET_MEAN
-        std: Sequence[float] = IMAGENET_STD
         if self.architecture == "timm" and None in (self.recipe.input_mean, self.recipe.input_std):
-            mean, std = pretrained_statistics(self.backbone_options["name"])
-        return self.recipe.input_mean or mean, self.recipe.input_std or std
+            return self._given_statistics(*pretrained_statistics(self.backbone_options["name"]))
+        return self._given_statistics(IMAGENET_MEAN, IMAGENET_STD)
+
+    def _given_statistics(self, mean: Sequence[float], std: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
+        """Returns the mean and the standard deviation that the recipe gives, each of these where it gives none."""
+        own_mean, own_std = self.recipe.input_mean, self.recipe.input_std
+        return mean if own_mean is None else own_mean, std if own_std is None else own_std
 
     def open_data(self) -> ImageData:
         """Opens the data set. Raises as `sppnet.data.sources.open_data`."""
@@ -105,9 +109,12 @@ class TrainingPlan:
 
         Raises what `load_network` raises, and ValueError if `initial_weights` has another backbone.
         """
-        source = None if self.initial_weights is None else load_network(self.initial_weights)
+        with self._naming_initial_weights():
+            source = None if self.initial_weights is None else load_network(self.initial_weights)
         torch.manual_seed(self.seed)
-        mean, std = self.input_statistics if source is None else (source.input_mean, source.input_std)
+        mean, std = self.input_statistics
+        if source is not None:
+            mean, std = self._given_statistics(source.input_mean, source.input_std)
         network = SPPNet(
             build_backbone(self.architecture, **self.backbone_options),
             self.levels,
@@ -115,14 +122,22 @@ class TrainingPlan:
             hidden=self.hidden,
             dropout=self.recipe.dropout,
             initialization=self.recipe.initialization,
-            input_mean=self.recipe.input_mean or mean,
-            input_std=self.recipe.input_std or std,
+            input_mean=mean,
+            input_std=std,
             classes=classes,
             input_side=self.crop_side if self.levels is None else None,
         )
         if source is not None:
-            try:
+            with self._naming_initial_weights():
                 take_weights(network, source)
-            except ValueError as error:
-                raise ValueError(f"initial_weights={self.initial_weights}: {error}") from error
         return network
+
+    @contextmanager
+    def _naming_initial_weights(self) -> Iterator[None]:
+        """Puts key and value before the messages of errors."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            reason = str(error).removeprefix(f"{self.initial_weights}: ")
+            error.args = (f"initial_weights={self.initial_weights}: {reason}",)
+            raise

@@ -4,9 +4,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from sppnet.classify.advice import check_batch_size
+from sppnet.classify.recipe import Recipe
 from sppnet.commands.naming import run_directory
 from sppnet.commands.recipes import count_training_images, recipe_text, with_recipe
 from sppnet.commands.settings import resolved
+from sppnet.runtime import machine
 from test_configs import CONFIGS, composed
 
 NAMED = sorted(file.stem for file in (CONFIGS / "recipe").glob("*.yaml") if file.stem != "auto")
@@ -50,6 +53,18 @@ def test_the_recipe_follows_the_data_and_the_weights(overrides, images, name, fi
     assert text.startswith(f"recipe={name}" if images is None else f"recipe={name} for {images:,} training images")
     assert f": {given['epochs']} epochs" in text
     assert f", {given['batch_size']} images per step, {given['optimizer']} at rates up to" in text
+
+
+@pytest.mark.parametrize(
+    ("devices", "machines", "images", "batch"),
+    [(2, 1, 3000, 32), (3, 1, 3000, 24), (3, 1, 100, 3), (2, 3, 3000, 24), (2, 1, 100, 4), (2, 20, 3000, 40)],
+)
+def test_every_device_has_as_many_images_of_the_chosen_batch(monkeypatch, devices, machines, images, batch):
+    monkeypatch.setattr(machine, "most_processes", lambda: 8)
+    config = resolved(composed("trainer=cpu", f"trainer.devices={devices}", f"trainer.num_nodes={machines}"))
+    recipe = Recipe(**with_recipe(config, lambda: images).recipe)
+    assert recipe.batch_size == batch
+    check_batch_size(recipe, devices * machines, images, images)
 
 
 def test_the_line_about_the_recipe_says_what_is_trained_how_and_what_may_do_better():

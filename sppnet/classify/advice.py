@@ -34,7 +34,10 @@ def check_batch_size(
     Each of them computes its share in `accumulate` equal parts; "auto" finds out how many.
     """
     if recipe.batch_size % processes:
-        raise ValueError(f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices")
+        nearest = max(1, round(recipe.batch_size / processes)) * processes
+        raise ValueError(
+            f"recipe.batch_size={recipe.batch_size}: must be a multiple of the {processes} devices, such as {nearest}"
+        )
     share = recipe.batch_size // processes
     if accumulate != "auto" and share % int(accumulate):
         raise ValueError(

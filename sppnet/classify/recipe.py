@@ -171,15 +171,15 @@ def batch_for_enough_steps(images: int, processes: int = 1) -> int:
     return processes * 2 ** max(0, share.bit_length() - 1)
 
 
-def recipe_for(images: int, has_weights: bool) -> tuple[str, dict[str, int]]:
+def recipe_for(images: int, has_weights: bool, processes: int = 1) -> tuple[str, dict[str, int]]:
     """Returns the name of the recipe for so many training images, and values that depend on their number.
 
     Networks with trained weights are fine-tuned. Small data sets need more epochs, and a smaller batch for enough steps
-    in each.
+    in each: at most 32 images, as many of them for every process.
     """
     if images > 50_000 and not has_weights:
         return "fast", {}
-    batch = min(32, batch_for_enough_steps(images))
+    batch = min(batch_for_enough_steps(32 * FEW_STEPS, processes), batch_for_enough_steps(images, processes))
     if has_weights:
         return "finetune", {"batch_size": batch}
     epochs = next(epochs for most, epochs in ((1000, 100), (5000, 60), (math.inf, 30)) if images <= most)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import yaml
 from omegaconf import DictConfig
 
+from sppnet.classify.machine import Machine
 from sppnet.classify.rates import highest_rate
 from sppnet.classify.recipe import Recipe, recipe_for
 from sppnet.commands.configs import CONFIGS
-from sppnet.commands.settings import bound_source, open_source, plain, resolved
+from sppnet.commands.settings import bound, bound_source, open_source, plain, resolved
 from sppnet.runtime.names import counted
 
 _AUTO = "auto"  # in configs/recipe/auto.yaml: the value of the recipe that is chosen
@@ -59,7 +60,15 @@ def _choice(config: DictConfig, count_images: Callable[[], int]) -> tuple[str, d
         return "paper", {}
     backbone = config.backbone
     has_weights = bool(backbone.get("pretrained") or backbone.get("weights") or config.initial_weights)
-    return recipe_for(count_images(), has_weights)
+    return recipe_for(count_images(), has_weights, _processes(config))
+
+
+def _processes(config: DictConfig) -> int:
+    """Returns how many processes share a batch, on all machines together."""
+    from sppnet.runtime.machine import processes_here  # torch takes seconds, and --help should not
+
+    machine = Machine(**bound(config.trainer, Machine, "trainer."))
+    return processes_here(machine.accelerator, machine.devices) * machine.num_nodes
 
 
 def count_training_images(config: DictConfig) -> int:

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sppnet.commands.settings import bound, named_keys, resolved
+from sppnet.commands.settings import bound, named_keys, resolved, typed
 
 
 def test_a_tilde_is_the_home_folder_wherever_the_value_comes_from():
@@ -22,6 +22,17 @@ def test_a_tilde_is_the_home_folder_wherever_the_value_comes_from():
         "exclude": [f"{home}/a", "a~", home],
         "seed": 3,
     }
+
+
+def test_a_number_is_text_where_text_is_expected():
+    def settings(*, runs: str, run: str | None, images: Any, seed: int, data: dict[str, Any]):
+        """The schema of a configuration."""
+
+    config = OmegaConf.create({"runs": 2026, "run": 5, "images": 5, "seed": 5, "data": {"root": 5}})
+    assert typed(config, settings) == OmegaConf.merge(config, {"runs": "2026", "run": "5"})
+    assert typed(OmegaConf.merge(config, {"run": None}), settings).run is None
+    with pytest.raises(ValueError, match=r"^seed=one: must be a whole number$"):
+        typed(OmegaConf.merge(config, {"seed": "one"}), settings)
 
 
 HINTS = [int, float, bool, str, int | None, float | None, str | None, int | str, list[int], list[int] | None, Any]

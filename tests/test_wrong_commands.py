@@ -68,6 +68,7 @@ def place(tmp_path_factory):
 
 
 TRAIN = [
+    ("runs=2026 find_rates=2026", "find_rates=2026: must end in .png, .svg or .pdf"),  # years are names, too
     # Misspelt keys, at every depth.
     ("recipe.epochz=3", "recipe.epochz: no such key; did you mean epochs?"),
     ("+recipe.epochz=3", "recipe.epochz: no such key; did you mean epochs?"),
@@ -950,6 +951,7 @@ EXPLAIN = [
 
 MODEL = "run=run out=model.onnx"
 EXPORT = [
+    ("run=zf5.ckpt out=2026", "out=2026: must end in .onnx or .pt2"),
     ("", "run: missing; give it as run=VALUE"),
     ("run=run", "out: missing; give it as out=VALUE"),
     ("run=nowhere out=model.onnx", "run=nowhere: no such run directory or checkpoint"),

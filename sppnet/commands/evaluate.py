@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import find_runs, read_tested_run
 from sppnet.commands.jobs import one_line_job, run_main
-from sppnet.commands.settings import bound, resolved
+from sppnet.commands.settings import bound, resolved, typed
 from sppnet.results.page import markdown_table
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be tested. Opens no data."""
     from sppnet.runtime.hardware import Hardware  # torch takes seconds, and --help should not
 
-    bound(config, settings)
+    config = typed(config, settings)
     Hardware(**bound(config.hardware, Hardware, "hardware."))
     for path in find_runs(config.run):
         read_tested_run(config, path)
@@ -50,7 +50,7 @@ def settings(
 
 def evaluate(config: DictConfig) -> None:
     """Tests every run that a resolved configuration names, and prints their errors and comparisons."""
-    bound(config, settings)
+    config = typed(config, settings)
     paths = find_runs(config.run)
     if config.scores and len(paths) > 1:
         raise ValueError(f"scores={config.scores}: is for one run, and run={config.run} names {len(paths)}")

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.evaluated_runs import trained_crop_side
 from sppnet.commands.jobs import one_line_job, run_main
-from sppnet.commands.settings import bound, resolved
+from sppnet.commands.settings import resolved, typed
 from sppnet.geometry import CROP_SIDE, LARGEST_SCALE
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.files import check_place
@@ -25,7 +25,7 @@ _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 def main(config: DictConfig) -> None:
     """Runs the command on a configuration that Hydra composed."""
     with one_line_job("no file was written"):
-        config = resolved(config)
+        config = typed(resolved(config), settings)
         check(config)
         export(config)
 
@@ -36,7 +36,7 @@ def settings(*, run: str, out: str, format: str | None, opset: int | None, crop_
 
 def check(config: DictConfig) -> None:
     """Raises ValueError or FileNotFoundError for a resolved configuration that cannot be run. Loads no network."""
-    bound(config, settings)
+    config = typed(config, settings)
     format = _format(config)
     if config.opset is not None and (format != "onnx" or config.opset not in _OPSETS):
         allowed = f"from {_OPSETS[0]} to {_OPSETS[-1]}" if format == "onnx" else "null: it is for format=onnx"

@@ -22,7 +22,7 @@ from sppnet.commands.errors import configuration_errors
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.naming import run_directory
 from sppnet.commands.recipes import count_training_images, recipe_text, with_recipe
-from sppnet.commands.settings import bound, bound_choice, bound_source, named_keys, open_source, resolved
+from sppnet.commands.settings import bound, bound_choice, bound_source, named_keys, open_source, resolved, typed
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
 from sppnet.runtime.files import atomic_file, check_place
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> float:
     """Returns the top-1 error, a fraction, which a sweeper such as Optuna's minimizes; with `find_rates`, NaN."""
     with one_line_job("the same command resumes from its last checkpoint, if there is one"):
-        config = resolved(config)
-        bound(config, settings)
+        config = typed(resolved(config), settings)
         if config.find_rates is not None:
             find_rates(config)
             return math.nan
@@ -50,8 +49,7 @@ def main(config: DictConfig) -> float:
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be trained. Opens no data and writes nothing."""
-    bound(config, settings)
-    config = with_recipe(config)
+    config = with_recipe(typed(config, settings))
     _planned_directory(config, read_plan(config))
     if config.find_rates is not None:
         _check_plot(Path(config.find_rates))

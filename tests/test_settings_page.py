@@ -70,8 +70,10 @@ def test_runs_on_other_data_have_a_table_of_their_own(tmp_path):
     make_run(tmp_path / "b", "single", n=60)
     make_run(tmp_path / "c", "single", source="shapes")
     make_run(tmp_path / "d", "single", training_images=99)
+    changed = make_run(tmp_path / "e", "single") / "result.json"  # other images under the same names
+    changed.write_text(json.dumps(json.loads(changed.read_text()) | {"validation_images": "0123456789abcdef"}))
     _, shown = tables(tmp_path)
-    assert [len(table) for table in shown] == [2, 2, 2, 2]
+    assert [len(table) for table in shown] == [2, 2, 2, 2, 2]
 
 
 def test_without_a_finished_run_there_is_nothing_to_show(tmp_path):

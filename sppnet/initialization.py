@@ -1,7 +1,5 @@
 """Initial weights of networks, which belong together with the scale of their inputs."""
 
-import math
-
 import torch
 from torch import nn
 
@@ -42,14 +40,14 @@ def _initialize_by_fan_in(network: nn.Module) -> None:
 
 
 def _draw_linear_classifier(network: nn.Module) -> None:
-    """Draws fc8 of a network without fc6 and fc7 with a standard deviation of 0.1 / sqrt(fan-in).
+    """Draws fc8 of a network without fc6 and fc7 with a standard deviation of 0.02, or 10 / fan-in if that is less.
 
-    The pooled values are tens of thousands of maxima, of about 1 each: with 0.01, logits would differ by about 2, and
-    the loss would start far above ln(num_classes).
+    0.02 is timm's, for one value per channel. Pyramids have tens of thousands of values, of about 1 each: with 0.02,
+    their logits would differ by several units, and the loss would start far above ln(num_classes).
     """
     if not hasattr(network, "fc6"):
         weight = network.get_parameter("fc8.weight")
-        nn.init.normal_(weight, std=0.1 / math.sqrt(weight.shape[1]))
+        nn.init.normal_(weight, std=min(0.02, 10 / weight.shape[1]))
 
 
 def _keep_as_built(network: nn.Module) -> None:

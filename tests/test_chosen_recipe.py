@@ -69,8 +69,8 @@ def test_every_device_has_as_many_images_of_the_chosen_batch(monkeypatch, device
 
 def test_the_line_about_the_recipe_says_what_is_trained_how_and_what_may_do_better():
     assert recipe_text(resolved(composed()), lambda: 200) == (
-        "recipe=small for 200 training images: 100 epochs, 8 images per step, adamw at rates up to 0.0005; on few images "
-        "pretrained weights do better: backbone=timm backbone.pretrained=true"
+        "recipe=small for 200 training images: 100 epochs, 8 images per step, adamw at rates up to 0.0005; on few "
+        "images pretrained weights do better: backbone=timm backbone.pretrained=true"
     )
     assert recipe_text(resolved(composed(*WEIGHTS)), lambda: 3000) == (
         "recipe=finetune for 3,000 training images and trained weights: 20 epochs, the first 2 of the head only, 32 "

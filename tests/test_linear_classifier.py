@@ -107,6 +107,14 @@ def test_training_starts_at_a_loss_of_the_logarithm_of_the_classes(backbone, ini
     assert not network.fc8.bias.any()
 
 
+@pytest.mark.parametrize(("levels", "deviation"), [((1,), 0.02), ((6, 3, 2, 1), 10 / 12_800)])
+def test_one_value_per_channel_is_classified_by_weights_as_large_as_timms(levels, deviation):
+    """Smaller ones slow down the training of the whole network."""
+    torch.manual_seed(0)
+    network = SPPNet("zf5", levels, 100, hidden=None, initialization="fan_in")
+    assert network.fc8.weight.std().item() == pytest.approx(deviation, rel=0.02)
+
+
 def test_a_saved_network_comes_back_bit_for_bit(tmp_path):
     network = linear(dropout=0.3)
     save_network(network, tmp_path / "network.ckpt")

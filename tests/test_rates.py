@@ -38,7 +38,6 @@ def values_by_timm(steps, **options):
         ("constant", {}),
         ("cosine", {}),
         ("cosine", {"min_lr": 0.1, "k_decay": 2.0}),
-        ("cosine", {"cycle_limit": 3, "cycle_mul": 2.0, "cycle_decay": 0.5}),
         ("multistep", {"decay_milestones": [2, 5, 9], "decay_rate": 0.3}),
         ("poly", {"decay_rate": 2.0, "min_lr": 0.01}),
         ("step", {"decay_epochs": 3, "decay_rate": 0.5}),
@@ -52,6 +51,33 @@ def test_a_schedule_has_the_values_of_timms_scheduler(name, options):
     if name == "tanh":
         expected[0] = found[0]  # timm leaves the first step at the whole rate, where the function is a little below it
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+OPTIONS = {
+    "decay_epochs": 4,
+    "decay_fn": "linear",
+    "decay_milestones": [1, 3],
+    "decay_rate": 0.3,
+    "k_decay": 2.0,
+    "min_lr": 0.1,
+    "cycle_decay": 0.5,
+    "cycle_limit": 2,
+    "cycle_mul": 2.0,
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_takes_the_options_that_change_it_and_no_other(name, option):
+    """Others would give a run of the same outcome another name."""
+    options = {option: OPTIONS[option]}
+    factors = [[timm_factor(name, step, 70, steps_per_epoch=7, **some) for step in range(70)] for some in ({}, options)]
+    recipe = make_recipe(schedule=name, schedule_options=options)
+    if factors[0] != factors[1]:
+        check_schedule(recipe)
+    else:
+        with pytest.raises(ValueError, match=rf"^recipe\.schedule_options\.{option}: "):
+            check_schedule(recipe)
 
 
 def test_the_defaults_fit_the_length_of_the_run():
@@ -137,6 +163,14 @@ def test_a_rate_far_from_the_usual_one_for_the_batch_gets_a_note():
         ({"schedule": "plateau"}, r"^recipe\.schedule=plateau: must be one of"),
         ({"schedule_options": {"min_lr": 1}}, r"^recipe\.schedule_options=.*: are of recipe\.schedule, which is null"),
         ({"schedule": "step", "schedule_options": {"decay": 1}}, r"^recipe\.schedule_options\.decay: must be one of"),
+        (
+            {"schedule": "cosine", "schedule_options": {"cycle_mul": 2}},
+            r"^recipe\.schedule_options\.cycle_mul: must be one of k_decay, min_lr, which .*=cosine takes$",
+        ),
+        (
+            {"schedule": "constant", "schedule_options": {"min_lr": 0.1}},
+            r"^recipe\.schedule_options\.min_lr: constant takes no options$",
+        ),
         ({"schedule": "step", "schedule_options": {"decay_epochs": "a"}}, r"^recipe\.schedule=step, recipe\.sched"),
         ({"schedule": "step", "schedule_options": {"decay_epochs": 0}}, r"^recipe\.schedule=step, recipe\.sched"),
         ({"schedule": "poly", "schedule_options": {"min_lr": -3.0}}, r"^recipe\.schedule=poly, recipe\.schedule_o"),

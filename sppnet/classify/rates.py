@@ -10,11 +10,18 @@ from sppnet.classify.schedules import cosine_factor
 from sppnet.runtime.names import first_line
 
 # Of timm.scheduler; "plateau" is left out because it remembers its state, "rsqrt" because it needs timm's own warm-up.
-SCHEDULES = ("constant", "cosine", "multistep", "poly", "step", "tanh", "wsd")
-_SCHEDULE_OPTIONS = (
-    *("cycle_decay", "cycle_limit", "cycle_mul", "decay_epochs", "decay_fn", "decay_milestones", "decay_rate"),
-    *("k_decay", "min_lr"),
-)
+# The options are those that change a schedule: timm takes all of them for every one. Its cycles are left out because
+# the first one lasts for the whole run.
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "constant": (),
+    "cosine": ("k_decay", "min_lr"),
+    "multistep": ("decay_milestones", "decay_rate"),
+    "poly": ("decay_rate", "k_decay", "min_lr"),
+    "step": ("decay_epochs", "decay_rate"),
+    "tanh": ("min_lr",),
+    "wsd": ("decay_epochs", "decay_fn", "min_lr"),
+}
+SCHEDULES = tuple(_OPTIONS)
 
 
 def highest_rate(recipe: Recipe) -> float:
@@ -60,10 +67,10 @@ def timm_factor(name: str, step: int, total_steps: int, *, steps_per_epoch: floa
         step: after the warm-up.
         total_steps: without the warm-up.
         steps_per_epoch: for options in epochs.
-        options: of `timm.scheduler.create_scheduler_v2`, in epochs where they are times; `min_lr` is a factor on the
-            highest rate. By default "step" divides the rate by 10 after each third of the steps, "multistep" after a
-            half and three quarters of them, "wsd" falls during the last fifth, and the power of "poly" is 0.9
-            (arXiv:1606.00915, §4.1).
+        options: of _OPTIONS, as `timm.scheduler.create_scheduler_v2` has them, in epochs where they are times; `min_lr`
+            is a factor on the highest rate. By default "step" divides the rate by 10 after each third of the steps,
+            "multistep" after a half and three quarters of them, "wsd" falls during the last fifth, and the power of
+            "poly" is 0.9 (arXiv:1606.00915, §4.1).
     """
     in_steps = {key: _in_steps(key, value, steps_per_epoch) for key, value in options.items()}
     frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in in_steps.items()}
@@ -99,7 +106,7 @@ def _timm_scheduler(name: str, steps: int, options: tuple[tuple[str, Any], ...])
 
 
 def check_schedule(recipe: Recipe) -> None:
-    """Raises ValueError for a schedule that timm does not have, and for options that it does not take."""
+    """Raises ValueError for a schedule that timm does not have, and for options that would not change it."""
     name, options = recipe.schedule, recipe.schedule_options or {}
     if name is None:
         if options:
@@ -110,8 +117,12 @@ def check_schedule(recipe: Recipe) -> None:
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"recipe.schedule={name}: must be one of {', '.join(SCHEDULES)}, or null{hint}")
     for key in options:
-        if key not in _SCHEDULE_OPTIONS:
-            raise ValueError(f"recipe.schedule_options.{key}: must be one of {', '.join(_SCHEDULE_OPTIONS)}")
+        if key not in _OPTIONS[name]:
+            taken = ", ".join(_OPTIONS[name])
+            rule = (
+                f"must be one of {taken}, which recipe.schedule={name} takes" if taken else f"{name} takes no options"
+            )
+            raise ValueError(f"recipe.schedule_options.{key}: {rule}")
 
     try:
         factors = [schedule_factor(recipe, step, 10 * recipe.epochs) for step in (0, 5 * recipe.epochs)]

@@ -180,3 +180,47 @@ def test_what_timm_does_not_take_is_refused_in_one_line(options, message):
     with pytest.raises(ValueError, match=message) as refused:
         check_schedule(make_recipe(**options))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "reason"),
+    [
+        ("cosine", {"k_decay": -1}, r"k_decay must be above 0"),
+        ("cosine", {"k_decay": 0}, r"k_decay must be above 0"),  # the rate would always be 0
+        ("poly", {"k_decay": math.nan}, r"k_decay must be above 0"),
+        (
+            "poly",
+            {"decay_rate": -3},
+            r"the rate would be \S+ times the highest one at times, and must be 0 to 1 times it",
+        ),
+        ("cosine", {"min_lr": 5}, r"min_lr must be from 0 to 1"),
+        ("tanh", {"min_lr": math.nan}, r"min_lr must be from 0 to 1"),
+        ("multistep", {"decay_milestones": [5, 2]}, r"decay_milestones must ascend"),
+        ("multistep", {"decay_milestones": [1, 2, 3, 4], "decay_rate": -0.5}, r"decay_rate must be from 0 to 1"),
+        ("step", {"decay_epochs": 4, "decay_rate": 2}, r"decay_rate must be from 0 to 1"),
+        ("step", {"decay_epochs": -1}, r"decay_epochs must be above 0"),
+        ("wsd", {"decay_fn": "square"}, r".*square"),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_options_out_of_range_are_refused_before_any_step(name, options, reason, warmup):
+    recipe = make_recipe(schedule=name, schedule_options=options, warmup_epochs=warmup)
+    with pytest.raises(
+        ValueError, match=rf"^recipe\.schedule={name}, recipe\.schedule_options={{.*}}: {reason}"
+    ) as refused:
+        check_schedule(recipe)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("cosine", {"k_decay": 0.5, "min_lr": 1}),
+        ("poly", {"k_decay": 3, "decay_rate": 2, "min_lr": 0.1}),
+        ("multistep", {"decay_milestones": [2, 2, 12], "decay_rate": 1}),
+        ("step", {"decay_epochs": 0.3, "decay_rate": 0}),
+        ("wsd", {"decay_epochs": 9, "decay_fn": "exp", "min_lr": 0.9}),
+    ],
+)
+def test_options_in_their_range_are_accepted(name, options):
+    check_schedule(make_recipe(schedule=name, schedule_options=options, warmup_epochs=1))

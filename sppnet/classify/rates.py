@@ -46,8 +46,7 @@ def schedule_factor(recipe: Recipe, step: int, total_steps: int) -> float:
 
     It is for recipes with `warmup_epochs`. Those with `plateau_patience` follow the validation errors instead.
     """
-    assert recipe.warmup_epochs is not None
-    warmup = round(recipe.warmup_epochs * total_steps / recipe.epochs)
+    warmup = _warmup_steps(recipe, total_steps)
     if recipe.schedule is None or step < warmup:
         return cosine_factor(step, warmup, total_steps)
     return timm_factor(
@@ -57,6 +56,11 @@ def schedule_factor(recipe: Recipe, step: int, total_steps: int) -> float:
         steps_per_epoch=total_steps / recipe.epochs,
         **(recipe.schedule_options or {}),
     )
+
+
+def _warmup_steps(recipe: Recipe, total_steps: int) -> int:
+    assert recipe.warmup_epochs is not None
+    return round(recipe.warmup_epochs * total_steps / recipe.epochs)
 
 
 def timm_factor(name: str, step: int, total_steps: int, *, steps_per_epoch: float, **options: Any) -> float:
@@ -106,7 +110,7 @@ def _timm_scheduler(name: str, steps: int, options: tuple[tuple[str, Any], ...])
 
 
 def check_schedule(recipe: Recipe) -> None:
-    """Raises ValueError for a schedule that timm does not have, and for options that would not change it."""
+    """Raises ValueError for an unknown schedule, and for options that would not change it or are out of range."""
     name, options = recipe.schedule, recipe.schedule_options or {}
     if name is None:
         if options:
@@ -125,8 +129,31 @@ def check_schedule(recipe: Recipe) -> None:
             raise ValueError(f"recipe.schedule_options.{key}: {rule}")
 
     try:
-        factors = [schedule_factor(recipe, step, 10 * recipe.epochs) for step in (0, 5 * recipe.epochs)]
+        _check_values(recipe)
     except Exception as error:  # options of wrong types fail in any way
         raise ValueError(f"recipe.schedule={name}, recipe.schedule_options={options}: {first_line(error)}") from error
-    if not all(isinstance(factor, float) and math.isfinite(factor) and factor >= 0 for factor in factors):
-        raise ValueError(f"recipe.schedule={name}, recipe.schedule_options={options}: gives rates {factors}")
+
+
+def _check_values(recipe: Recipe) -> None:
+    """Raises an error for options with which the factors on the highest rate are not from 0 to 1, or all 0."""
+    options = recipe.schedule_options or {}
+    milestones = list(options.get("decay_milestones", []))
+    if milestones != sorted(milestones):
+        raise ValueError("decay_milestones must ascend")
+    for key in ("decay_epochs", "k_decay"):
+        if key in options and not options[key] > 0:
+            raise ValueError(f"{key} must be above 0")
+    if not 0 <= options.get("min_lr", 0) <= 1:
+        raise ValueError("min_lr must be from 0 to 1")
+    # A power of a negative rate may be from 0 to 1 at every step that is tried below, and negative at others.
+    if recipe.schedule in ("step", "multistep") and not 0 <= options.get("decay_rate", 0) <= 1:
+        raise ValueError("decay_rate must be from 0 to 1")
+
+    total = 10 * recipe.epochs
+    warmup = _warmup_steps(recipe, total)
+    for step in (0, warmup, (warmup + total) // 2, total - 1):
+        factor = schedule_factor(recipe, step, total)
+        if not 0 <= factor <= 1 + 1e-9:
+            raise ValueError(
+                f"the rate would be {factor:.3g} times the highest one at times, and must be 0 to 1 times it"
+            )

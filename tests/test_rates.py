@@ -1,5 +1,6 @@
 """The highest learning rate, and schedules by name, beside timm's own schedulers."""
 
+import dataclasses
 import math
 
 import pytest
@@ -51,6 +52,24 @@ def test_a_schedule_has_the_values_of_timms_scheduler(name, options):
     if name == "tanh":
         expected[0] = found[0]  # timm leaves the first step at the whole rate, where the function is a little below it
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_decay_of_less_than_a_step_lasts_for_one_step():
+    """timm takes a number below 1 for a share of the whole schedule."""
+    factors = [timm_factor("wsd", step, 20, steps_per_epoch=2, decay_epochs=0.25) for step in range(21)]
+    assert factors == [1] * 20 + [0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 20])
+def test_a_decay_of_all_epochs_after_the_warmup_fits_any_number_of_steps(steps):
+    """Of 11 steps, 5.5 for the warm-up and 5.5 for the decay would both be rounded up to 6."""
+    recipe = make_recipe(epochs=11, warmup_epochs=5.5, schedule="wsd", schedule_options={"decay_epochs": 5.5})
+    check_schedule(recipe)
+    factors = [schedule_factor(recipe, step, 11 * steps) for step in range(11 * steps + 1)]
+    assert (max(factors), factors[-1]) == (1, 0)
+    longer = dataclasses.replace(recipe, schedule_options={"decay_epochs": 5.6})
+    with pytest.raises(ValueError, match=r"decay_epochs must be at most 5\.5, the epochs after the warm-up$"):
+        check_schedule(longer)
 
 
 OPTIONS = {

@@ -99,10 +99,12 @@ def _timm_scheduler(name: str, steps: int, options: tuple[tuple[str, Any], ...])
         "step": {"decay_epochs": steps / 3},
         "multistep": {"decay_milestones": (steps / 2, 3 * steps / 4)},
         "poly": {"decay_rate": 0.9},
-        "wsd": {"decay_epochs": max(1, round(steps / 5))},
+        "wsd": {"decay_epochs": steps / 5},
     }
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     merged = {**defaults.get(name, {}), **dict(options)}
+    if name == "wsd":  # timm takes less than a step for a share, and refuses what is a step too long by rounding
+        merged["decay_epochs"] = min(steps, max(1, round(merged["decay_epochs"])))
     scheduler, _ = timm.scheduler.create_scheduler_v2(  # type: ignore[attr-defined]
         optimizer, sched=name, num_epochs=steps, step_on_epochs=False, updates_per_epoch=1, **merged
     )
@@ -143,6 +145,10 @@ def _check_values(recipe: Recipe) -> None:
     for key in ("decay_epochs", "k_decay"):
         if key in options and not options[key] > 0:
             raise ValueError(f"{key} must be above 0")
+    assert recipe.warmup_epochs is not None
+    rest = recipe.epochs - recipe.warmup_epochs
+    if recipe.schedule == "wsd" and options.get("decay_epochs", 0) > rest + 1e-9:
+        raise ValueError(f"decay_epochs must be at most {rest:g}, the epochs after the warm-up")
     if not 0 <= options.get("min_lr", 0) <= 1:
         raise ValueError("min_lr must be from 0 to 1")
     # A power of a negative rate may be from 0 to 1 at every step that is tried below, and negative at others.

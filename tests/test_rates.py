@@ -130,6 +130,18 @@ def test_the_warmup_is_that_of_the_cosine(schedule):
         assert factors[10:] == [timm_factor(schedule, step, 40, steps_per_epoch=5) for step in range(41)]
 
 
+def test_the_warmup_is_rounded_to_whole_steps():
+    recipe = make_recipe(warmup_epochs=1.2, schedule="constant")
+    factors = [schedule_factor(recipe, step, 130) for step in range(20)]  # 15.6 steps
+    assert factors == [min(1, (i + 1) / 16) for i in range(20)]
+
+
+def test_times_of_a_schedule_are_epochs_after_the_warmup():
+    recipe = make_recipe(warmup_epochs=2, schedule="step", schedule_options={"decay_epochs": 3, "decay_rate": 0.5})
+    factors = [schedule_factor(recipe, step, 100) for step in range(20, 100)]
+    assert factors == [1] * 30 + [0.5] * 30 + [0.25] * 20
+
+
 def test_the_cosine_of_timm_is_ours():
     factors = [timm_factor("cosine", step, 13, steps_per_epoch=1) for step in range(15)]
     assert factors == pytest.approx([cosine_factor(step, 0, 13) for step in range(15)], abs=1e-12)

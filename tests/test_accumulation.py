@@ -1,6 +1,7 @@
 """Steps in parts: the gradients of the whole step, and the fewest parts that fit into memory."""
 
 import contextlib
+import weakref
 
 import pytest
 import torch
@@ -54,6 +55,21 @@ def test_every_part_draws_its_own_masks_of_dropout():
     assert len({tuple(mask.tolist()) for mask in masks}) == 3
 
 
+def test_no_part_is_differentiated_under_autocast():
+    forward, backward = [], []
+
+    def loss_of(some, labels):
+        forward.append(torch.is_autocast_enabled("cpu"))
+        loss = some.sum()
+        loss.register_hook(lambda gradient: backward.append(torch.is_autocast_enabled("cpu")))
+        return loss
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = loss_in_parts(loss_of, torch.ones(6, requires_grad=True), torch.ones(6), 3)
+    loss.backward()
+    assert (forward, backward) == ([True] * 3, [False] * 3)
+
+
 class SmallMemory(nn.Module):
     """A backbone that runs out of memory for more than `most` images, as a GPU does."""
 
@@ -79,6 +95,24 @@ def test_the_fewest_parts_that_fit_are_found_and_nothing_is_changed(most, parts)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_an_attempt_has_memory_beside_it_for_three_values_per_weight(monkeypatch):
+    network, made, reserved = make_network(), [], []
+    empty_like = torch.empty_like
+
+    def noted(tensor):
+        memory = empty_like(tensor)
+        made.append(weakref.ref(memory))
+        return memory
+
+    monkeypatch.setattr(torch, "empty_like", noted)
+    network.fc8.register_forward_hook(
+        lambda *_: reserved.append(sum(memory.numel() for ref in made if (memory := ref()) is not None))
+    )
+    fewest_parts(network, 4, 48, contextlib.nullcontext)
+    assert reserved == [3 * sum(weights.numel() for weights in network.parameters())]
+    assert all(ref() is None for ref in made)
 
 
 def test_what_cannot_be_split_further_is_refused():

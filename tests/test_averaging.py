@@ -91,3 +91,15 @@ def test_equal_weights_stay_as_they_are(decay):
         average.update(network, step)
     for name, value in average.network.state_dict().items():
         assert torch.equal(value, network.state_dict()[name])
+
+
+def test_every_process_gets_the_buffers_of_the_first_one(monkeypatch):
+    """Two processes would take a minute to start; the exchange itself is torch's."""
+    average = WeightAverage(make_network(), 0.9)
+    before = [weights.clone() for weights in average.network.parameters()]
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda buffer, src: buffer.fill_(7 + src))
+    average.share_buffers()
+    buffers = dict(average.network.named_buffers())
+    assert {"backbone.mean", "backbone.batches"} <= buffers.keys()
+    assert all((buffer == 7).all() for buffer in buffers.values())
+    assert all(torch.equal(*pair) for pair in zip(average.network.parameters(), before, strict=True))

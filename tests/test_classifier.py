@@ -139,6 +139,38 @@ def test_every_step_is_the_one_that_the_recipe_defines(options):
         assert float((after - defined).norm()) < 1e-3 * float((defined - start).norm())
 
 
+@pytest.mark.parametrize("options", [{"warmup_epochs": 0, "schedule": "constant"}, {"plateau_patience": 2}], ids=str)
+def test_the_rate_of_every_step_follows_the_batch(options):
+    updates = fit(make_classifier(epochs=1, base_batch_size=8, **options), Batches(steps=2))  # batches of 2
+    assert updates.rates == [[pytest.approx(0.1 / 4)] * 2] * 2
+
+
+def test_every_step_draws_its_own_masks_and_a_run_with_the_same_seed_draws_them_again():
+    def masks():
+        classifier, drawn = make_classifier(epochs=2), []
+
+        def draw(network, *_):
+            if classifier.trainer.training:
+                drawn.append(tuple(F.dropout(torch.ones(50)).tolist()))
+
+        classifier.network.register_forward_pre_hook(draw)
+        fit(classifier, Batches(steps=2))
+        return drawn
+
+    first = masks()
+    assert len(set(first)) == len(first) == 4
+    assert masks() == first
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images(parts):
+    classifier, batches = make_classifier(epochs=1, learning_rate=1e-12, parts=parts), Batches(steps=3)
+    network = copy.deepcopy(classifier.network)
+    fit(classifier, batches)
+    losses = [float(F.cross_entropy(network(images), labels).detach()) for images, labels in batches.batches]
+    assert classifier.history[0]["train_loss"] == pytest.approx(sum(losses) / 3, rel=1e-5)
+
+
 def test_the_backbone_has_its_own_rate_in_every_step():
     updates = fit(make_classifier(epochs=2, warmup_epochs=1, backbone_rate=0.25), Batches(steps=2))
     for step, rates in enumerate(updates.rates):

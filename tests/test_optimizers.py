@@ -1,6 +1,7 @@
 """Optimizers by name, and groups of parameters: beside timm's own, and beside the definition."""
 
 import copy
+import re
 
 import pytest
 import timm
@@ -97,21 +98,25 @@ def test_wide_layers_of_the_head_have_a_rate_in_inverse_proportion_to_their_inpu
     assert min(inputs.values()) < 10 < max(inputs.values())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
-def test_the_blocks_of_a_timm_model_are_those_that_timm_counts(name):
-    """Its first layers may be grouped otherwise: timm counts a stem as one, and downsampling with its stage."""
-    network = make_network(build_backbone("timm", name=name))
-    model = timm.create_model(name)
+# With norms in a stem, with norms before convolutions, with blocks that have letters, wrapped, and without groups of
+# its own in timm.
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet10t", "convnext_atto", "regnetx_002", "vit_tiny_patch16_224", "pit_ti_224"]
+)
+def test_the_layers_of_a_timm_model_are_those_that_timm_counts(name):
+    with torch.device("meta"):
+        network, model = make_network(build_backbone("timm", name=name)), timm.create_model(name)
     groups = timm.optim.param_groups_layer_decay(model, layer_decay=0.5)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
-    theirs = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
-    ours = scales(network, make_recipe(layer_decay=0.5))
-    blocks = {key for key in theirs if "layer" in key or ".blocks." in key}
-    last = max(theirs[key] for key in blocks)
-    for key in blocks:
-        if "layer4" in key or "stages.3.blocks" in key:
-            expected = theirs[key] / last  # fc6, fc7 and fc8 follow the last block
-            assert ours[f"backbone.body.{key.replace('stages.', 'stages_')}"] == pytest.approx(0.5**3 * expected)
+    theirs = {names[id(p)].replace(".", "_"): group["lr_scale"] for group in groups for p in group["params"]}
+    ours = {
+        re.sub(r"^backbone\.body\.(body\.|model\.)?", "", key).replace(".", "_"): scale
+        for key, scale in scales(network, make_recipe(layer_decay=0.5)).items()
+        if key.startswith("backbone.")
+    }
+    last = max(theirs[key] for key in ours)
+    assert ours == pytest.approx({key: 0.5**3 * theirs[key] / last for key in ours})  # fc6, fc7 and fc8 follow
+    assert len(set(ours.values())) > 4
 
 
 def test_the_layers_hold_every_parameter_once_in_order():

@@ -1,11 +1,13 @@
 """The search for a learning rate: what it proposes, and that it leaves no run behind."""
 
 import re
+import types
 
 import pytest
 
 from conftest import make_image_folder
-from sppnet.classify.rate_search import RateSearch, rate_plot
+from sppnet.classify.rate_search import RateSearch, rate_plot, suggested_setting
+from sppnet.classify.recipe import Recipe
 
 RATES = [10 ** (-5 + i / 20) for i in range(120)]
 
@@ -29,6 +31,25 @@ def test_the_mean_is_that_of_the_definition():
 @pytest.mark.parametrize("losses", [[], [2.0], [2.0 + i for i in range(120)]])
 def test_a_loss_that_never_falls_gives_no_proposal(losses):
     assert RateSearch(RATES[: len(losses)], losses).suggestion is None
+
+
+@pytest.mark.parametrize(("optimizer", "factor"), [("sgd", 4), ("adamw", 2)])
+def test_the_setting_is_the_rate_before_it_follows_the_batch(optimizer, factor):
+    """So that with the setting the highest rate is the proposed one."""
+    search = RateSearch(RATES, [2.5 - i / 50 for i in range(120)])
+    recipe = Recipe(
+        epochs=2,
+        batch_size=32,
+        base_batch_size=128,
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=0,
+        warmup_epochs=0,
+        optimizer=optimizer,
+    )
+    plan = types.SimpleNamespace(recipe=recipe)
+    assert suggested_setting(search, plan) == f"recipe.learning_rate={factor * RATES[-1] / 10:.2g}"
+    assert suggested_setting(RateSearch([], []), plan) is None
 
 
 def test_the_plot_names_the_rates_as_numbers():

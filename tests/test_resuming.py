@@ -396,6 +396,17 @@ def test_a_run_that_stops_early_ends_with_its_best_epoch(data, tmp_path, capsys)
     again = train(data, tmp_path, **options)
     assert (again.epochs, again.best_epoch, again.top1_wrong) == (result.epochs, result.best_epoch, result.top1_wrong)
 
+    (tmp_path / "result.json").unlink()
+    (folder / PREVIOUS).replace(folder / LAST)
+    (folder / BEST).unlink()
+    lost = train(data, tmp_path, **options)
+    assert (lost.epochs, lost.best_epoch, lost.top1_wrong) == (
+        result.epochs,
+        result.epochs,
+        result.history[-1].top1_wrong,
+    )
+    assert lost.best_epoch != result.best_epoch
+
 
 def best_of(run):
     """The epoch of the best checkpoint, from 1; None if there is none."""

@@ -116,6 +116,16 @@ def test_the_network_sees_images_minus_the_means_red_first_with_colours_shifted_
     assert grey.mean() > 2 * (shift.mean(dim=(2, 3)) - shift.mean(dim=(1, 2, 3))[:, None]).abs().mean()
 
 
+def test_erased_pixels_are_0_in_the_input_of_the_network(tmp_path):
+    folder, seen = make_image_folder(tmp_path / "images", train=4, val=1), []
+    for file in (folder / "train").rglob("*.jpg"):
+        file.write_bytes(jpeg(np.full((64, 64, 3), (200, 100, 50), dtype=np.uint8)))
+    train(folder, tmp_path / "run", {"cycle": [64]}, epochs=1, seen=seen, color=False, erasing=1.0)
+    erased = torch.cat(seen)[:, 2].abs() <= 0.5  # the mean colour, rounded; the other pixels are 53 below it
+    assert all(10 < image.sum() < 64 * 64 - 10 for image in erased)
+    assert (torch.cat(seen).abs().amax(dim=1)[erased] <= 0.5).all()
+
+
 def test_about_half_of_the_images_are_mirrored_unless_the_recipe_says_none(tmp_path):
     folder = make_image_folder(tmp_path / "images", train=8, val=1)
     left_is_bright = np.zeros((64, 64, 3), dtype=np.uint8)

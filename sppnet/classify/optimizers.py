@@ -10,6 +10,7 @@ from torch import nn
 from sppnet.classify.recipe import Recipe
 from sppnet.network import SPPNet
 from sppnet.runtime.names import first_line
+from sppnet.timm_backbone import TimmBackbone
 
 # Optimizers of timm that this training cannot run or cannot resume to the bit, and why.
 _REFUSED = {
@@ -81,16 +82,40 @@ def layers_of(network: SPPNet) -> list[list[str]]:
     """Returns the names of the parameters of each layer, from the first layer to fc8.
 
     A layer is a convolution or fully connected layer with the vectors that follow it, such as those of BatchNorm; of a
-    timm model, a whole block where its parameters are numbered by block (`layer1.0`, `blocks.3`), as timm counts them.
+    timm model, what timm counts as one for its rates by layer: mostly a block.
     """
+    backbone = network.backbone
+    timms = _layers_by_timm(backbone) if isinstance(backbone, TimmBackbone) else []
     layers: dict[str, list[str]] = {}
     for name, parameter in network.named_parameters():
-        numbered = re.match(r"(backbone\.body\..*?\.\d+(?:\.\d+)*)\.", name)
-        layer = numbered[1] if numbered else name.rpartition(".")[0]
-        if layers and layer not in layers and not numbered and parameter.ndim <= 1:
+        if timms and name.startswith("backbone."):
+            continue
+        layer = name.rpartition(".")[0]
+        if layers and layer not in layers and parameter.ndim <= 1:
             layer = next(reversed(layers))
         layers.setdefault(layer, []).append(name)
-    return list(layers.values())
+    return [*timms, *layers.values()]
+
+
+def _layers_by_timm(backbone: TimmBackbone) -> list[list[str]]:
+    """Returns the names of the parameters of each layer of a timm model, as timm's `param_groups_layer_decay` counts.
+
+    It knows the layers of whole models only. Those that give feature maps have underscores in place of some dots in the
+    names, or the whole model as a part.
+    """
+    import timm.optim  # takes seconds
+
+    with torch.device("meta"):
+        whole = timm.create_model(str(backbone.options["name"])).requires_grad_()
+    groups = timm.optim.param_groups_layer_decay(whole, layer_decay=0.9)  # type: ignore[attr-defined]
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    by_name = {name.replace(".", "_"): scales[id(p)] for name, p in whole.named_parameters()}
+
+    layers: dict[float, list[str]] = {}
+    for name, _ in backbone.named_parameters():
+        flat = re.sub(r"^body\.(model\.|body\.)?", "", name).replace(".", "_")
+        layers.setdefault(by_name.get(flat, 1.0), []).append(f"backbone.{name}")  # unknown ones last, as timm does
+    return [layers[scale] for scale in sorted(layers)]
 
 
 def _by_decay(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:

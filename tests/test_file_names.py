@@ -175,6 +175,19 @@ def test_wrong_lists_are_refused_in_one_line(listed, text, line):
     assert_refuses(line, error=(ValueError, FileNotFoundError), **lists(listed))
 
 
+def test_images_of_lists_are_compared_in_any_spelling(listed):
+    (listed / "link").symlink_to(listed / "a")
+    pattern = {"class_pattern": r"_(\d)\."}
+    (listed / "train.txt").write_text("a/image_0.jpg\na/image_1.jpg\n")
+    for path in (str(listed / "a/image_1.jpg"), "junk/../a/image_1", "link/image_1.jpg"):
+        (listed / "lists/val.txt").write_text(path)
+        line = "val.txt: lists an image of train_list too, such as .*image_1.jpg$"
+        assert path in assert_refuses(line, **lists(listed, **pattern))
+        (listed / "twice.txt").write_text(f"a/image_0.jpg\na/image_1.jpg\n\n{path}")
+        line = "twice.txt:4: found .*image_1.jpg a second time, after line 2$"
+        assert path in assert_refuses(line, **lists(listed, **pattern, train_list="twice.txt"))
+
+
 def test_lists_that_do_not_go_together_are_refused(listed, monkeypatch):
     root = str(listed)
     assert_refuses("val_list=v.txt: needs train_list=FILE beside it", root=root, val_list="v.txt")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from conftest import assert_refuses, make_tree, names, rows
-from sppnet.data.image_files import missing_files
+from sppnet.data.image_files import file_keys, missing_files
 from sppnet.data.sources import open_data
 from sppnet.data.table_files import read_table
 from sppnet.data.table_images import unsplit_table
@@ -311,6 +311,39 @@ def test_wrong_parts_are_refused(photos):
     assert_refuses(line, "table", file=file, val_file=file)
 
 
+def spelled(photos):
+    """Returns paths that name a/image_1.jpg without being equal to it."""
+    (photos / "link").symlink_to(photos / "a")
+    return [str(photos / "a" / "image_1.jpg"), "b/../a/image_1.jpg", "link/image_1.jpg", "../photos/a/image_1.jpg"]
+
+
+def test_an_image_in_two_spellings_is_there_twice(photos):
+    for path in spelled(photos):
+        found = [*listed(photos), (path, "a")]
+        file = write_rows(photos / "t.csv", found)
+        line = (
+            r"t.csv:32: found .*image_1.jpg a second time, after .*t.csv:3, which names it a/image_1.jpg \(1 such row"
+        )
+        assert path in assert_refuses(line, file=file, source="table")
+        parts = [(*row, "val" if row[0] == path else "train") for row in found]
+        file = write_rows(photos / "t.csv", parts, ("path", "label", "split"))
+        assert_refuses(line, file=file, source="table", split_column="split")
+
+
+def test_validation_images_in_another_spelling_are_training_images(photos, tmp_path):
+    train = write_rows(photos / "train.csv", listed(photos))
+    for path in spelled(photos):
+        val = write_rows(tmp_path / "val.csv", [(path, "a")])
+        line = "val.csv:2: .*image_1.jpg is among the training images, .*train.csv:3, which names it a/image_1.jpg$"
+        assert path in assert_refuses(line, "table", file=train, val_file=val)
+
+
+def test_images_of_one_name_in_several_folders_are_several(photos):
+    (photos / "link").symlink_to(photos / "a")
+    found = [(path.replace("a/", "link/"), label) for path, label in listed(photos)]
+    assert sorted(names(unsplit_table(file=write_rows(photos / "t.csv", found))[0])) == sorted(p for p, _ in found)
+
+
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
@@ -340,3 +373,22 @@ def test_missing_files_are_found_in_any_folder(photos):
     paths = np.array([*none[:3], *exist, *none[3:]])
     assert missing_files(str(photos), paths).tolist() == [0, 1, 2, 7, 8, 9, 10]
     assert missing_files(str(photos), paths[3:7]).tolist() == []
+
+
+def test_paths_of_one_file_have_one_key(photos, monkeypatch):
+    (photos / "one" / "deep").mkdir(parents=True)
+    (photos / "link").symlink_to("one/deep")
+    (photos / "one" / "up").symlink_to("../link")
+    monkeypatch.chdir(photos)
+    top = os.fsencode(photos)
+    paths = [b"x", b"./x", b"a/../x", b"link/../../x", top + b"/x", top + b"//one/deep/../../x", b"one/up/../../x"]
+    for root in (str(photos), ".", "", "one/..", str(photos / "link/../..")):
+        assert np.unique(file_keys(root, np.array(paths))).tolist() == [top + b"/x"]
+    others = [b"link/x", b"one/deep/x", b"one/up/x", b"link/./x", b"one/../link/x", b"link/../deep/x"]
+    assert np.unique(file_keys("", np.array(others))).tolist() == [top + b"/one/deep/x"]
+    assert file_keys("", np.array([b"/x", b"/../x"])).tolist() == [b"//x", b"//x"]
+
+
+def test_a_path_from_the_top_is_not_looked_for_in_root(photos):
+    (photos / "top.jpg").touch()
+    assert missing_files(str(photos), np.array([b"/top.jpg", b"top.jpg"])).tolist() == [0]

@@ -115,13 +115,45 @@ def missing_files(root: str, paths: np.ndarray) -> np.ndarray:
 
     Each folder is listed once: over a network that takes far less time than asking for every file.
     """
-    folders, folder_of = np.unique([path.rpartition(b"/")[0] for path in paths.tolist()], return_inverse=True)
+    folders, folder_of = _folders_of(root, paths)
     order = np.argsort(folder_of, kind="stable")
     missing: list[int] = []
-    for folder, indices in zip(folders.tolist(), np.split(order, np.cumsum(np.bincount(folder_of))[:-1]), strict=True):
-        found = _file_names(os.path.join(os.fsencode(root), folder))
+    for folder, indices in zip(folders, np.split(order, np.cumsum(np.bincount(folder_of))[:-1]), strict=True):
+        found = _file_names(folder)
         missing += [i for i in indices.tolist() if paths[i].rpartition(b"/")[2] not in found]
     return np.array(sorted(missing), np.int64)
+
+
+def file_keys(root: str, paths: np.ndarray) -> np.ndarray:
+    """Returns (n,) of bytes that are equal for the paths of one file, however `paths`, (n,) of bytes, spell it.
+
+    A file has many: absolute or from `root`, with "..", or through a link to a folder. Each folder is resolved once.
+    Links to files are not followed: they are files with names of their own.
+    """
+    folders, folder_of = _folders_of(root, paths)
+    real = [folder + b"/" for folder in _resolved(folders)]
+    names = (path.rpartition(b"/")[2] for path in paths.tolist())
+    return np.array([real[at] + name for at, name in zip(folder_of.tolist(), names, strict=True)], np.bytes_)
+
+
+def _resolved(folders: Sequence[bytes]) -> list[bytes]:
+    """Returns the real paths of folders, as `os.path.realpath` does, but asks for what is above them only once."""
+    real_parent: dict[bytes, bytes] = {}
+    real = []
+    for folder in folders:
+        parent, name = os.path.split(folder.rstrip(b"/") or folder)
+        if parent not in real_parent:
+            real_parent[parent] = os.path.realpath(parent)
+        path = os.path.join(real_parent[parent], name)
+        is_other = name in (b"", b".", b"..") or os.path.islink(path)  # noqa: PTH114, as Path takes no bytes
+        real.append(os.path.realpath(path) if is_other else path)
+    return real
+
+
+def _folders_of(root: str, paths: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Returns the folders of files, each once, and the index of that of each file: int (n,)."""
+    folders, folder_of = np.unique([path[: path.rfind(b"/") + 1] for path in paths.tolist()], return_inverse=True)
+    return [os.path.join(os.fsencode(root), folder) for folder in folders.tolist()], folder_of
 
 
 def _file_names(folder: bytes) -> set[bytes]:

@@ -167,6 +167,8 @@ def test_one_list_is_split_by_a_fraction(listed):
         ("a/image_0.jpg\nother.jpg", "train.txt:2: other.jpg is in no folder of a class; class_pattern="),
         ("a/image_0.jpg\na/image_3.jpg\nb/deep/image_2.jpg", "val.txt: lists 2 images of train_list too, such as a/im"),
         ("a/image_0.jpg\njunk/image_0.jpg", "found validation images of b, and no training images"),
+        (f"a/image_0.jpg\n{'x' * 300}/a", r"train.txt:2: there is no x{300}/a in .*data \(no file for 1 of 2 lines"),
+        ("a/image_0.jpg\na\0b/c.jpg", r"train.txt:2: there is no a\\x00b/c.jpg in .*data"),
         ("a\nb/deep/image_0.jpg", "train.txt:1: there is no a in"),
     ],
 )

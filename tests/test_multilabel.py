@@ -129,6 +129,7 @@ def test_transfer_opens_it_as_one_fixed_split(photos):
             {},
             r"t.csv:3: there is no a/no.jpg in .*photos \(no file for 1 of ",
         ),
+        ("path,label\na/image_0.jpg,x\na\0b/c/d.jpg,y\n", {}, r"t.csv:3: there is no a\\x00b/c/d.jpg in .*photos"),
         ("path,label\na/image_0.jpg,\na/image_1.jpg,;\n", {}, "t.csv: found no labels in the column label"),
         ("path,label\na/image_0.jpg,x;y\n", {}, "t.csv: found one image, expected two or more to split"),
         ("path,label\na/image_0.jpg,x\na/image_1.jpg,y\n", {"val_fraction": 0}, "val_fraction=0: must be above"),

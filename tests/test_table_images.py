@@ -260,6 +260,11 @@ GOOD = "a/image_0.jpg,x\n"
             r"t.csv:3: there is no no\\where.jpg in .*photos \(no file for 2 of 3 rows\); write paths with /",
         ),
         (HEADER + "/no/such.jpg,x\n", r"t.csv:2: there is no /no/such.jpg \(no file for 1 of 1 row\)"),
+        (
+            HEADER + GOOD + f"{'x' * 300}/a.jpg,x\n",
+            r"t.csv:3: there is no x{300}/a.jpg in .*photos \(no file for 1 of 2",
+        ),
+        (HEADER + GOOD + "a\0b/c.jpg,x\n", r"t.csv:3: there is no a\\x00b/c.jpg in .*photos \(no file for 1 of 2"),
         (HEADER + "a,x\n", r"t.csv:2: there is no a in .*photos \(no file for 1 of 1 row\)"),
         (
             HEADER + GOOD * 2 + "\n" + GOOD,
@@ -387,6 +392,15 @@ def test_paths_of_one_file_have_one_key(photos, monkeypatch):
     others = [b"link/x", b"one/deep/x", b"one/up/x", b"link/./x", b"one/../link/x", b"link/../deep/x"]
     assert np.unique(file_keys("", np.array(others))).tolist() == [top + b"/one/deep/x"]
     assert file_keys("", np.array([b"/x", b"/../x"])).tolist() == [b"//x", b"//x"]
+
+
+def test_a_folder_that_cannot_be_is_without_files(photos):
+    (photos / "loop").symlink_to("loop")
+    (photos / "a" / "loop.jpg").symlink_to("loop.jpg")
+    (photos / "a" / "long.jpg").symlink_to("x" * 250 + "/" + "y" * 300)
+    long = b"x" * 300
+    paths = [b"a/image_0.jpg", long + b"/x.jpg", b"a/" + long, b"loop/x.jpg", b"a/loop.jpg", b"a\0b/x.jpg", b"a/\0.jpg"]
+    assert missing_files(str(photos), np.array([*paths, b"a/long.jpg", b"x/" * 3000])).tolist() == list(range(1, 9))
 
 
 def test_a_path_from_the_top_is_not_looked_for_in_root(photos):

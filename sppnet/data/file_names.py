@@ -118,7 +118,8 @@ def _with_suffixes(root: str, names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in {os.path.dirname(name) for name in names}:
         place = Path(root, folder)
-        for file in sorted(place.iterdir(), reverse=True) if place.is_dir() else ():
+        is_folder = os.path.isdir(place)  # noqa: PTH112, as Path.is_dir raises for names that are too long
+        for file in sorted(place.iterdir(), reverse=True) if is_folder else ():
             if file.suffix.lower() in IMAGE_SUFFIXES:  # a.jpg comes after a.png, and takes its place
                 found[os.path.join(folder, file.stem)] = os.path.join(folder, file.name)
     return found

@@ -1,5 +1,6 @@
 """Image files by name and label: the data sets of files, random splits of them, and some of their classes."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
     *(".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"),
 )
+
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +146,7 @@ def _resolved(folders: Sequence[bytes]) -> list[bytes]:
     for folder in folders:
         parent, name = os.path.split(folder.rstrip(b"/") or folder)
         if parent not in real_parent:
-            real_parent[parent] = os.path.realpath(parent)
+            real_parent[parent] = parent if b"\0" in parent else os.path.realpath(parent)  # which raises for NUL
         path = os.path.join(real_parent[parent], name)
         is_other = name in (b"", b".", b"..") or os.path.islink(path)  # noqa: PTH114, as Path takes no bytes
         real.append(os.path.realpath(path) if is_other else path)
@@ -157,12 +160,24 @@ def _folders_of(root: str, paths: np.ndarray) -> tuple[list[bytes], np.ndarray]:
 
 
 def _file_names(folder: bytes) -> set[bytes]:
-    """Returns the names of the files in a folder, none if there is no such folder."""
+    """Returns the names of the files in a folder, none if there is no such folder, or can be none."""
+    if b"\0" in folder:
+        return set()
     try:
         with os.scandir(folder or b".") as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+            return {entry.name for entry in entries if _is_file(entry)}
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            return set()
+        raise
+
+
+def _is_file(entry: os.DirEntry[bytes]) -> bool:
+    """Whether it is a file or a link to one. Broken and circular links are not."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 # Splits and classes. They take the images of a data set sorted by label, each label being there.

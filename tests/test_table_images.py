@@ -144,6 +144,16 @@ def test_whole_numbers_are_in_their_own_order_and_other_labels_in_that_of_text(p
     assert text[:4] == ("0", "1", "10", "11")
 
 
+def test_negative_whole_numbers_are_in_their_own_order(photos):
+    labels = ("-10", "-2", "0", "3", "10")
+    found = [(path, labels[i % 5]) for i, (path, _) in enumerate(listed(photos))]
+    assert unsplit_table(file=write_rows(photos / "t.csv", found))[0].classes == labels
+    for other in ("1-2", "-", "--1", "+1", "1.0", "²", "1_0"):  # no whole numbers
+        found[0] = (found[0][0], other)
+        classes = unsplit_table(file=write_rows(photos / "t.csv", found))[0].classes
+        assert classes == tuple(sorted((*labels, other)))
+
+
 def test_other_names_of_columns(photos):
     found = [(label, path) for path, label in listed(photos)]
     file = write_rows(photos / "photos.csv", found, ("breed", "image"), delimiter=";")

@@ -62,7 +62,8 @@ def files_fingerprint(paths: np.ndarray, labels: np.ndarray, classes: tuple[str,
 def sorted_files(root: str, paths: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> ImageFiles:
     """Returns image files sorted by class, then by path.
 
-    Classes are the names that an image has, sorted: by value if all of them are whole numbers, so that 2 is before 10.
+    Classes are the names that an image has, sorted: by value if all of them are whole numbers, so that -1 is before 2
+    and 2 before 10.
 
     Args:
         root: the folder that `paths` start from.
@@ -72,7 +73,7 @@ def sorted_files(root: str, paths: np.ndarray, labels: np.ndarray, names: Sequen
     """
     used, labels = np.unique(labels, return_inverse=True)
     found = [names[i] for i in used]
-    by_value = all(name.isdecimal() for name in found)
+    by_value = all(name.removeprefix("-").isdecimal() for name in found)
     order = sorted(range(len(found)), key=lambda i: (int(found[i]) if by_value else 0, found[i]))
     new_labels = np.argsort(order)[labels]
     rows = np.lexsort((paths, new_labels))

@@ -125,7 +125,9 @@ def test_parquet_has_text_numbers_or_categories(photos):
     for kind, column in {
         "text": pyarrow.array(labels),
         "large": pyarrow.array(labels, pyarrow.large_string()),
+        "views": pyarrow.array(labels, pyarrow.string_view()),
         "categories": pyarrow.array(labels).dictionary_encode(),
+        "large categories": pyarrow.array(labels, pyarrow.large_string()).dictionary_encode(),
     }.items():
         file = write_parquet(photos / f"{kind}.pq", path=paths, label=column, size=range(len(paths)))
         assert rows(open_data("table", file=file).val) == rows(expected.val), kind

@@ -244,7 +244,7 @@ def _text(rows: Any, name: str, file: Path) -> Any:
     if pyarrow.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind, types = column.type, pyarrow.types
-    is_text = types.is_string(kind) or types.is_large_string(kind)
+    is_text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
     if not (is_text or types.is_integer(kind) or types.is_boolean(kind)):
         hint = "; data=hub reads images that are inside of parquet files" if types.is_struct(kind) else ""
         raise ValueError(printable(f"{file}: the column {name} is {kind}, expected text or whole numbers{hint}"))

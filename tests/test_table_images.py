@@ -126,6 +126,7 @@ def test_parquet_has_text_numbers_or_categories(photos):
         "text": pyarrow.array(labels),
         "large": pyarrow.array(labels, pyarrow.large_string()),
         "views": pyarrow.array(labels, pyarrow.string_view()),
+        "spaces": pyarrow.array([f" {label}" if i % 2 else label for i, label in enumerate(labels)]),
         "categories": pyarrow.array(labels).dictionary_encode(),
         "large categories": pyarrow.array(labels, pyarrow.large_string()).dictionary_encode(),
     }.items():

@@ -158,14 +158,16 @@ def _create_timm_model(name: str, index: int, pretrained: bool = False, weights_
     return body
 
 
+_MARK = 12345.0  # no initial value of a weight
+
+
 def _check_weights(body: nn.Module, name: str, index: int, path: str) -> None:
-    """Raises ValueError if the file left a weight of the body at its random initial value, or is of another model.
+    """Raises ValueError if the file left a weight of the body at its initial value, or is of another model.
 
     timm only warns about weights that a file lacks, and about those that the model lacks. A few of these may be of
     another head; more than a tenth are of a larger model.
     """
-    with torch.random.fork_rng(devices=[]), _timm_messages() as messages:
-        torch.manual_seed(torch.initial_seed() + 1)
+    with torch.random.fork_rng(devices=[]), _timm_messages() as messages, _marked_before_loading():
         again = _create_timm_model(name, index, weights_file=path)
     for key, value in body.state_dict().items():
         if not torch.equal(value, again.state_dict()[key]):
@@ -179,6 +181,30 @@ def _check_weights(body: nn.Module, name: str, index: int, path: str) -> None:
     foreign = [key for key in (unexpected[1].split(", ") if unexpected else []) if key not in own]
     if len(foreign) > len(own) / 10:
         raise ValueError(f"backbone.weights={path}: not weights of timm's {name} (it has no {foreign[0]})")
+
+
+@contextmanager
+def _marked_before_loading() -> Iterator[None]:
+    """Lets timm load files into models whose floating-point weights all have a value that none has initially.
+
+    What a file lacks then differs from the initial values, also where these are constant, such as the statistics of
+    batch normalization.
+    """
+    from timm.models import _builder
+
+    load = _builder.load_pretrained
+
+    def mark_and_load(model: nn.Module, *args: Any, **options: Any) -> None:
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.fill_(_MARK)
+        load(model, *args, **options)
+
+    _builder.load_pretrained = mark_and_load
+    try:
+        yield
+    finally:
+        _builder.load_pretrained = load
 
 
 @contextmanager

@@ -465,6 +465,46 @@ def test_weights_of_a_larger_model_are_refused_and_those_of_another_head_are_not
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("resnet10t", ("running_mean", "running_var", "bn1.weight", ".bias")),
+        ("mobilenetv3_small_050", ("running_", ".bias")),
+        ("tf_efficientnet_lite0", ("running_var", ".bias")),
+        ("convnext_atto", (".gamma", "norm.weight", ".bias")),
+        ("vit_tiny_patch16_224", ("norm1.weight", "qkv.bias", "cls_token", "pos_embed")),
+    ],
+)
+def test_files_that_lack_one_kind_of_weights_are_refused(name, kinds, tmp_path):
+    own = timm.create_model(name).state_dict()
+    for kind in kinds:
+        lacking = {key: value for key, value in own.items() if kind not in key}
+        assert len(lacking) < len(own)
+        torch.save(lacking, tmp_path / "w.pth")
+        with pytest.raises(ValueError, match=rf"w\.pth: not weights of timm's {name} \(.*{re.escape(kind)}.*\)"):
+            build_backbone("timm", name=name, weights=str(tmp_path / "w.pth"))
+    torch.save(dict(timm.create_model("resnet10t").named_parameters()), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"not weights of timm's resnet10t \(.*running_mean is missing\)"):
+        build_backbone("timm", name="resnet10t", weights=str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet10t", {"num_classes": 3}),
+        ("mobilenetv3_small_050", {"num_classes": 3}),
+        ("tf_efficientnet_lite0", {}),
+        ("convnext_atto", {"num_classes": 0}),
+        ("vit_tiny_patch16_224", {"img_size": 96, "num_classes": 3}),  # timm resamples the position embeddings
+        ("swin_s3_tiny_224", {}),
+    ],
+)
+def test_files_with_other_heads_sizes_and_without_counters_are_taken(name, options, tmp_path):
+    own = timm.create_model(name, **options).state_dict()
+    torch.save({key: value for key, value in own.items() if "num_batches" not in key}, tmp_path / "w.pth")
+    build_backbone("timm", name=name, weights=str(tmp_path / "w.pth"))
+
+
 def test_weights_that_cannot_be_downloaded_are_explained(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -167,12 +167,27 @@ def test_one_list_is_split_by_a_fraction(listed):
         ("a/image_0.jpg\nother.jpg", "train.txt:2: other.jpg is in no folder of a class; class_pattern="),
         ("a/image_0.jpg\na/image_3.jpg\nb/deep/image_2.jpg", "val.txt: lists 2 images of train_list too, such as a/im"),
         ("a/image_0.jpg\njunk/image_0.jpg", "found validation images of b, and no training images"),
+        (f"a/image_0.jpg\n{'x' * 300}/a", r"train.txt:2: there is no x{300}/a in .*data \(no file for 1 of 2 lines"),
+        ("a/image_0.jpg\na\0b/c.jpg", r"train.txt:2: there is no a\\x00b/c.jpg in .*data"),
         ("a\nb/deep/image_0.jpg", "train.txt:1: there is no a in"),
     ],
 )
 def test_wrong_lists_are_refused_in_one_line(listed, text, line):
     (listed / "train.txt").write_text(text)
     assert_refuses(line, error=(ValueError, FileNotFoundError), **lists(listed))
+
+
+def test_images_of_lists_are_compared_in_any_spelling(listed):
+    (listed / "link").symlink_to(listed / "a")
+    pattern = {"class_pattern": r"_(\d)\."}
+    (listed / "train.txt").write_text("a/image_0.jpg\na/image_1.jpg\n")
+    for path in (str(listed / "a/image_1.jpg"), "junk/../a/image_1", "link/image_1.jpg"):
+        (listed / "lists/val.txt").write_text(path)
+        line = "val.txt: lists an image of train_list too, such as .*image_1.jpg$"
+        assert path in assert_refuses(line, **lists(listed, **pattern))
+        (listed / "twice.txt").write_text(f"a/image_0.jpg\na/image_1.jpg\n\n{path}")
+        line = "twice.txt:4: found .*image_1.jpg a second time, after line 2$"
+        assert path in assert_refuses(line, **lists(listed, **pattern, train_list="twice.txt"))
 
 
 def test_lists_that_do_not_go_together_are_refused(listed, monkeypatch):

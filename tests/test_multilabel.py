@@ -64,6 +64,22 @@ def test_a_random_split_depends_on_seed_and_paths_only(photos):
     assert first.train.fingerprint() != again.train.fingerprint()
 
 
+def test_an_image_in_two_spellings_is_one_image(photos):
+    (photos / "link").symlink_to(photos / "a")
+    found = [(image(number), labels) for number, labels in ROWS]
+    others = [(f"link/image_{number}.jpg", "moon") for number, _ in ROWS]
+    splits = multilabel(file=write_rows(photos / "t.csv", [*others, *found]), val_fraction=0.4)
+    assert labels_by_name(*splits) == {name: labels | {"moon"} for name, labels in EXPECTED.items()}
+    once = multilabel(file=write_rows(photos / "once.csv", found), val_fraction=0.4)
+    assert [names(part) for part in splits] == [names(part) for part in once]
+    line = r"link.csv:2: link/image_0.jpg is among the training images, .*once.csv:2, which names it a/.*, and 6 more"
+    with pytest.raises(ValueError, match=line):
+        multilabel(file=str(photos / "once.csv"), val_file=write_rows(photos / "link.csv", others))
+    rows = [(path, labels, part) for part, of_part in (("train", found), ("val", others)) for path, labels in of_part]
+    with pytest.raises(ValueError, match="is among the training images"):
+        multilabel(file=write_rows(photos / "s.csv", rows, ("path", "label", "split")), split_column="split")
+
+
 def test_parts_by_column_and_by_file(photos):
     found = [(image(number), labels, "test" if int(number) > 4 else "train") for number, labels in ROWS]
     file = write_rows(photos / "photos.csv", found, ("path", "label", "split"))
@@ -113,6 +129,7 @@ def test_transfer_opens_it_as_one_fixed_split(photos):
             {},
             r"t.csv:3: there is no a/no.jpg in .*photos \(no file for 1 of ",
         ),
+        ("path,label\na/image_0.jpg,x\na\0b/c/d.jpg,y\n", {}, r"t.csv:3: there is no a\\x00b/c/d.jpg in .*photos"),
         ("path,label\na/image_0.jpg,\na/image_1.jpg,;\n", {}, "t.csv: found no labels in the column label"),
         ("path,label\na/image_0.jpg,x;y\n", {}, "t.csv: found one image, expected two or more to split"),
         ("path,label\na/image_0.jpg,x\na/image_1.jpg,y\n", {"val_fraction": 0}, "val_fraction=0: must be above"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from conftest import assert_refuses, make_tree, names, rows
-from sppnet.data.image_files import missing_files
+from sppnet.data.image_files import file_keys, missing_files
 from sppnet.data.sources import open_data
 from sppnet.data.table_files import read_table
 from sppnet.data.table_images import unsplit_table
@@ -91,6 +91,15 @@ def test_spaces_blank_lines_and_further_columns_are_left_out(photos):
     assert (images.classes, len(nothing), nothing.classes) == (("a", "b"), 0, ("a", "b"))
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_spaces_around_quotes_are_left_out(photos, delimiter):
+    text = f'"path" {delimiter} "label" \r\n"a/image_0.jpg" {delimiter} "say ""hi"" {delimiter} x"  \n'
+    text += f' "a/image_1.jpg"{delimiter}  "two\n "" lines" '
+    images, _ = unsplit_table(file=write(photos / "t.csv", text))
+    assert set(images.classes) == {f'say "hi" {delimiter} x', 'two\n " lines'}
+    assert names(images) == ["a/image_0.jpg", "a/image_1.jpg"]
+
+
 def test_names_with_commas_quotes_newlines_and_any_bytes(tmp_path):
     odd = ["a,b.jpg", 'say "hi".jpg', "two\nlines.jpg", "grün 猫.jpg", os.fsdecode(b"caf\xe9.jpg")]
     for name in odd:
@@ -125,7 +134,10 @@ def test_parquet_has_text_numbers_or_categories(photos):
     for kind, column in {
         "text": pyarrow.array(labels),
         "large": pyarrow.array(labels, pyarrow.large_string()),
+        "views": pyarrow.array(labels, pyarrow.string_view()),
+        "spaces": pyarrow.array([f" {label}" if i % 2 else label for i, label in enumerate(labels)]),
         "categories": pyarrow.array(labels).dictionary_encode(),
+        "large categories": pyarrow.array(labels, pyarrow.large_string()).dictionary_encode(),
     }.items():
         file = write_parquet(photos / f"{kind}.pq", path=paths, label=column, size=range(len(paths)))
         assert rows(open_data("table", file=file).val) == rows(expected.val), kind
@@ -142,6 +154,16 @@ def test_whole_numbers_are_in_their_own_order_and_other_labels_in_that_of_text(p
     found[0] = (found[0][0], "x")
     text = unsplit_table(file=write_rows(photos / "t.csv", found))[0].classes
     assert text[:4] == ("0", "1", "10", "11")
+
+
+def test_negative_whole_numbers_are_in_their_own_order(photos):
+    labels = ("-10", "-2", "0", "3", "10")
+    found = [(path, labels[i % 5]) for i, (path, _) in enumerate(listed(photos))]
+    assert unsplit_table(file=write_rows(photos / "t.csv", found))[0].classes == labels
+    for other in ("1-2", "-", "--1", "+1", "1.0", "²", "1_0"):  # no whole numbers
+        found[0] = (found[0][0], other)
+        classes = unsplit_table(file=write_rows(photos / "t.csv", found))[0].classes
+        assert classes == tuple(sorted((*labels, other)))
 
 
 def test_other_names_of_columns(photos):
@@ -260,6 +282,11 @@ GOOD = "a/image_0.jpg,x\n"
             r"t.csv:3: there is no no\\where.jpg in .*photos \(no file for 2 of 3 rows\); write paths with /",
         ),
         (HEADER + "/no/such.jpg,x\n", r"t.csv:2: there is no /no/such.jpg \(no file for 1 of 1 row\)"),
+        (
+            HEADER + GOOD + f"{'x' * 300}/a.jpg,x\n",
+            r"t.csv:3: there is no x{300}/a.jpg in .*photos \(no file for 1 of 2",
+        ),
+        (HEADER + GOOD + "a\0b/c.jpg,x\n", r"t.csv:3: there is no a\\x00b/c.jpg in .*photos \(no file for 1 of 2"),
         (HEADER + "a,x\n", r"t.csv:2: there is no a in .*photos \(no file for 1 of 1 row\)"),
         (
             HEADER + GOOD * 2 + "\n" + GOOD,
@@ -272,6 +299,9 @@ GOOD = "a/image_0.jpg,x\n"
         ),
         (HEADER + GOOD + 'a/image_1.jpg,"x\n' + GOOD, "t.csv:4: unexpected end of data; is a quote open, or doubled?"),
         (HEADER + GOOD + 'a/image_1.jpg,"x"y\n', "t.csv:3: ',' expected after '\"'; is a quote open, or doubled?"),
+        (HEADER + 'a/image_1.jpg,"x" "y"\n', "t.csv:2: ',' expected after '\"'; is a quote open, or doubled?"),
+        (HEADER + '"a/image_1.jpg" ,"x"y\n', "t.csv:2: ',' expected after '\"'; is a quote open, or doubled?"),
+        (HEADER + '"a/image_1.jpg" ,"x\n', "t.csv:2: unexpected end of data; is a quote open, or doubled?"),
         (HEADER + f"{'x' * 5000},x\n", "t.csv:2: found a path of 5,000 bytes, expected at most 4,096"),
         (HEADER + f"{'x' * 200_000},x\n", r"t.csv:2: field larger than field limit \(131072\); is a quote open"),
         ((HEADER + GOOD).encode("utf-16"), "t.csv: is UTF-16 text, expected UTF-8; save the table as UTF-8"),
@@ -311,6 +341,39 @@ def test_wrong_parts_are_refused(photos):
     assert_refuses(line, "table", file=file, val_file=file)
 
 
+def spelled(photos):
+    """Returns paths that name a/image_1.jpg without being equal to it."""
+    (photos / "link").symlink_to(photos / "a")
+    return [str(photos / "a" / "image_1.jpg"), "b/../a/image_1.jpg", "link/image_1.jpg", "../photos/a/image_1.jpg"]
+
+
+def test_an_image_in_two_spellings_is_there_twice(photos):
+    for path in spelled(photos):
+        found = [*listed(photos), (path, "a")]
+        file = write_rows(photos / "t.csv", found)
+        line = (
+            r"t.csv:32: found .*image_1.jpg a second time, after .*t.csv:3, which names it a/image_1.jpg \(1 such row"
+        )
+        assert path in assert_refuses(line, file=file, source="table")
+        parts = [(*row, "val" if row[0] == path else "train") for row in found]
+        file = write_rows(photos / "t.csv", parts, ("path", "label", "split"))
+        assert_refuses(line, file=file, source="table", split_column="split")
+
+
+def test_validation_images_in_another_spelling_are_training_images(photos, tmp_path):
+    train = write_rows(photos / "train.csv", listed(photos))
+    for path in spelled(photos):
+        val = write_rows(tmp_path / "val.csv", [(path, "a")])
+        line = "val.csv:2: .*image_1.jpg is among the training images, .*train.csv:3, which names it a/image_1.jpg$"
+        assert path in assert_refuses(line, "table", file=train, val_file=val)
+
+
+def test_images_of_one_name_in_several_folders_are_several(photos):
+    (photos / "link").symlink_to(photos / "a")
+    found = [(path.replace("a/", "link/"), label) for path, label in listed(photos)]
+    assert sorted(names(unsplit_table(file=write_rows(photos / "t.csv", found))[0])) == sorted(p for p, _ in found)
+
+
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
@@ -340,3 +403,31 @@ def test_missing_files_are_found_in_any_folder(photos):
     paths = np.array([*none[:3], *exist, *none[3:]])
     assert missing_files(str(photos), paths).tolist() == [0, 1, 2, 7, 8, 9, 10]
     assert missing_files(str(photos), paths[3:7]).tolist() == []
+
+
+def test_paths_of_one_file_have_one_key(photos, monkeypatch):
+    (photos / "one" / "deep").mkdir(parents=True)
+    (photos / "link").symlink_to("one/deep")
+    (photos / "one" / "up").symlink_to("../link")
+    monkeypatch.chdir(photos)
+    top = os.fsencode(photos)
+    paths = [b"x", b"./x", b"a/../x", b"link/../../x", top + b"/x", top + b"//one/deep/../../x", b"one/up/../../x"]
+    for root in (str(photos), ".", "", "one/..", str(photos / "link/../..")):
+        assert np.unique(file_keys(root, np.array(paths))).tolist() == [top + b"/x"]
+    others = [b"link/x", b"one/deep/x", b"one/up/x", b"link/./x", b"one/../link/x", b"link/../deep/x"]
+    assert np.unique(file_keys("", np.array(others))).tolist() == [top + b"/one/deep/x"]
+    assert file_keys("", np.array([b"/x", b"/../x"])).tolist() == [b"//x", b"//x"]
+
+
+def test_a_folder_that_cannot_be_is_without_files(photos):
+    (photos / "loop").symlink_to("loop")
+    (photos / "a" / "loop.jpg").symlink_to("loop.jpg")
+    (photos / "a" / "long.jpg").symlink_to("x" * 250 + "/" + "y" * 300)
+    long = b"x" * 300
+    paths = [b"a/image_0.jpg", long + b"/x.jpg", b"a/" + long, b"loop/x.jpg", b"a/loop.jpg", b"a\0b/x.jpg", b"a/\0.jpg"]
+    assert missing_files(str(photos), np.array([*paths, b"a/long.jpg", b"x/" * 3000])).tolist() == list(range(1, 9))
+
+
+def test_a_path_from_the_top_is_not_looked_for_in_root(photos):
+    (photos / "top.jpg").touch()
+    assert missing_files(str(photos), np.array([b"/top.jpg", b"top.jpg"])).tolist() == [0]

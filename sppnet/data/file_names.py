@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppnet.data.image_files import IMAGE_SUFFIXES, ImageFiles, missing_files, sorted_files
+from sppnet.data.image_files import IMAGE_SUFFIXES, ImageFiles, file_keys, missing_files, sorted_files
 from sppnet.runtime.names import counted, is_utf8, listing, printable
 
 
@@ -63,12 +63,13 @@ def read_list(root: Path, name: str, pattern: str | None) -> ImageFiles:
     if not lines:
         raise ValueError(f"{file}: lists no images")
 
-    paths = [os.fsdecode(path) for path in _existing(file, str(root), lines).tolist()]
-    place_of: dict[str, int] = {}
-    for (number, _), path in zip(lines, paths, strict=True):
-        if path in place_of:
-            raise ValueError(printable(f"{file}:{number}: found {path} a second time, after line {place_of[path]}"))
-        place_of[path] = number
+    existing = _existing(file, str(root), lines)
+    paths = [os.fsdecode(path) for path in existing.tolist()]
+    place_of: dict[bytes, int] = {}
+    for (number, _), path, key in zip(lines, paths, file_keys(str(root), existing).tolist(), strict=True):
+        if key in place_of:
+            raise ValueError(printable(f"{file}:{number}: found {path} a second time, after line {place_of[key]}"))
+        place_of[key] = number
     if pattern is not None:
         return files_by_pattern(str(root), paths, pattern)
     classes = [_class_folder(path, f"{file}:{number}") for (number, _), path in zip(lines, paths, strict=True)]
@@ -84,7 +85,7 @@ def check_several_classes(classes: Sequence[str], images: int, place: str) -> No
 
 def check_lists(train: ImageFiles, val: ImageFiles, val_list: str) -> None:
     """Raises ValueError for an image that both parts have."""
-    shared = np.flatnonzero(np.isin(val.paths, train.paths))
+    shared = np.flatnonzero(np.isin(file_keys(val.root, val.paths), file_keys(train.root, train.paths)))
     if shared.size:
         count = f"{shared.size:,} images" if shared.size > 1 else "an image"
         raise ValueError(printable(f"{val_list}: lists {count} of train_list too, such as {val.name(int(shared[0]))}"))
@@ -117,7 +118,8 @@ def _with_suffixes(root: str, names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in {os.path.dirname(name) for name in names}:
         place = Path(root, folder)
-        for file in sorted(place.iterdir(), reverse=True) if place.is_dir() else ():
+        is_folder = os.path.isdir(place)  # noqa: PTH112, as Path.is_dir raises for names that are too long
+        for file in sorted(place.iterdir(), reverse=True) if is_folder else ():
             if file.suffix.lower() in IMAGE_SUFFIXES:  # a.jpg comes after a.png, and takes its place
                 found[os.path.join(folder, file.stem)] = os.path.join(folder, file.name)
     return found

@@ -1,5 +1,6 @@
 """Image files by name and label: the data sets of files, random splits of them, and some of their classes."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp"),
     *(".bmp", ".tif", ".tiff", ".avif", ".ppm", ".pgm", ".pbm"),
 )
+
+_NO_FOLDER = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,8 @@ def files_fingerprint(paths: np.ndarray, labels: np.ndarray, classes: tuple[str,
 def sorted_files(root: str, paths: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> ImageFiles:
     """Returns image files sorted by class, then by path.
 
-    Classes are the names that an image has, sorted: by value if all of them are whole numbers, so that 2 is before 10.
+    Classes are the names that an image has, sorted: by value if all of them are whole numbers, so that -1 is before 2
+    and 2 before 10.
 
     Args:
         root: the folder that `paths` start from.
@@ -69,7 +73,7 @@ def sorted_files(root: str, paths: np.ndarray, labels: np.ndarray, names: Sequen
     """
     used, labels = np.unique(labels, return_inverse=True)
     found = [names[i] for i in used]
-    by_value = all(name.isdecimal() for name in found)
+    by_value = all(name.removeprefix("-").isdecimal() for name in found)
     order = sorted(range(len(found)), key=lambda i: (int(found[i]) if by_value else 0, found[i]))
     new_labels = np.argsort(order)[labels]
     rows = np.lexsort((paths, new_labels))
@@ -115,22 +119,66 @@ def missing_files(root: str, paths: np.ndarray) -> np.ndarray:
 
     Each folder is listed once: over a network that takes far less time than asking for every file.
     """
-    folders, folder_of = np.unique([path.rpartition(b"/")[0] for path in paths.tolist()], return_inverse=True)
+    folders, folder_of = _folders_of(root, paths)
     order = np.argsort(folder_of, kind="stable")
     missing: list[int] = []
-    for folder, indices in zip(folders.tolist(), np.split(order, np.cumsum(np.bincount(folder_of))[:-1]), strict=True):
-        found = _file_names(os.path.join(os.fsencode(root), folder))
+    for folder, indices in zip(folders, np.split(order, np.cumsum(np.bincount(folder_of))[:-1]), strict=True):
+        found = _file_names(folder)
         missing += [i for i in indices.tolist() if paths[i].rpartition(b"/")[2] not in found]
     return np.array(sorted(missing), np.int64)
 
 
+def file_keys(root: str, paths: np.ndarray) -> np.ndarray:
+    """Returns (n,) of bytes that are equal for the paths of one file, however `paths`, (n,) of bytes, spell it.
+
+    A file has many: absolute or from `root`, with "..", or through a link to a folder. Each folder is resolved once.
+    Links to files are not followed: they are files with names of their own.
+    """
+    folders, folder_of = _folders_of(root, paths)
+    real = [folder + b"/" for folder in _resolved(folders)]
+    names = (path.rpartition(b"/")[2] for path in paths.tolist())
+    return np.array([real[at] + name for at, name in zip(folder_of.tolist(), names, strict=True)], np.bytes_)
+
+
+def _resolved(folders: Sequence[bytes]) -> list[bytes]:
+    """Returns the real paths of folders, as `os.path.realpath` does, but asks for what is above them only once."""
+    real_parent: dict[bytes, bytes] = {}
+    real = []
+    for folder in folders:
+        parent, name = os.path.split(folder.rstrip(b"/") or folder)
+        if parent not in real_parent:
+            real_parent[parent] = parent if b"\0" in parent else os.path.realpath(parent)  # which raises for NUL
+        path = os.path.join(real_parent[parent], name)
+        is_other = name in (b"", b".", b"..") or os.path.islink(path)  # noqa: PTH114, as Path takes no bytes
+        real.append(os.path.realpath(path) if is_other else path)
+    return real
+
+
+def _folders_of(root: str, paths: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+    """Returns the folders of files, each once, and the index of that of each file: int (n,)."""
+    folders, folder_of = np.unique([path[: path.rfind(b"/") + 1] for path in paths.tolist()], return_inverse=True)
+    return [os.path.join(os.fsencode(root), folder) for folder in folders.tolist()], folder_of
+
+
 def _file_names(folder: bytes) -> set[bytes]:
-    """Returns the names of the files in a folder, none if there is no such folder."""
+    """Returns the names of the files in a folder, none if there is no such folder, or can be none."""
+    if b"\0" in folder:
+        return set()
     try:
         with os.scandir(folder or b".") as entries:
-            return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+            return {entry.name for entry in entries if _is_file(entry)}
+    except OSError as error:
+        if error.errno in _NO_FOLDER:
+            return set()
+        raise
+
+
+def _is_file(entry: os.DirEntry[bytes]) -> bool:
+    """Whether it is a file or a link to one. Broken and circular links are not."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 # Splits and classes. They take the images of a data set sorted by label, each label being there.

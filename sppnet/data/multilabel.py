@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sppnet.data.image_files import check_classes, shuffled_order
+from sppnet.data.image_files import check_classes, file_keys, shuffled_order
 from sppnet.data.table_files import Column, Table, read_table
 from sppnet.data.table_images import (
     check_disjoint,
@@ -54,15 +54,18 @@ def multilabel(
         raise ValueError("label_separator='': must be text, or null for one label in each row")
     rows = read_table(file, path_column, read_columns(label_column, split_column))
     top = existing_root(file, root)
+    rows = _in_one_spelling(rows, top)
     if split_column is not None:
         train, test = split_rows(rows, split_column)
     elif fixed:
-        train, test = rows, read_table(str(val_file), path_column, read_columns(label_column))
+        train = rows
+        test = _in_one_spelling(read_table(str(val_file), path_column, read_columns(label_column)), top)
     else:
         train, test = _random_rows(rows, 0.2 if val_fraction is None else val_fraction, split_seed)
     for part in (train, test):
         check_exist(part, top)
-    check_disjoint(train, test)
+    if fixed:
+        check_disjoint(train, test, top)
 
     parts = [(part, _separated(part.columns[label_column], label_separator)) for part in (train, test)]
     known = sorted({name for _, names in parts for of_value in names for name in of_value})
@@ -73,6 +76,16 @@ def multilabel(
         known = [name for name in known if name in classes]
     files = [_files(part, part.columns[label_column].codes, top, names, known) for part, names in parts]
     return MultiLabelSplits(*files)
+
+
+def _in_one_spelling(rows: Table, top: str) -> Table:
+    """Returns the rows with one path for every image: the first, sorted, of those that the table has for it."""
+    keys = file_keys(top, rows.paths)
+    order = np.lexsort((rows.paths, keys))
+    _, first, image_of_row = np.unique(keys[order], return_index=True, return_inverse=True)
+    paths = rows.paths.copy()
+    paths[order] = rows.paths[order[first]][image_of_row]
+    return rows._replace(paths=paths)
 
 
 def _random_rows(rows: Table, fraction: float, seed: int) -> tuple[Table, Table]:

@@ -11,6 +11,7 @@ from sppnet.data.folders import existing_folder
 from sppnet.data.image_files import (
     ImageFiles,
     chosen_parts,
+    file_keys,
     missing_files,
     of_classes,
     sorted_files,
@@ -68,7 +69,7 @@ def table(
         train_rows, val_rows = split_rows(rows, split_column)
     else:
         train_rows, val_rows = rows, _read(str(val_file), top, path_column, label_column, None)[0]
-        check_disjoint(train_rows, val_rows)
+        check_disjoint(train_rows, val_rows, top)
     train, val = (_labelled(part, top, label_column) for part in (train_rows, val_rows))
     return chosen_parts(train, val, classes, file, partial(_place_of_label, val_rows, label_column))
 
@@ -133,8 +134,8 @@ def _read(
         without = np.flatnonzero(codes == labels.index(""))
         more = f", as {counted(without.size - 1, 'more row')}" if without.size > 1 else ""
         raise ValueError(printable(f"{rows.place(without[0])}: {_path(rows, without[0])} has no {label_column}{more}"))
-    _check_once(rows, label_column)
     check_exist(rows, top)
+    _check_once(rows, top, label_column)
     return rows, top
 
 
@@ -148,10 +149,11 @@ def _place_of_label(rows: Table, label_column: str, label: str) -> str:
     return rows.place(int((codes == labels.index(label)).argmax()))
 
 
-def _check_once(rows: Table, label_column: str) -> None:
+def _check_once(rows: Table, top: str, label_column: str) -> None:
     """Raises ValueError for an image that is there twice."""
-    order = np.argsort(rows.paths, kind="stable")
-    again = np.flatnonzero(rows.paths[order[1:]] == rows.paths[order[:-1]])
+    keys = file_keys(top, rows.paths)
+    order = np.argsort(keys, kind="stable")
+    again = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])
     if not again.size:
         return
     codes, labels = rows.columns[label_column]
@@ -159,6 +161,7 @@ def _check_once(rows: Table, label_column: str) -> None:
     different = np.flatnonzero(codes[first] != codes[second])
     i = int(different[0]) if different.size else 0
     line = f"{rows.place(second[i])}: found {_path(rows, second[i])} a second time, after {rows.place(first[i])}"
+    line += _other_spelling(_path(rows, second[i]), _path(rows, first[i]))
     if different.size:
         line += (
             f", as {labels[codes[second[i]]]} and as {labels[codes[first[i]]]}; data=multilabel takes several labels"
@@ -177,16 +180,20 @@ def check_exist(rows: Table, top: str) -> None:
         raise FileNotFoundError(printable(f"{rows.place(missing[0])}: there is no {path}{where} ({count}){hint}"))
 
 
-def check_disjoint(train: Table, val: Table) -> None:
-    """Raises ValueError for an image in both parts."""
-    shared = np.flatnonzero(np.isin(val.paths, train.paths))
+def check_disjoint(train: Table, val: Table, top: str) -> None:
+    """Raises ValueError for an image in both parts, whose paths start from `top`."""
+    train_keys, val_keys = (file_keys(top, part.paths) for part in (train, val))
+    shared = np.flatnonzero(np.isin(val_keys, train_keys))
     if shared.size:
-        first = int(np.flatnonzero(train.paths == val.paths[shared[0]])[0])
+        first, path = int((train_keys == val_keys[shared[0]]).argmax()), _path(val, shared[0])
         more = f", and {counted(shared.size - 1, 'more image')}" if shared.size > 1 else ""
-        line = (
-            f"{val.place(shared[0])}: {_path(val, shared[0])} is among the training images, {train.place(first)}{more}"
-        )
-        raise ValueError(printable(line))
+        where = f"{train.place(first)}{_other_spelling(path, _path(train, first))}"
+        raise ValueError(printable(f"{val.place(shared[0])}: {path} is among the training images, {where}{more}"))
+
+
+def _other_spelling(path: str, other: str) -> str:
+    """Returns how an image is named elsewhere, for messages; nothing if it is the same there."""
+    return "" if path == other else f", which names it {other}"
 
 
 # Parts and labels.

@@ -5,9 +5,8 @@ Rows are kept in NumPy arrays, not as Python objects: a table may have millions 
 
 import csv
 import os
-import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -60,7 +59,7 @@ def read_table(file: str, path_column: str, columns: Mapping[str, str]) -> Table
 
     A file that begins as parquet does is read as parquet, another one as CSV: UTF-8, with or without a byte order mark,
     a first line that names the columns, fields separated by commas, semicolons or tabs, quotes where needed, any line
-    ends. Spaces around fields are left out, and so are blank lines.
+    ends. Spaces around fields are left out (after a closing quote they are an error), and so are blank lines.
 
     Args:
         file: the table.
@@ -145,10 +144,7 @@ def _read_csv(file: Path, path_column: str, columns: Mapping[str, str]) -> Table
     # Surrogates, because names of files may be any bytes.
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
         delimiter = _delimiter(text, (path_column, *columns.values()))
-        spaced = any('" ' in line for line in text)
-        text.seek(0)
-        lines = _without_spaces_after_quotes(text, delimiter) if spaced else text
-        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+        reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
         rows = _numbered_rows(file, reader)
         header = [name.strip() for name in next(rows, (0, []))[1]]
         _check_columns(file, header, {"path_column": path_column, **columns})
@@ -165,20 +161,6 @@ def _delimiter(text: TextIO, expected: Sequence[str]) -> str:
         return len(names.intersection(expected))
 
     return max(_DELIMITERS, key=found)
-
-
-def _without_spaces_after_quotes(lines: Iterable[str], delimiter: str) -> Iterator[str]:
-    """Yields lines without the spaces between the closing quote of a field and what follows, which `csv` refuses."""
-    start = re.compile(rf'( *")|[^{delimiter}]*{delimiter}?')  # of a quoted field, or all of another one
-    end = re.compile(rf'((?:[^"]|"")*"(?!"))(?: *(?=[{delimiter}\r\n]|$))?')  # of a quoted field
-    is_open = False
-    for line in lines:
-        kept, at = [], 0
-        while found := at < len(line) and (end if is_open else start).match(line, at):
-            kept.append(found[1] or found[0])
-            is_open, at = not is_open and found[1] is not None, found.end()
-        kept.append(line[at:])
-        yield "".join(kept)
 
 
 def _numbered_rows(file: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:

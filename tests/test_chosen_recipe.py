@@ -76,6 +76,8 @@ def test_the_line_about_the_recipe_says_what_is_trained_how_and_what_may_do_bett
         "recipe=finetune for 3,000 training images and trained weights: 20 epochs, the first 2 of the head only, 32 "
         "images per step, adamw at rates up to 0.001"
     )
+    one_frozen = recipe_text(resolved(composed(*WEIGHTS, "recipe.epochs=6")), lambda: 3000)
+    assert "6 epochs, the first of the head only, 32 images" in one_frozen
     assert recipe_text(resolved(composed("data=imagenet", "data.root=x")), None) == (
         "recipe=paper: 70 epochs, 128 images per step, sgd at rates up to 0.01"
     )

@@ -46,7 +46,8 @@ def recipe_text(config: DictConfig, count_images: Callable[[], int]) -> str | No
     about = "" if name == "paper" else f" for {counted(count_images(), 'training image')}"
     about += " and trained weights" if name == "finetune" else ""
 
-    first = f", the first {recipe.frozen_epochs} of the head only" if recipe.frozen_epochs else ""
+    frozen = recipe.frozen_epochs
+    first = f", the first {f'{frozen} ' if frozen > 1 else ''}of the head only" if frozen else ""
     update = (
         f"{counted(recipe.batch_size, 'image')} per step, {recipe.optimizer} at rates up to {highest_rate(recipe):.2g}"
     )

@@ -502,7 +502,8 @@ def test_files_that_lack_one_kind_of_weights_are_refused(name, kinds, tmp_path):
 def test_files_with_other_heads_sizes_and_without_counters_are_taken(name, options, tmp_path):
     own = timm.create_model(name, **options).state_dict()
     torch.save({key: value for key, value in own.items() if "num_batches" not in key}, tmp_path / "w.pth")
-    build_backbone("timm", name=name, weights=str(tmp_path / "w.pth"))
+    backbone = build_backbone("timm", name=name, weights=str(tmp_path / "w.pth"))
+    assert torch.equal(next(backbone.parameters()), next(iter(own.values())))
 
 
 def test_weights_that_cannot_be_downloaded_are_explained(tmp_path, monkeypatch):

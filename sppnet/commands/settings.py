@@ -74,7 +74,10 @@ def bound(section: Any, target: Callable[..., Any], prefix: str = "") -> dict[st
 
 
 def typed(config: DictConfig, target: Callable[..., Any]) -> DictConfig:
-    """Returns a configuration checked as by `bound`, with text where its values are text: runs=2026 is a name."""
+    """Returns a configuration with numbers made text where `target` takes text: runs=2026 names a folder.
+
+    Raises ValueError as `bound`.
+    """
     values = bound(config, target)
     checked = config.copy()
     for key in (key for key, value in values.items() if isinstance(value, str)):

@@ -54,7 +54,8 @@ class _WatchedBatches(_MultiProcessingDataLoaderIter):
         except queue.Empty:
             self._raise_for_dead_workers()
         except (OSError, EOFError):
-            # The connection may break before the worker is dead, whose files are closed before its exit code is known.
+            # The connection may break before the worker is dead, and a worker's sentinel closes before its exit code is
+            # known: joining it waits for that.
             ended = connection.wait([worker.sentinel for worker in self._workers], timeout=CHECK_SECONDS)
             for worker in self._workers:
                 if worker.sentinel in ended:

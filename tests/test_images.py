@@ -21,6 +21,9 @@ from sppnet.data.images import (
     UnreadableImage,
     crop,
     decode_image,
+    encode_pixels,
+    encoded_image_size,
+    is_encoded_pixels,
     resize_shorter_side,
 )
 from sppnet.geometry import LONGEST_ASPECT, POSITIONS, window_at
@@ -459,3 +462,45 @@ def test_a_crop_is_a_view_of_the_pixels_of_its_window(position):
 def test_a_crop_of_its_own_size_is_the_image():
     for position in POSITIONS:
         assert torch.equal(crop(coordinates(7, 7), 7, position), coordinates(7, 7))
+
+
+# Pixels without compression.
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 13), (11, 7), (256, 341)])
+def test_pixels_without_compression_are_decoded_as_they_were(size):
+    image = torch.from_numpy(noise(*size)).permute(2, 0, 1)
+    for stored in (image, image.contiguous()):
+        encoded = encode_pixels(stored)
+        assert is_encoded_pixels(encoded)
+        decoded = decode_image(encoded, "a.ppm")
+        assert torch.equal(decoded, image)
+        assert decoded.permute(1, 2, 0).is_contiguous()
+        assert encoded_image_size(encoded, "a.ppm") == size
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded))), noise(*size))
+
+
+@pytest.mark.parametrize(
+    ("encoded", "reason"),
+    [
+        (encode_pixels(torch.zeros(3, 5, 7, dtype=torch.uint8))[:-1], "truncated"),
+        (b"P6\n100000 100000\n255\n" + bytes(300), "more than"),
+        (b"P6\n0 5\n255\n", "not an image"),
+        (b"P6\n99999999999999999999 1\n255\n" + bytes(3), "."),
+    ],
+)
+def test_damaged_pixels_are_an_error_of_one_line(encoded, reason):
+    with pytest.raises(UnreadableImage, match=f"^a.ppm: .*{reason}"):
+        decode_image(encoded, "a.ppm")
+
+
+@pytest.mark.parametrize(
+    "header", [b"P6\n# a comment\n7 5\n255\n", b"P6 7 5 255\n", b"P6\n7 5\n254\n", b"P6\n7\t5\n255\n"]
+)
+def test_files_of_other_programs_in_the_same_format_are_read_by_pillow(header):
+    pixels = noise(5, 7) // 2
+    assert not is_encoded_pixels(header)
+    decoded = decode_image(header + pixels.tobytes(), "a.ppm").permute(1, 2, 0)
+    expected = np.asarray(Image.open(io.BytesIO(header + pixels.tobytes())))
+    assert np.array_equal(decoded, expected)
+    assert np.abs(decoded.numpy().astype(int) - pixels).max() <= 1

@@ -1,18 +1,22 @@
 """Prepared stores: the same images, every kind of odd file reported, and resuming after an interruption."""
 
 import io
+import math
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 from conftest import jpeg, rows, started_process
+from sppnet.classify.loading import TrainingCrops
 from sppnet.data.images import decode_image, resize_shorter_side
 from sppnet.data.prepare import prepare
 from sppnet.data.shards import Settings, _row
@@ -104,6 +108,63 @@ def test_training_images_are_the_same_but_small(both):
         assert encoded.startswith(b"\xff\xd8")
     tiny = "train/cat/tiny.jpg"  # nothing to win
     assert by_name(stored.train)[tiny][0] == by_name(source.train)[tiny][0]
+
+
+@pytest.fixture(scope="module")
+def raw(both, tmp_path_factory):
+    """The same data in a store of pixels."""
+    root = tmp_path_factory.mktemp("raw") / "store"
+    prepare(both[0], root, Settings(short_side=48, quality=None), workers=0)
+    return open_data("prepared", root=str(root))
+
+
+def test_a_store_of_pixels_has_the_pixels_of_the_files_at_their_shorter_side(both, raw):
+    source, _, _ = both
+    originals = by_name(source.train)
+    assert [name for name in originals if name != "train/cat/broken.jpg"] == list(by_name(raw.train))
+    for name, (encoded, label, _) in by_name(raw.train).items():
+        original = decode_image(originals[name][0], name)
+        expected = resize_shorter_side(original, min(48, *original.shape[1:]))
+        assert torch.equal(decode_image(encoded, name), expected)
+        assert label == originals[name][1]
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded))), expected.permute(1, 2, 0))  # a PPM file
+    assert rows(raw.val) == rows(source.val)
+    assert raw.fingerprint() not in (source.fingerprint(), both[2].fingerprint())
+
+
+def test_crops_of_a_store_of_pixels_are_those_of_the_files(both, tmp_path):
+    files = {name: content for name, content in (plain_files(3) | ODD).items() if "broken" not in name}
+    source = open_data("folder", root=str(make_files(tmp_path / "images", files)))
+    prepare(source, tmp_path / "store", Settings(short_side=48, quality=None), workers=0)
+    stored = open_data("prepared", root=str(tmp_path / "store"))
+    items = [
+        [TrainingCrops(data.train, side=42, seed=3)[epoch, index] for epoch in range(3) for index in range(11)]
+        for data in (source, stored)
+    ]
+    for one, two in zip(*items, strict=True):
+        assert torch.equal(one["image"], two["image"])
+
+
+def test_pixels_that_do_not_fit_on_the_disk_are_refused_before_anything_is_written(both, raw, tmp_path, monkeypatch):
+    mean = np.mean([decode_image(raw.train.read(i), "").numel() for i in range(len(raw.train))])
+    needed = math.ceil(mean * len(both[0].train))
+    free = SimpleNamespace(free=needed - 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
+    with pytest.raises(ValueError, match=r"store: the training images take about .* GB are free; format=jpeg takes"):
+        prepare(both[0], tmp_path / "new" / "store", Settings(48, None), workers=0)
+    assert list(tmp_path.iterdir()) == []
+    prepare(both[0], tmp_path / "jpeg", Settings(48, 95), workers=0)
+    free.free = needed
+    prepare(both[0], tmp_path / "store", Settings(48, None), workers=0)
+
+
+def test_a_store_of_pixels_that_is_half_written_counts_as_space(both, tmp_path, monkeypatch):
+    pixels = Settings(48, None)
+    prepare(both[0], tmp_path / "store", pixels, workers=0)
+    (tmp_path / "store" / "dataset_dict.json").unlink()
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    prepare(both[0], tmp_path / "store", pixels, workers=0)
+    assert len(open_data("prepared", root=str(tmp_path / "store")).train) == 10
 
 
 def test_the_report_names_odd_files(both):

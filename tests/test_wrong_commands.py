@@ -546,6 +546,9 @@ PREPARE = [
     ("data.root=images out=file", "file: found a file, expected a new folder"),
     ("data.root=images out=images", "expected a new folder or an unfinished store"),
     ("data.root=images out=new quality=0", "quality 1 to 100"),
+    ("data.root=images out=new format=png", "format=png: must be jpeg or raw"),
+    ("data.root=images out=new format=raw quality=90", "quality=90: is for format=jpeg"),
+    ("-m data.root=images out=new format=raw,ppm", "format=ppm: must be jpeg or raw (job 2 of 2"),
     ("data.root=images out=new short_side=0", "short_side >= 1"),
     ("data.root=images out=", "out: empty; give it as out=VALUE"),
     ("data.root=images out=null", "out=null: must be text"),
@@ -555,7 +558,7 @@ PREPARE = [
     ("--root images out=new", "--root: keys have no dashes; did you mean data.root=images?"),
     (
         "data.root=images out=new backbone=zf5",
-        "backbone: no such key; allowed: out, short_side, quality",
+        "backbone: no such key; allowed: out, short_side, format, quality",
     ),
     ("data.root=images out=new quality=x", "quality=x: must be a whole number"),
     ("data=null out=new", "data=null: must be one of caltech101"),

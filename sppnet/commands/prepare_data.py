@@ -21,18 +21,44 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be used. Opens no data."""
-    bound(config, settings)
+    given = bound(config, settings)
+    _jpeg_quality(given["format"], given["quality"])
     bound_source(config.data)
 
 
+def _jpeg_quality(format: str, quality: int | None) -> int | None:
+    """Returns the quality of JPEG; None for format=raw. Raises ValueError for another format, and for both."""
+    if format == "jpeg":
+        return 95 if quality is None else quality
+    if format != "raw":
+        raise ValueError(f"format={format}: must be jpeg or raw")
+    if quality is not None:
+        raise ValueError(f"quality={quality}: is for format=jpeg; format=raw keeps the pixels as they are")
+    return None
+
+
 def settings(
-    *, out: str, short_side: int, quality: int, exclude: list[str], workers: int | None, data: dict[str, Any]
+    *,
+    out: str,
+    format: str,
+    short_side: int,
+    quality: int | None,
+    exclude: list[str],
+    workers: int | None,
+    data: dict[str, Any],
 ) -> None:
     """The schema of configs/prepare_data.yaml."""
 
 
 def prepare_data(
-    *, out: str, short_side: int, quality: int, exclude: list[str], workers: int | None, data: dict[str, Any]
+    *,
+    out: str,
+    format: str,
+    short_side: int,
+    quality: int | None,
+    exclude: list[str],
+    workers: int | None,
+    data: dict[str, Any],
 ) -> None:
     """Checks every image of a data set, writes them into a store, and prints a report."""
     # Imported here because torch takes seconds, and --help should not.
@@ -45,7 +71,7 @@ def prepare_data(
     from sppnet.results.preparation_page import preparation_page
     from sppnet.runtime.machine import core_count
 
-    store_settings = Settings(short_side, quality)
+    store_settings = Settings(short_side, _jpeg_quality(format, quality))
     source, options = bound_source(OmegaConf.create(data))
     images = without_images(open_source(source, options), exclude)
 

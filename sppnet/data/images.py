@@ -53,6 +53,9 @@ _BYTES_PER_PIXEL_OF = {"WEBP": 21, "AVIF": 21}
 _BYTES_PER_PIXEL_PROGRESSIVE = 14  # of JPEG, whose coefficients are all kept until the last pass
 _STRIP_PIXELS = 1 << 18  # converted at once
 
+# The header of an image without compression, as `encode_pixels` writes it: width and height.
+_PIXELS_HEADER = re.compile(rb"P6\n([1-9]\d{0,8}) ([1-9]\d{0,8})\n255\n")
+
 # Formats that image data sets contain. Pillow reads forty more; decoding one of them (EPS) would start another program.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "PPM")
 
@@ -147,7 +150,8 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = _MAX_PIXELS) -> Te
 
     Reads JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and PPM by content, whatever the file is called, and the first
     frame of animations. Grey and CMYK become RGB, transparency is laid over white, EXIF orientation is applied,
-    16 bits are scaled to 8. In memory the tensor is channels-last: a view of (h, w, 3).
+    16 bits are scaled to 8. In memory the tensor is channels-last: a view of (h, w, 3), and of `encoded` for files of
+    `encode_pixels`, so do not write to it.
 
     Raises UnreadableImage, with `name` and the reason, for other files, for damaged or truncated ones, and without
     decoding for those whose header states more than `max_pixels` pixels; the environment variable SPPNET_MAX_PIXELS
@@ -162,7 +166,36 @@ def decode_image(encoded: bytes, name: str, max_pixels: int = _MAX_PIXELS) -> Te
         raise UnreadableImage(printable(f"{name}: {_reason(encoded, error)}")) from error
 
 
+def encode_pixels(image: Tensor) -> bytes:
+    """Encodes uint8 RGB (3, h, w) without compression, as a PPM file, which `decode_image` does not have to copy."""
+    height, width = image.shape[1:]
+    return b"P6\n%d %d\n255\n" % (width, height) + image.permute(1, 2, 0).contiguous().numpy().tobytes()
+
+
+def is_encoded_pixels(encoded: bytes) -> bool:
+    """Whether this is an image without compression, as `encode_pixels` writes it."""
+    return _PIXELS_HEADER.match(encoded) is not None
+
+
+def _pixels_of(encoded: bytes, max_pixels: int) -> Tensor | None:
+    """Returns the image (3, h, w) of `encode_pixels`, a view of its bytes that must not be written to.
+
+    None for any other file, for a damaged one, and for more than `max_pixels`.
+    """
+    header = _PIXELS_HEADER.match(encoded)
+    if header is None:
+        return None
+    width, height = map(int, header.groups())
+    if width * height > max_pixels or len(encoded) != header.end() + 3 * width * height:
+        return None
+    pixels = np.frombuffer(encoded, np.uint8, offset=header.end())
+    return torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)
+
+
 def _decode(encoded: bytes, max_pixels: int) -> Tensor:
+    pixels = _pixels_of(encoded, max_pixels)
+    if pixels is not None:
+        return pixels
     image = Image.open(io.BytesIO(encoded), formats=_FORMATS)  # reads the header only
     _check_pixels(image, max_pixels)
     # TorchCodec decodes to the same pixels as Pillow, with CMYK and orientation, 1.3 to 1.5 times as fast.

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 
+from sppnet.data.images import Images
+from sppnet.data.pixels import mean_pixels
 from sppnet.data.shards import (
     Settings,
     Shard,
@@ -35,6 +38,7 @@ from sppnet.data.shards import (
 from sppnet.data.sources import ImageData
 from sppnet.data.stores import PAGE_FILE, REPORT_FILE, SPLITS_FILE, TRAIN, VALIDATION
 from sppnet.data.survey import survey
+from sppnet.geometry import size_at_shorter_side
 from sppnet.runtime.files import is_temporary, remove_stale_files, write_json
 from sppnet.runtime.names import is_utf8, listing, printable
 from sppnet.runtime.processes import exit_with_parent
@@ -63,6 +67,8 @@ def prepare(data: ImageData, out: Path, settings: Settings, *, workers: int) -> 
     _check_arguments(data, settings, workers)
     plan = _plan(data, settings)
     _check_folder(out, plan)
+    if settings.quality is None:
+        _check_space(data.train, out, settings.short_side)
     shards = {
         TRAIN: split_into_shards(TRAIN, data.train, out, plan),
         VALIDATION: split_into_shards(VALIDATION, data.val, out, plan),
@@ -108,8 +114,8 @@ def _report(shards: dict[str, list[Shard]]) -> dict[str, Any]:
 
 def _check_arguments(data: ImageData, settings: Settings, workers: int) -> None:
     """Raises ValueError for numbers out of range, and for a name that Arrow cannot store."""
-    if not 1 <= settings.quality <= 100 or settings.short_side < 1:
-        raise ValueError(f"{settings}: must be short_side >= 1 and quality 1 to 100")
+    if not 1 <= (100 if settings.quality is None else settings.quality) <= 100 or settings.short_side < 1:
+        raise ValueError(f"{settings}: must be short_side >= 1 and quality 1 to 100, or null for format=raw")
 
     for images in (data.train, data.val):
         for name in map(images.name, range(len(images))):
@@ -130,6 +136,24 @@ def _check_folder(out: Path, plan: str) -> None:
             raise ValueError(f"{out}: holds another data set, or one prepared in another way; give another out=")
     elif others := sorted(_foreign_files(out)):
         raise ValueError(f"{out}: found {listing(others)}, expected a new folder or an unfinished store")
+
+
+def _check_space(images: Images, out: Path, short_side: int) -> None:
+    """Raises ValueError if the pixels of training images will hardly fit on the disk of `out`."""
+
+    def pixels(height: int, width: int) -> int:
+        height, width = size_at_shorter_side(height, width, min(height, width, short_side))
+        return height * width
+
+    needed = 3 * mean_pixels(images, pixels) * len(images)
+    written = sum(file.stat().st_size for file in out.glob("*/data-*.arrow"))
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free + written
+    if needed > free:
+        raise ValueError(
+            f"{out}: the training images take about {needed / 1e9:,.2g} GB as pixels, and {free / 1e9:,.2g} GB are "
+            "free; format=jpeg takes about a tenth, a smaller short_side less"
+        )
 
 
 def _foreign_files(out: Path) -> Iterator[str]:

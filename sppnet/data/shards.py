@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from sppnet.data.images import UnreadableImage, decode_image, resize_shorter_side
+from sppnet.data.images import UnreadableImage, decode_image, encode_pixels, resize_shorter_side
 from sppnet.data.sources import LabelledImages
 from sppnet.data.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, column_values
 from sppnet.data.survey import count_image, findings, no_findings
@@ -27,7 +27,7 @@ class Settings(NamedTuple):
     """How training images are stored."""
 
     short_side: int  # pixels; images that are smaller keep their size
-    quality: int  # of JPEG, 1..100, without chroma subsampling
+    quality: int | None  # of JPEG, 1..100, without chroma subsampling; None: pixels without compression
 
 
 class Shard(NamedTuple):
@@ -156,8 +156,13 @@ def _row(images: LabelledImages, index: int, settings: Settings | None, facts: d
 
 
 def _small(encoded: bytes, image: torch.Tensor, settings: Settings, may_keep: bool) -> bytes:
-    """The image as JPEG at its shorter side. With `may_keep`, the file itself if it is a JPEG of this size already."""
+    """The image at its shorter side, as JPEG or as pixels.
+
+    With `may_keep`, a JPEG of this size already is stored as JPEG without change.
+    """
     side = min(*image.shape[1:], settings.short_side)
+    if settings.quality is None:
+        return encode_pixels(resize_shorter_side(image, side))
     if may_keep and side == min(image.shape[1:]) and encoded.startswith(b"\xff\xd8"):
         return encoded
     pixels = resize_shorter_side(image, side).permute(1, 2, 0).contiguous().numpy()

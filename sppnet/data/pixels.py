@@ -1,0 +1,103 @@
+"""Decoded images: the memory they take, and a cache of them on disk that loader processes share."""
+
+import math
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sppnet.data.images import Images, UnreadableImage, encoded_image_size
+
+# Bytes of the file from the start of one image to that of the next. Most of them stay holes, which take no space.
+SLOT_BYTES = 1 << 24
+_BLOCK_BYTES = 512  # the unit in which stat counts, whatever the blocks of the file system are
+_PAGE_BYTES = 4096  # that most file systems allocate at once
+_SAMPLE = 64  # images, of which the mean size is estimated
+
+
+def mean_pixels(images: Images, count_pixels: Callable[[int, int], int]) -> float:
+    """Estimates the mean number of pixels of decoded images from the headers of some of them.
+
+    Args:
+        images: encoded images, at least one. Those that cannot be read do not count.
+        count_pixels: from height and width of an upright image to the number of pixels that are kept of it.
+    """
+    counts = []
+    for index in np.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).astype(int).tolist():
+        try:
+            counts.append(count_pixels(*encoded_image_size(images.read(index), images.name(index))))
+        except UnreadableImage:
+            continue
+    return float(np.mean(counts)) if counts else 0.0
+
+
+def bytes_on_disk(pixels: float) -> int:
+    """Returns the bytes that an image of so many pixels takes in a PixelCache: whole blocks of the file system."""
+    return math.ceil(3 * pixels / _PAGE_BYTES) * _PAGE_BYTES
+
+
+class PixelCache:
+    """A cache of decoded images in a temporary file without a name, which ends with the last process that has it open.
+
+    Processes that are forked afterwards share the cache; in processes that are spawned it stays empty. It never fails:
+    what does not fit, or cannot be written, is not kept.
+
+    Args:
+        images: how many there are.
+        limit: bytes on disk above which nothing more is kept.
+    """
+
+    def __init__(self, images: int, limit: int) -> None:
+        self.limit = limit
+        with tempfile.TemporaryFile() as file:
+            self._file = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._file)
+        # Height and width of every image that is kept; zeros of the others. Written after the pixels.
+        self.sizes = np.frombuffer(mmap.mmap(-1, max(1, images) * 8), np.int32).reshape(-1, 2)
+
+    def __reduce__(self) -> tuple[type["PixelCache"], tuple[int, int]]:
+        return PixelCache, (len(self.sizes), 0)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the images take on disk."""
+        return os.fstat(self._file).st_blocks * _BLOCK_BYTES
+
+    def get(self, index: int) -> Tensor | None:
+        """Returns a copy of an image, uint8 (3, h, w) in channels-last; None if it is not kept."""
+        height, width = map(int, self.sizes[index])
+        if not height:
+            return None
+        pixels = torch.empty(height, width, 3, dtype=torch.uint8)
+        # Not through a memory map, whose page faults take twice as long as the copy.
+        read = os.preadv(self._file, [pixels.numpy().data], index * SLOT_BYTES)
+        return pixels.permute(2, 0, 1) if read == pixels.numel() else None
+
+    def put(self, index: int, image: Tensor) -> None:
+        """Keeps an image, uint8 (3, h, w), unless it is larger than SLOT_BYTES or the cache is full."""
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        if not 0 < pixels.nbytes <= SLOT_BYTES or self.nbytes + pixels.nbytes > self.limit:
+            return
+        try:
+            written = os.pwrite(self._file, pixels.data, index * SLOT_BYTES)
+        except OSError:  # the disk is full, or the file may not grow
+            self.limit = 0
+            return
+        if written == pixels.nbytes:  # a full disk may take a part
+            self.sizes[index] = image.shape[1:]
+
+
+def cached(cache: PixelCache | None, index: int, load: Callable[[int], Tensor]) -> Tensor:
+    """Returns an image from the cache, or loads it and keeps it there. Without a cache, it is always loaded."""
+    if cache is None:
+        return load(index)
+    image = cache.get(index)
+    if image is None:
+        image = load(index)
+        cache.put(index, image)
+    return image

@@ -21,7 +21,7 @@ from sppnet.classify.training import train_classifier
 from sppnet.data.sources import open_data
 
 
-def train(folder, run, sizes, compiled=False, epochs=4, seen=None, workers=0, data=None, **options):
+def train(folder, run, sizes, compiled=False, epochs=4, seen=None, workers=0, cache=0, data=None, **options):
     """Trains; appends every input of the network in training to the list `seen`."""
     recipe = Recipe(
         epochs=epochs,
@@ -42,7 +42,7 @@ def train(folder, run, sizes, compiled=False, epochs=4, seen=None, workers=0, da
         source="folder",
         data_options={"root": str(folder)},
         recipe=recipe,
-        machine=Machine(accelerator="cpu", precision="32-true", workers=workers, compile=compiled),
+        machine=Machine(accelerator="cpu", precision="32-true", workers=workers, compile=compiled, cache=cache),
         seed=0,
     )
     data = data or plan.open_data()

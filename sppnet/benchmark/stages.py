@@ -23,7 +23,7 @@ from sppnet.classify.loading import TrainingCrops
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.schedules import Sizes
 from sppnet.classify.scorer import Scorer
-from sppnet.classify.training import train_classifier
+from sppnet.classify.training import caching_of, train_classifier
 from sppnet.classify.view_inputs import ViewInputs
 from sppnet.classify.views import ViewProtocol
 from sppnet.data.images import decode_image
@@ -193,7 +193,10 @@ def end_to_end(setup: TrainingSetup, expected: float, seconds: float) -> list[St
     data = ImageData(_random_images(images, count), _random_images(setup.data.val, 1), images.classes)
     sizes = list(dict.fromkeys(setup.sizes))
     recipe = dataclasses.replace(setup.plan.recipe, epochs=3 * len(sizes), warmup_epochs=0, plateau_patience=None)
-    plan = dataclasses.replace(setup.plan, sizes=Sizes(cycle=sizes), recipe=recipe)
+    # Some of the images would fit where all do not.
+    caching = caching_of(setup.plan, setup.data, processes=1)
+    machine = dataclasses.replace(setup.plan.machine, cache=setup.plan.machine.cache if caching.expected else 0)
+    plan = dataclasses.replace(setup.plan, sizes=Sizes(cycle=sizes), recipe=recipe, machine=machine)
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         result = train_classifier(plan, setup.build_network(), data, Path(folder))

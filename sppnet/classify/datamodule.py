@@ -16,6 +16,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from sppnet.classify.augmentation import Augmentation
+from sppnet.classify.caching import NO_CACHING, Caching
 from sppnet.classify.loading import (
     BalancedSampler,
     CenterCrops,
@@ -25,6 +26,7 @@ from sppnet.classify.loading import (
     start_training_worker,
 )
 from sppnet.data.batches import to_network_input, training_input
+from sppnet.data.pixels import PixelCache
 from sppnet.data.sources import ImageData
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.loaders import ResumingLoader, WatchedLoader
@@ -49,6 +51,7 @@ class ClassificationData(LightningDataModule):
         balanced: whether an epoch draws as many images of every class.
         seed: of order, crops, mirroring, colours and augmentation.
         workers: loader processes, 0 to load in the training process.
+        caching: whether decoded images are kept, and how many bytes of them.
         compiled: whether the functions that prepare training batches on the device are compiled, once per size.
         max_unreadable: share of the training images that may be unreadable; more raise ValueError. None: see
             `allowed_unreadable`.
@@ -70,6 +73,7 @@ class ClassificationData(LightningDataModule):
         balanced: bool = False,
         seed: int,
         workers: int,
+        caching: Caching = NO_CACHING,
         compiled: bool = False,
         max_unreadable: float | None = 1.0,
         allow_changed_data: bool = False,
@@ -79,7 +83,7 @@ class ClassificationData(LightningDataModule):
         self.size_of_step = size_of_step
         self.input_mean, self.input_std, self.color = tuple(input_mean), tuple(input_std), color
         self.mirror, self.augmentation, self.balanced = mirror, augmentation, balanced
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.caching = seed, workers, caching
         self.training_input = torch.compile(training_input, dynamic=False) if compiled else training_input
         self.max_unreadable, self.allow_changed_data = max_unreadable, allow_changed_data
         self.unreadable: set[str] = set()  # a message for each unreadable training image, which begins with its name
@@ -92,14 +96,21 @@ class ClassificationData(LightningDataModule):
         sampler = BalancedSampler(images.labels, **share) if self.balanced else EpochSampler(len(images), **share)
         # A smaller last batch would be compiled again, so it is dropped, unless it is the only one.
         options = self._loader_options() | {"sampler": sampler, "drop_last": len(sampler) >= self.batch_size}
-        crops = TrainingCrops(images, side=self.crop_side, seed=self.seed, augmentation=self.augmentation)
+        augmentation, cache = self.augmentation, self._caches[0]
+        crops = TrainingCrops(images, side=self.crop_side, seed=self.seed, augmentation=augmentation, cache=cache)
         return ResumingLoader(crops, **options)
 
     def val_dataloader(self) -> WatchedLoader[dict[str, Any]]:
         """Returns the loader of this process's share of the validation images."""
         rank, processes = self._rank_and_processes()
         sampler = ShareSampler(len(self.data.val), rank=rank, processes=processes)
-        return WatchedLoader(CenterCrops(self.data.val, side=self.crop_side), sampler=sampler, **self._loader_options())
+        crops = CenterCrops(self.data.val, side=self.crop_side, cache=self._caches[1])
+        return WatchedLoader(crops, sampler=sampler, **self._loader_options())
+
+    @cached_property
+    def _caches(self) -> tuple[PixelCache | None, PixelCache | None]:
+        """The decoded images that are kept, of training and of validation."""
+        return self.caching.caches(self.data)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from sppnet.data.batches import COLOR_STANDARD_DEVIATION
 from sppnet.data.images import UnreadableImage, crop, decode_image, resize_shorter_side
+from sppnet.data.pixels import PixelCache, cached
 from sppnet.data.sources import LabelledImages
 from sppnet.geometry import CROP_POSITIONS
 from sppnet.runtime.checkout import shown_command
@@ -49,12 +50,20 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         side: of the crops in pixels.
         seed: of everything random.
         augmentation: of the images; None crops at one of the paper's five positions and alters nothing.
+        cache: of the images before they are cropped; None decodes them every time.
     """
 
     def __init__(
-        self, images: LabelledImages, *, side: int, seed: int, augmentation: "Augmentation | None" = None
+        self,
+        images: LabelledImages,
+        *,
+        side: int,
+        seed: int,
+        augmentation: "Augmentation | None" = None,
+        cache: PixelCache | None = None,
     ) -> None:
-        self.images, self.side, self.seed, self.augmentation = images, side, seed, augmentation
+        self.images, self.side, self.seed, self.augmentation, self.cache = images, side, seed, augmentation, cache
+        self.crops_whole_images = augmentation is not None and augmentation.random_crop is not None
 
     def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
         random = np.random.default_rng([self.seed, *key])
@@ -64,8 +73,8 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         seed = 0 if self.augmentation is None else int(random.integers(2**63))
 
         image, index, unreadable = self._read_or_replace(key[1], random)
-        if self.augmentation is None or self.augmentation.random_crop is None:
-            image = _position_crop(image, self.side, position)
+        if not self.crops_whole_images:
+            image = crop(image, self.side, position)
         if self.augmentation is not None:
             image = self.augmentation(image, seed)
         return {
@@ -79,12 +88,12 @@ class TrainingCrops(Dataset[dict[str, Any]]):
     def _read_or_replace(self, index: int, random: np.random.Generator) -> tuple[Tensor, int, list[str]]:
         """Reads the image at `index` or, while that is unreadable, at an index drawn from `random`.
 
-        Returns the decoded image, its index, and a line for every unreadable one.
+        Returns the image before it is cropped, its index, and a line for every unreadable one.
         """
         unreadable: list[str] = []
         while True:
             try:
-                return decode_image(self.images.read(index), self.images.name(index)), index, unreadable
+                return cached(self.cache, index, self._uncropped), index, unreadable
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 if len(unreadable) == MAX_REPLACEMENTS:
@@ -94,20 +103,34 @@ class TrainingCrops(Dataset[dict[str, Any]]):
                     ) from error
             index = int(random.integers(len(self.images)))
 
+    def _uncropped(self, index: int) -> Tensor:
+        """Decodes an image: at its full size for random crops, at its shorter side for crops at positions."""
+        image = decode_image(self.images.read(index), self.images.name(index))
+        return image if self.crops_whole_images else resize_shorter_side(image, shorter_side_for(self.side))
+
 
 class CenterCrops(Dataset[dict[str, Any]]):
     """Validation images, each cropped at its centre: `image` uint8 (side, side, 3) and `label`.
 
     Raises UnreadableImage for an unreadable file: validation never skips an image.
+
+    Args:
+        images: encoded images and labels.
+        side: of the crops in pixels.
+        cache: of the crops; None decodes the images every time.
     """
 
-    def __init__(self, images: LabelledImages, *, side: int) -> None:
-        self.images, self.side = images, side
+    def __init__(self, images: LabelledImages, *, side: int, cache: PixelCache | None = None) -> None:
+        self.images, self.side, self.cache = images, side, cache
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        image = cached(self.cache, index, self._cropped)
+        return {"image": image.permute(1, 2, 0), "label": int(self.images.labels[index])}
+
+    def _cropped(self, index: int) -> Tensor:
         try:
             image = decode_image(self.images.read(index), self.images.name(index))
         except UnreadableImage as error:
@@ -115,16 +138,7 @@ class CenterCrops(Dataset[dict[str, Any]]):
             raise UnreadableImage(
                 f"{error}; repair the file, or skip it with {shown_command('prepare_data')} exclude=[{name}]"
             ) from error
-        label = int(self.images.labels[index])
-        return {"image": _position_crop(image, self.side, "center").permute(1, 2, 0), "label": label}
-
-
-def _position_crop(image: Tensor, side: int, position: str) -> Tensor:
-    """Crops an image at one of `sppnet.geometry.POSITIONS`: uint8 (3, h, w) -> (3, side, side).
-
-    The shorter side of the image is resized to `shorter_side_for(side)` before.
-    """
-    return crop(resize_shorter_side(image, shorter_side_for(side)), side, position)
+        return crop(resize_shorter_side(image, shorter_side_for(self.side)), self.side, "center")
 
 
 class EpochSampler(Sampler[tuple[int, ...]]):

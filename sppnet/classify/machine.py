@@ -31,6 +31,9 @@ class Machine:
     precision: str | None = None
     compile: bool | None = None  # torch.compile; None: on a GPU, for up to four sizes
     workers: int | None = None  # loader processes per device; None: the cores shared among the devices, at most 16
+    # Gigabytes of the disk that decoded images may take, so that later epochs need not decode them again; 0: none are
+    # kept. "auto": all, if they fit into a quarter of the memory and of the free disk, or none.
+    cache: int | float | str = "auto"
     accumulate: int | str = 1  # parts of every step, one after the other; "auto": as few as fit into a GPU's memory
     deterministic: bool = False
     validate_every: int = 1  # epochs between validations; the last epoch is always validated
@@ -60,6 +63,8 @@ class Machine:
             )
         if not re.fullmatch(r"auto|[1-9]\d*", str(self.accumulate)):
             raise ValueError(f"trainer.accumulate={self.accumulate}: must be auto or a number from 1")
+        if self.cache != "auto" and not (isinstance(self.cache, int | float) and 0 <= self.cache < math.inf):
+            raise ValueError(f"trainer.cache={self.cache}: must be auto, or gigabytes from 0")
         for name in ("num_nodes", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: must be at least 1")

@@ -3,6 +3,7 @@
 The idea is that of Smith 2017 (arXiv:1506.01186, §3.3). The trained weights are thrown away, and no run is touched.
 """
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -79,6 +80,7 @@ def search_rate(plan: TrainingPlan, network: SPPNet, data: ImageData) -> RateSea
     Raises ValueError for settings that do not fit the data or the machine, and if already the first loss is not finite.
     """
     silence_lightning()
+    plan = dataclasses.replace(plan, machine=dataclasses.replace(plan.machine, cache=0))  # few images come twice
     classifier, data_module = prepared(plan, network, data, _RisingRates)
     assert isinstance(classifier, _RisingRates)
     trainer = Trainer(

@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, Trainer
 from sppnet.classify.advice import check_batch_size
 from sppnet.classify.augmentation import Augmentation
 from sppnet.classify.best import best_epoch
+from sppnet.classify.caching import NO_CACHING, Caching, plan_caching
 from sppnet.classify.classifier import Classifier
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loggers import LOGGERS
@@ -62,6 +63,9 @@ def train_classifier(
     """
     classifier, data_module = prepared(plan, network, data)
 
+    if is_first_process() and (note := data_module.caching.note()):
+        print(note, flush=True)
+
     # The checkpoint decides the precision, unless the user does.
     silence_lightning()
     newest = newest_checkpoint(run / "checkpoints")
@@ -97,7 +101,8 @@ def prepared(
     compiled = is_compiled(plan.machine, plan.sizes.of_run(plan.recipe.epochs))
 
     workers = worker_count(plan.machine.workers, local_processes)
-    data_module = _build_data_module(plan, network, data, plan.recipe.batch_size // processes, workers, compiled)
+    batch_size, caching = plan.recipe.batch_size // processes, caching_of(plan, data, local_processes)
+    data_module = _build_data_module(plan, network, data, batch_size, workers, caching, compiled)
     _prepare_for_speed(network, plan.machine, compiled)
     classifier = kind(
         network,
@@ -110,6 +115,14 @@ def prepared(
         largest_side=plan.crop_side,
     )
     return classifier, data_module
+
+
+def caching_of(plan: TrainingPlan, data: ImageData, processes: int) -> Caching:
+    """Returns which decoded images of `data` each of `processes` on this machine keeps: none for a single epoch."""
+    if plan.recipe.epochs == 1:
+        return NO_CACHING
+    side, random_crop = plan.crop_side, plan.recipe.crop_area is not None
+    return plan_caching(plan.machine.cache, data, side=side, random_crop=random_crop, processes=processes)
 
 
 def _parts(machine: Machine) -> int | None:
@@ -157,7 +170,13 @@ def is_compiled(machine: Machine, sizes: set[int]) -> bool:
 
 
 def _build_data_module(
-    plan: TrainingPlan, network: SPPNet, data: ImageData, batch_size: int, workers: int, compiled: bool
+    plan: TrainingPlan,
+    network: SPPNet,
+    data: ImageData,
+    batch_size: int,
+    workers: int,
+    caching: Caching,
+    compiled: bool,
 ) -> ClassificationData:
     return ClassificationData(
         data,
@@ -172,6 +191,7 @@ def _build_data_module(
         balanced=plan.recipe.balanced,
         seed=plan.seed,
         workers=workers,
+        caching=caching,
         compiled=compiled,
         max_unreadable=plan.machine.max_unreadable,
         allow_changed_data=plan.machine.allow_changed_data,

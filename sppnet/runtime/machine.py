@@ -78,6 +78,16 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # "max" where there is none
+
+
+def memory_bytes() -> int:
+    """The memory of this machine in bytes, or of the container that this process runs in."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
+    return min(memory, int(limit)) if limit.isdecimal() else memory
+
+
 def busy_machine() -> str | None:
     """A warning if other programs keep all cores of this machine busy already, else None."""
     cores = os.cpu_count() or 1  # of the whole machine, like the load

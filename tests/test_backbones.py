@@ -134,6 +134,16 @@ def test_aligned_pads_half_of_every_kernel(name, offset, map_sides):
     assert aligned(torch.zeros(1, 3, side, side)).shape[2:] == (map_sides[side],) * 2
 
 
+@pytest.mark.parametrize("name", ["zf5", "convnet5", "overfeat5", "overfeat7"])
+def test_a_backbone_that_is_built_aligned_is_one_that_was_aligned(name):
+    backbone, built = small(name), small(name, aligned=True)
+    built.load_state_dict(backbone.state_dict())
+    images = torch.randn(2, 3, 97, 113)
+    assert torch.equal(built(images), backbone.aligned()(images))
+    assert built.options == backbone.aligned().options
+    assert torch.equal(built.aligned()(images), built(images))
+
+
 def transparent(backbone):
     """Lets a bright pixel change every cell that sees it: convolutions take sums.
 

@@ -45,7 +45,7 @@ def test_the_warm_up_shortens_itself_and_long_runs_keep_their_directories():
 
 def test_settings_that_are_off_leave_the_names_of_runs_from_before_they_existed():
     neutral = {"sizes.every": "batch", "sizes.multiple": "4", "recipe.mixup": "0.2", "recipe.crop_area": "[0.2,1]"}
-    neutral["recipe.mirror"] = "false"
+    neutral |= {"recipe.mirror": "false", "backbone.aligned": "true"}
     for key, value in neutral.items():
         run = run_directory(composed("experiment=demo", f"{key}={value}"))
         assert run.path.name != "demo-seed0-d015733d"

@@ -34,8 +34,9 @@ def _without_neutral(outcome: dict[str, Any]) -> dict[str, Any]:
     """Leaves out settings that change nothing, so that runs from before they existed keep their names."""
     if outcome["initial_weights"] is None:
         del outcome["initial_weights"]
-    if outcome["backbone"].get("weights") is None:
-        outcome["backbone"].pop("weights", None)
+    for key, neutral in (("weights", None), ("aligned", False)):
+        if outcome["backbone"].get(key) == neutral:
+            outcome["backbone"].pop(key, None)
     for section, neutral in neutral_settings().items():
         kept = outcome[section].items()
         outcome[section] = {k: v for k, v in kept if k not in neutral or v != neutral[k]}

@@ -34,8 +34,8 @@ def _without_neutral(outcome: dict[str, Any]) -> dict[str, Any]:
     """Leaves out settings that change nothing, so that runs from before they existed keep their names."""
     if outcome["initial_weights"] is None:
         del outcome["initial_weights"]
-    for key, neutral in (("weights", None), ("aligned", False)):
-        if outcome["backbone"].get(key) == neutral:
+    for key in ("weights", "aligned"):
+        if not outcome["backbone"].get(key):
             outcome["backbone"].pop(key, None)
     for section, neutral in neutral_settings().items():
         kept = outcome[section].items()

@@ -31,6 +31,7 @@ from sppnet.data.sources import ImageData
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.loaders import ResumingLoader, WatchedLoader
 from sppnet.runtime.names import counted
+from sppnet.runtime.shared_batches import SharedBatches
 
 
 class ClassificationData(LightningDataModule):
@@ -165,10 +166,15 @@ class ClassificationData(LightningDataModule):
         return {
             "batch_size": self.batch_size,
             "num_workers": self.workers,
+            "collate_fn": self._collate(),
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
             "worker_init_fn": start_training_worker,
         }
+
+    def _collate(self) -> SharedBatches:
+        shape = (self.crop_side, self.crop_side, 3)
+        return SharedBatches("image", workers=self.workers, batch_size=self.batch_size, shape=shape)
 
     def _warn_of_unreadable(self, messages: list[str]) -> None:
         """Warns once of each unreadable training image. Raises ValueError if there are too many of them."""

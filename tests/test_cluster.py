@@ -8,6 +8,7 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
 from sppnet.lightning_processes import process_plugins
 from sppnet.runtime.cluster import check_tasks, is_first_process
+from sppnet.runtime.hardware import Hardware, run_on_devices
 
 NAMES = ("RANK", "LOCAL_RANK", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 
@@ -108,6 +109,19 @@ def test_other_processes_are_refused_in_one_line_of_the_first(given, variables, 
         with pytest.raises(SystemExit) as stopped:
             check_tasks(devices, nodes)
         assert stopped.value.code == 2
+
+
+def test_a_command_that_starts_its_own_processes_is_refused_in_several_tasks(given):
+    done = []
+    given(**step(1))
+    run_on_devices(done.append, (), Hardware(accelerator="cpu"))
+    given(**step(2))
+    with pytest.raises(ValueError, match=r"^SLURM started 2 processes, each .* srun --ntasks=1, .* hardware\.devices$"):
+        run_on_devices(done.append, (), Hardware(accelerator="cpu"))
+    given(**step(2, SLURM_PROCID="1"))
+    with pytest.raises(SystemExit):
+        run_on_devices(done.append, (), Hardware(accelerator="cpu"))
+    assert done == [0]
 
 
 def test_two_runs_of_one_job_meet_at_different_ports(given):

@@ -63,7 +63,7 @@ def check_tasks(devices: int, nodes: int) -> None:
     tasks = slurm_tasks()
     if nodes == 1 if tasks is None else tasks.are(devices, nodes):
         return
-    if os.environ.get("SLURM_PROCID", "0") != "0":
+    if not is_first_process():
         raise SystemExit(2)
 
     started = "1 process" if tasks is None else f"{tasks.count} processes on {counted(tasks.nodes, 'node')}"
@@ -73,6 +73,22 @@ def check_tasks(devices: int, nodes: int) -> None:
     raise ValueError(
         f"SLURM started {started}, and trainer.devices={devices} trainer.num_nodes={nodes} needs {devices * nodes}: "
         f"start them by srun --nodes={nodes} --ntasks-per-node={devices}{fitting}"
+    )
+
+
+def check_one_task() -> None:
+    """Raises ValueError if SLURM has started a command several times that starts its further processes itself.
+
+    Each would do all of the work, and write the same files. All but the first exit with code 2 and no message.
+    """
+    tasks = slurm_tasks()
+    if tasks is None:
+        return
+    if not is_first_process():
+        raise SystemExit(2)
+    raise ValueError(
+        f"SLURM started {tasks.count} processes, each of which would do all of the work: start one by srun --ntasks=1, "
+        "and let it start the others by hardware.devices"
     )
 
 

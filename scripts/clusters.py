@@ -27,7 +27,7 @@ from one_node_slurm import (
     one_node_slurm,
     submitted,
 )
-from stress import SMALL, outcome
+from stress import SMALL, kill_group, outcome
 
 SCRIPTS = Path(__file__).resolve().parent
 TINY = [*SMALL, *("recipe=fast", "recipe.warmup_epochs=1", "trainer.workers=1", "trainer.save_every_minutes=null")]
@@ -119,8 +119,14 @@ def succeeded(command: list[str]) -> str:
 
 
 def finished(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    """Runs a command until it ends, for LIMIT seconds at most."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    """Runs a command until it ends, for LIMIT seconds at most. Ends every process that it started."""
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        try:
+            output, errors = process.communicate(timeout=LIMIT)
+        finally:
+            kill_group(process)
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def check_two_tasks(runs: Runs) -> str:

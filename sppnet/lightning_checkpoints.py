@@ -238,6 +238,9 @@ class SaveCheckpoints(Callback):
             write_to_stderr(f"stopped by {number.name}; {self._saved_text}; the same command resumes from there")
             if requeue:
                 requeue_slurm_job()  # last, as SLURM then ends this process
+        if requeue and trainer.world_size > 1:
+            # Lightning kills the first process seconds after another one has ended, and the controller may be slow.
+            trainer.strategy.barrier()
         raise Stopped(exit_code(number))
 
 

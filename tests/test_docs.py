@@ -259,6 +259,13 @@ def test_a_stress_command_has_only_options_of_the_script(arguments):
         assert f'"{option}"' in script
 
 
+@pytest.mark.parametrize("arguments", commands_of("clusters"))
+def test_a_cluster_command_has_only_words_of_the_script(arguments):
+    script = (PROJECT / "scripts" / "clusters.py").read_text()
+    for word in arguments:
+        assert f'"{word}"' in script
+
+
 def test_the_makefile_has_the_targets():
     targets = {words[1] for _, words in ALL_COMMANDS if words[0] == "make"}
     for target in targets:

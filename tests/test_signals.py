@@ -61,6 +61,7 @@ def test_a_signal_that_only_another_process_has_received_yet_requeues(
     tmp_path, monkeypatch, asked, number, requeues, capfd
 ):
     monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    waited = []
     answers = iter([True, number == signal.SIGUSR1])  # of both: whether to stop, whether to requeue
     trainer = SimpleNamespace(
         world_size=2,
@@ -69,13 +70,17 @@ def test_a_signal_that_only_another_process_has_received_yet_requeues(
         global_step=10,
         current_epoch=0,
         save_checkpoint=lambda path: None,
-        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, all: next(answers)),
+        strategy=SimpleNamespace(
+            reduce_boolean_decision=lambda decision, all: next(answers),
+            barrier=lambda: waited.append(asked.exists()),  # the others end after the job is in the queue
+        ),
     )
     callback = SaveCheckpoints(tmp_path, StopSignals(), steps=None, minutes=None)
     with pytest.raises(Stopped) as stopped:
         callback.on_train_batch_end(trainer, None)
     assert stopped.value.code == os.EX_TEMPFAIL
     assert asked.exists() == requeues
+    assert waited == [True] * requeues
     assert f"stopped by {number.name}; " in capfd.readouterr().err
 
 

@@ -30,10 +30,8 @@ class Tasks:
 
     def are(self, devices: int, nodes: int) -> bool:
         """Whether these are `devices` processes on each of `nodes` nodes."""
-        return self.per_node in (f"{devices}", f"{devices}(x{nodes})") and (self.count, self.nodes) == (
-            devices * nodes,
-            nodes,
-        )
+        per_node = f"{devices}" if nodes == 1 else f"{devices}(x{nodes})"
+        return self == Tasks(devices * nodes, nodes, per_node)
 
 
 def slurm_tasks() -> Tasks | None:

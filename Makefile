@@ -6,13 +6,14 @@ INSTALLED := .venv/.installed
 # Often set in containers. Then every process would compile 3,500 files again, which is more than half of its start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test stress lint format tensorboard
+.PHONY: help setup demo test stress clusters lint format tensorboard
 
 help:
 	@echo "make setup        install the pinned versions into .venv (the others do it when needed)"
 	@echo "make demo         draw the shapes data set and train a small SPP-net on it: about 3 minutes on 2 cores"
 	@echo "make test         run all tests"
 	@echo "make stress       kill 10 small runs 30 times, and compare bit for bit: about 10 minutes"
+	@echo "make clusters     train in jobs of a SLURM on this machine, which are preempted and killed: about 20 minutes"
 	@echo "make lint         check formatting, lint and types"
 	@echo "make format       format the code"
 	@echo "make tensorboard  look at the runs in a browser"
@@ -36,6 +37,9 @@ test: setup
 
 stress: setup
 	$(BIN)/python scripts/stress.py
+
+clusters: setup
+	$(BIN)/python scripts/clusters.py slurm
 
 lint: setup
 	$(BIN)/ruff format --check .

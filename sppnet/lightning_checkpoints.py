@@ -7,7 +7,6 @@ none is ever half written, whenever the process dies.
 
 import io
 import logging
-import os
 import signal
 import time
 import warnings
@@ -20,9 +19,10 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from sppnet.runtime.cluster import requeue_slurm_job
 from sppnet.runtime.files import atomic_file, keep_as
 from sppnet.runtime.names import first_line
-from sppnet.runtime.signals import Stopped, StopSignals, exit_code, requeue_slurm_job, write_to_stderr
+from sppnet.runtime.signals import REQUEUE_SIGNALS, Stopped, StopSignals, exit_code, write_to_stderr
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 _STEPS_BETWEEN_CHECKS = 10  # with several processes: steps between checks for a stop signal on any of them
@@ -107,8 +107,8 @@ class SaveCheckpoints(Callback):
     """Saves `folder`/last.ckpt after every epoch, at intervals inside epochs, and when a signal stops the run.
 
     After a stop signal it saves and raises Stopped: at the end of the step under way, or in validation at once; with
-    several processes after up to 10 more steps, or at the end of the validation. SIGUSR1 also puts a SLURM job back
-    into the queue. If validation fails, the epoch is still saved, and validation runs again after a restart.
+    several processes after up to 10 more steps, or at the end of the validation. SIGUSR1 and SIGUSR2 also put a SLURM
+    job back into the queue. If validation fails, the epoch is still saved, and validation runs again after a restart.
 
     Args:
         folder: of the checkpoints.
@@ -227,18 +227,27 @@ class SaveCheckpoints(Callback):
 
     def _stop_requested(self, trainer: Trainer) -> bool:
         """Whether any process has received a stop signal. Every process has to call it."""
-        received = self.signals.received is not None
-        if trainer.world_size == 1:
-            return received
-        return trainer.strategy.reduce_boolean_decision(received, all=False)
+        return _in_any_process(trainer, self.signals.received is not None)
 
     def _stop(self, trainer: Trainer) -> None:
-        number = self.signals.received or signal.SIGTERM  # another process has received it
+        """Raises Stopped in every process, which all have to call it."""
+        # Signals reach processes at different moments, and that of the first one may not have come yet.
+        requeue = _in_any_process(trainer, self.signals.received in REQUEUE_SIGNALS)
+        number = self.signals.received or (signal.SIGUSR1 if requeue else signal.SIGTERM)
         if trainer.is_global_zero:
-            if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
-                requeue_slurm_job()
             write_to_stderr(f"stopped by {number.name}; {self._saved_text}; the same command resumes from there")
+            if requeue:
+                requeue_slurm_job()  # last, as SLURM then ends this process
+        if requeue and trainer.world_size > 1:
+            # Lightning kills the first process seconds after another one has ended, and the controller may be slow.
+            trainer.strategy.barrier()
         raise Stopped(exit_code(number))
+
+
+def _in_any_process(trainer: Trainer, decision: bool) -> bool:
+    if trainer.world_size == 1:
+        return decision
+    return trainer.strategy.reduce_boolean_decision(decision, all=False)
 
 
 def silence_lightning() -> None:
@@ -250,5 +259,6 @@ def silence_lightning() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*LeafSpec.*deprecated.*",
         ".*GPU available but not used.*",
+        ".*The `srun` command is available on your system but is not used.*",  # process_plugins decides
     ):
         warnings.filterwarnings("ignore", message)

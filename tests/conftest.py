@@ -158,7 +158,8 @@ def call_script(name: str, *arguments: str, cwd: Path) -> int:
     GlobalHydra.instance().clear()
     path = SCRIPTS / f"{name}.py"
     environment = dict(os.environ)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    handlers = {number: signal.getsignal(number) for number in stops}
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("default")  # shown, not raised
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):

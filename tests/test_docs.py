@@ -168,7 +168,7 @@ def test_every_command_is_one_that_is_checked():
             assert words[0] in ("make", "pip", "python"), f"{page}: {words}"
             assert not any(word.endswith(".py") for word in words), f"{page}: {words}"
         else:
-            assert pair[0] in {*COMMANDS, "stress"}, f"{page}: {words}"
+            assert pair[0] in {*COMMANDS, "stress", "clusters"}, f"{page}: {words}"
             assert (PROJECT / "scripts" / f"{pair[0]}.py").is_file()
 
 
@@ -257,6 +257,13 @@ def test_a_stress_command_has_only_options_of_the_script(arguments):
     script = (PROJECT / "scripts" / "stress.py").read_text()
     for option in arguments[::2]:
         assert f'"{option}"' in script
+
+
+@pytest.mark.parametrize("arguments", commands_of("clusters"))
+def test_a_cluster_command_has_only_words_of_the_script(arguments):
+    script = (PROJECT / "scripts" / "clusters.py").read_text()
+    for word in arguments:
+        assert f'"{word}"' in script
 
 
 def test_the_makefile_has_the_targets():

@@ -28,9 +28,11 @@ from sppnet.lightning_checkpoints import (
     recorded_precision,
     silence_lightning,
 )
+from sppnet.lightning_processes import process_plugins
 from sppnet.network import SPPNet
 from sppnet.results.records import Result, write_result
-from sppnet.runtime.machine import bf16_is_fast, is_first_process, keep_freed_memory, processes_here, worker_count
+from sppnet.runtime.cluster import is_first_process
+from sppnet.runtime.machine import bf16_is_fast, keep_freed_memory, processes_here, worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
 from sppnet.runtime.signals import StopSignals
@@ -231,7 +233,6 @@ def _build_trainer(plan: TrainingPlan, run: Path, signals: StopSignals, command:
         check_val_every_n_epoch=machine.validate_every,
         logger=LOGGERS[plan.logger](run, **plan.logger_options),
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
         enable_progress_bar=terminal,
     )
 
@@ -245,6 +246,10 @@ def trainer_options(plan: TrainingPlan) -> dict[str, Any]:
         "num_nodes": machine.num_nodes,
         "strategy": _strategy(plan),
         "precision": precision(machine),
+        "plugins": [
+            AtomicCheckpointIO(),
+            *process_plugins(processes_here(machine.accelerator, machine.devices), machine.num_nodes),
+        ],
         "deterministic": machine.deterministic,
         "enable_checkpointing": False,  # SaveCheckpoints does it
         "enable_model_summary": False,

@@ -25,9 +25,11 @@ from sppnet.commands.recipes import count_training_images, recipe_text, with_rec
 from sppnet.commands.settings import bound, bound_choice, bound_source, named_keys, open_source, resolved, typed
 from sppnet.commands.startup import run as run_command
 from sppnet.commands.sweeps import in_sweep
+from sppnet.runtime.cluster import check_tasks, is_first_process, requeue_slurm_job
 from sppnet.runtime.files import atomic_file, check_place
 from sppnet.runtime.names import counted
 from sppnet.runtime.run_directory import RunDirectory
+from sppnet.runtime.signals import REQUEUE_SIGNALS, write_to_stderr
 
 if TYPE_CHECKING:
     from sppnet.classify.plan import TrainingPlan
@@ -134,7 +136,6 @@ def find_rates(config: DictConfig) -> None:
     # Imported here because Lightning takes seconds.
     from sppnet.classify.rate_search import rate_plot, search_rate, suggested_setting
     from sppnet.classify.rates import highest_rate
-    from sppnet.runtime.machine import is_first_process
 
     network = _build_network(plan, data)
     search = search_rate(plan, network, data)
@@ -170,7 +171,6 @@ def train(config: DictConfig) -> float:
     plan = read_plan(config)
     from sppnet.classify.best import best_epoch
     from sppnet.results.records import read_result, result_text
-    from sppnet.runtime.machine import is_first_process
 
     run = _planned_directory(config, plan)
     result = read_result(run.path)
@@ -178,7 +178,8 @@ def train(config: DictConfig) -> float:
         result = _train_plan(plan, run, recipe)
     else:
         run.claim()
-        print("already finished")
+        if is_first_process():
+            print("already finished")
     if is_first_process():
         best = best_epoch([epoch.to_dict() for epoch in result.history])
         print(result_text(result, run.path, best))
@@ -202,15 +203,17 @@ def _train_plan(plan: "TrainingPlan", run: RunDirectory, recipe: str | None) -> 
     """Trains as planned, on the GPU of this job in a sweep. `recipe` is a line about the recipe to print first."""
     import torch
 
-    from sppnet.runtime.machine import claim_gpu, is_first_process, processes_here
+    from sppnet.runtime.machine import claim_gpu, processes_here
 
     machine = plan.machine
     if in_sweep() and machine.devices == "auto" and torch.cuda.device_count() > 1:
         machine = dataclasses.replace(machine, devices=f"{claim_gpu(torch.cuda.device_count())},")
         plan = dataclasses.replace(plan, machine=machine)
 
+    devices = processes_here(machine.accelerator, machine.devices)
+    check_tasks(devices, machine.num_nodes)
     data = _open_data(plan)
-    processes = processes_here(machine.accelerator, machine.devices) * machine.num_nodes
+    processes = devices * machine.num_nodes
     check_batch_size(plan.recipe, processes, len(data.train), len(data.val), machine.accumulate)
 
     # Imported here because Lightning takes more seconds, and the errors above should not.
@@ -281,13 +284,15 @@ def _announce(plan: "TrainingPlan", network: "SPPNet", data: "ImageData", proces
 
 def _stopped_before_training(number: int, frame: Any) -> None:
     """Handles a stop signal outside of training, which has its own handlers."""
-    print(f"stopped by {signal.Signals(number).name} outside of training; the same command resumes", file=sys.stderr)
+    write_to_stderr(f"stopped by {signal.Signals(number).name} outside of training; the same command resumes")
+    if number in REQUEUE_SIGNALS and is_first_process():
+        requeue_slurm_job()
     sys.exit(os.EX_TEMPFAIL)
 
 
 def command() -> None:
     """Runs the command with the words in sys.argv[1:]."""
-    stops = (signal.SIGTERM, signal.SIGUSR1)
+    stops = (signal.SIGTERM, *REQUEUE_SIGNALS)
     for number in stops:
         signal.signal(number, _stopped_before_training)
     try:

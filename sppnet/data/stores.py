@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sppnet.data.images import UnreadableImage, read_image_file
+from sppnet.runtime.cluster import is_first_process
 from sppnet.runtime.names import first_line, listing
 from sppnet.runtime.progress import Waiting
 
@@ -191,8 +192,6 @@ def _local_folders(name: str, data_files: dict[str, str] | None, cache: str | No
 
 def _load_split(name: str, config: str | None, data_files: dict[str, str] | None, split: str, cache: str | None) -> Any:
     """A split as a `datasets.Dataset`, from `save_to_disk` or by `load_dataset`."""
-    from sppnet.runtime.machine import is_first_process  # torch takes seconds, and --help should not
-
     datasets = _import_datasets("hub")
     if Path(name, "state.json").is_file():
         raise ValueError(f"{name}: found one data set without splits, expected a saved DatasetDict")

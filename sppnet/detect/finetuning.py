@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from sppnet.detect.finetuning_windows import FinetuneSettings, StepSampler, WindowBatches, WindowsToTuneOn
 from sppnet.lightning_checkpoints import AtomicCheckpointIO, SaveCheckpoints, newest_checkpoint, silence_lightning
+from sppnet.lightning_processes import process_plugins
 from sppnet.network import SPPNet
 from sppnet.runtime.hardware import Hardware
 from sppnet.runtime.loaders import ResumingLoader
@@ -201,7 +202,7 @@ def _trainer(settings: FinetuneSettings, run: Path, hardware: Hardware, signals:
         max_epochs=settings.steps // settings.validate_every,
         logger=TensorBoardLogger(str(run), name="tensorboard", version=""),
         callbacks=[StepProgress(), SaveCheckpoints(run / "checkpoints", signals, steps=None, minutes=10)],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *process_plugins(devices=1, nodes=1)],
         enable_checkpointing=False,  # SaveCheckpoints does it
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
+from sppnet.runtime.cluster import check_one_task
 from sppnet.runtime.machine import bf16_is_fast, keep_freed_memory, most_processes, worker_count
 from sppnet.runtime.processes import exit_with_parent
 
@@ -88,13 +89,15 @@ class Hardware:
 def run_on_devices(work: Callable[..., None], arguments: tuple[Any, ...], hardware: Hardware) -> None:
     """Calls work(rank, *arguments) once per device: in this process if there is one device, else in one process each.
 
-    Raises what `work` raises, if it is an OSError or ValueError, and ChildProcessError if a process dies.
+    Raises what `work` raises, if it is an OSError or ValueError, ChildProcessError if a process dies, and ValueError if
+    SLURM has started this process several times.
 
     Args:
         work: a function at the top level of a module. It calls `prepare_device` first.
         arguments: are pickled for other processes; tensors are shared.
         hardware: the devices.
     """
+    check_one_task()
     if hardware.processes == 1:
         work(0, *arguments)
         return

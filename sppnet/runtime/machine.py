@@ -97,15 +97,6 @@ def busy_machine() -> str | None:
     return f"this machine is busy (load {load:.1f} on {counted(cores, 'core')}); training will be slower"
 
 
-def is_first_process() -> bool:
-    """Whether this is rank zero, the process whose output the user sees. True if there is only one process.
-
-    Reads the environment variables that torchrun, SLURM and Lightning set.
-    """
-    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
-    return next((rank for rank in ranks if rank), "0") == "0"
-
-
 def bf16_is_fast(device: str) -> bool:
     """Whether a "cuda" or "cpu" device multiplies bf16 in hardware, which makes training faster than in float32.
 

@@ -2,14 +2,15 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# With these SLURM says that a job has to end soon: SIGUSR1 if `--signal` asks for it, SIGUSR2 in submitit's jobs.
+REQUEUE_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, *REQUEUE_SIGNALS)
 
 
 class Stopped(SystemExit):
@@ -66,17 +67,6 @@ def write_to_stderr(line: str) -> None:
     """Writes a line to stderr directly: `print` is not safe in a signal handler, and stderr may be closed."""
     with suppress(OSError, ValueError):
         os.write(sys.stderr.fileno(), f"{line}\n".encode())
-
-
-def requeue_slurm_job() -> None:
-    """Puts this SLURM job, or this task of a job array, back into the queue. Prints a failure instead of raising."""
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ and "SLURM_ARRAY_TASK_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        write_to_stderr(f"cannot requeue job {job}: {error}")
 
 
 def _in_main_thread() -> bool:

@@ -21,8 +21,13 @@ def main(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be used. Opens no data."""
-    bound(config, settings)
+    _check_out(bound(config, settings)["out"])
     bound_source(config.data)
+
+
+def _check_out(out: str) -> None:
+    if "://" in out:
+        raise ValueError(f"out={out}: must be a folder on this machine; docs/data.md says how to copy the store there")
 
 
 def settings(
@@ -45,6 +50,7 @@ def prepare_data(
     from sppnet.results.preparation_page import preparation_page
     from sppnet.runtime.machine import core_count
 
+    _check_out(out)
     store_settings = Settings(short_side, quality)
     source, options = bound_source(OmegaConf.create(data))
     images = without_images(open_source(source, options), exclude)

@@ -60,7 +60,9 @@ def bucket(server, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     # Every test makes connections of its own, with its own waiting times.
     fsspec.get_filesystem_class("s3").clear_instance_cache()
-    monkeypatch.setattr(fsspec.config, "conf", {"s3": {"config_kwargs": {"read_timeout": 0.2}}})
+    monkeypatch.setattr(
+        fsspec.config, "conf", {"s3": {"config_kwargs": {"read_timeout": 0.2, "retries": {"max_attempts": 0}}}}
+    )
     monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 2)
     filesystem = fsspec.filesystem("s3")
     if not server.uploaded or _tags(filesystem) != server.uploaded:

@@ -111,9 +111,8 @@ def limit_waiting() -> None:
     """Makes s3fs give up a server that no longer answers. What the user has set for fsspec counts more."""
     import fsspec
 
-    for protocol in ("s3", "s3a"):
-        options = fsspec.config.conf.setdefault(protocol, {})
-        options["config_kwargs"] = _S3_TIMEOUTS | options.get("config_kwargs", {})
+    options = fsspec.config.conf.setdefault("s3", {})
+    options["config_kwargs"] = _S3_TIMEOUTS | options.get("config_kwargs", {})
 
 
 def _listed(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:

@@ -61,7 +61,7 @@ def bucket(server, folder, tmp_path, monkeypatch):
     # Every test makes connections of its own, with its own waiting times.
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     monkeypatch.setattr(
-        fsspec.config, "conf", {"s3": {"config_kwargs": {"read_timeout": 0.2, "retries": {"max_attempts": 0}}}}
+        fsspec.config, "conf", {"s3": {"config_kwargs": {"read_timeout": 1, "retries": {"max_attempts": 0}}}}
     )
     monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "retries", 2)
     filesystem = fsspec.filesystem("s3")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_process, without_rights
-from sppnet.runtime.files import atomic_file, is_temporary, keep_as, remove_stale_files
+from sppnet.runtime.files import atomic_file, check_place, is_temporary, keep_as, remove_stale_files
 
 PROJECT = Path(__file__).parents[1]
 DEAD = 2**22 + 1  # Linux gives no process a higher number than 2**22
@@ -192,3 +192,10 @@ def test_a_folder_without_write_permission_keeps_its_files(tmp_path):
         remove_stale_files(tmp_path)
     tmp_path.chmod(0o755)
     assert names(tmp_path) == [f"a.partial{DEAD}"]
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/a.csv", "hf://me/a", "file:///a"])
+def test_an_address_is_no_place_to_write_to(address):
+    with pytest.raises(ValueError, match=rf"^{address.replace(':///', '://')}: must be a place on this machine"):
+        check_place(Path(address))
+    check_place(Path("/tmp/a:/b"))

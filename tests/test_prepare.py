@@ -361,6 +361,13 @@ def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path, run
     assert "train: 96 images" in shown
 
 
+def test_an_address_is_refused_as_a_place_for_the_store(tmp_path, run_here):
+    done = run_here("prepare_data", "data=shapes", "out=s3://bucket/store", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: out=s3://bucket/store: must be a folder on this machine; docs/data.md says")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("settings", [Settings(0, 95), Settings(256, 0), Settings(256, 101)])
 def test_settings_out_of_range_are_refused(both, tmp_path, settings):
     with pytest.raises(ValueError, match="short_side >= 1 and quality 1 to 100"):

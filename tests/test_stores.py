@@ -193,6 +193,7 @@ def test_a_store_with_a_truncated_file_is_refused_by_name(hub, tmp_path, cut):
 
 def test_remote_stores_name_the_extra_that_reads_them(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # loaded by other tests
     message = r"s3://bucket/imagenet: needs a package for s3:// addresses: pip install sppnet\[remote\]$"
     assert_refuses(message, "prepared", root="s3://bucket/imagenet")
     assert_refuses("Protocol not known: ftps3", "prepared", root="ftps3://bucket/imagenet")

@@ -22,8 +22,14 @@ def main(config: DictConfig) -> None:
 def check(config: DictConfig) -> None:
     """Raises ValueError for a resolved configuration that cannot be used. Opens no data."""
     given = bound(config, settings)
+    _check_out(given["out"])
     _jpeg_quality(given["format"], given["quality"])
     bound_source(config.data)
+
+
+def _check_out(out: str) -> None:
+    if "://" in out:
+        raise ValueError(f"out={out}: must be a folder on this machine; docs/data.md says how to copy the store there")
 
 
 def _jpeg_quality(format: str, quality: int | None) -> int | None:
@@ -71,6 +77,7 @@ def prepare_data(
     from sppnet.results.preparation_page import preparation_page
     from sppnet.runtime.machine import core_count
 
+    _check_out(out)
     store_settings = Settings(short_side, _jpeg_quality(format, quality))
     source, options = bound_source(OmegaConf.create(data))
     images = without_images(open_source(source, options), exclude)

@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 
 from sppnet.data.images import UnreadableImage, read_image_file
+from sppnet.data.remote_stores import REPORT_FILE as REPORT_FILE  # known from here as well
+from sppnet.data.remote_stores import SPLITS_FILE as SPLITS_FILE  # `datasets` looks for it first; written last
+from sppnet.data.remote_stores import is_remote, limit_waiting, local_copy
 from sppnet.runtime.cluster import is_first_process
 from sppnet.runtime.names import first_line, listing
 from sppnet.runtime.progress import Waiting
@@ -22,9 +25,7 @@ from sppnet.runtime.progress import Waiting
 IMAGE, LABEL, NAME, DIGEST = "image", "label", "name", "source_sha256"
 TRAIN, VALIDATION = "train", "validation"
 
-# Files of a prepared store: `datasets` looks for the first one, which is written last.
-SPLITS_FILE, REPORT_FILE = "dataset_dict.json", "report.json"
-PAGE_FILE = "report.html"  # the report as a page
+PAGE_FILE = "report.html"  # the report of a prepared store as a page
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,31 +97,33 @@ def hub(
 
 
 def prepared(*, root: str) -> tuple[StoredImages, StoredImages]:
-    """Reads a store of prepare_data.py, in a folder or wherever `datasets.load_from_disk` can read: s3://, gs://."""
+    """Reads a store of prepare_data.py, in a folder or at an address that fsspec can read: s3://, gs://."""
     datasets = _import_datasets("prepared")
-    if not _is_remote(root) and not Path(root, SPLITS_FILE).is_file():
+    if not is_remote(root) and not Path(root, SPLITS_FILE).is_file():
         raise ValueError(
             f"{root}: not a prepared store, or not a finished one; make it with prepare_data.py out={root}"
         )
     with _named_errors(root):
-        splits = datasets.load_from_disk(root)
+        folder = local_copy(root) if is_remote(root) else Path(root)
+        splits = datasets.load_from_disk(str(folder))
     if missing := [split for split in (TRAIN, VALIDATION) if split not in splits]:
         raise ValueError(f"{root}: found the splits {listing(list(splits))}, expected {missing[0]}")
-    _check_counts(splits, Path(root, REPORT_FILE))
+    _check_counts(splits, folder / REPORT_FILE, root)
     return _prepared_images(splits, TRAIN, root), _prepared_images(splits, VALIDATION, root)
 
 
-def _check_counts(splits: Any, report: Path) -> None:
+def _check_counts(splits: Any, report: Path, root: str) -> None:
     """Raises ValueError for a split with missing rows: an Arrow file cut between two batches opens without an error."""
-    if not report.is_file():  # remote, or made by another program
+    if not report.is_file():  # made by another program
         return
-    with _named_errors(str(report)):
+    with _named_errors(f"{root}/{report.name}"):
         counts = {split: json.loads(report.read_text())[split]["images"] for split in (TRAIN, VALIDATION)}
     for split, count in counts.items():
         if len(splits[split]) != count:
+            advice = "copy it there" if is_remote(root) else "run the same command of prepare_data.py"
             raise ValueError(
-                f"{report.parent}: found {len(splits[split])} rows of {split}, {report.name} says {count}; "
-                "run the same command of prepare_data.py again to repair it"
+                f"{root}: found {len(splits[split])} rows of {split}, {report.name} says {count}; "
+                f"{advice} again to repair it"
             )
 
 
@@ -133,11 +136,7 @@ def _prepared_images(splits: Any, split: str, root: str) -> StoredImages:
     if str(dataset.features[NAME].dtype) not in ("string", "large_string"):
         raise ValueError(f"{place}: {NAME} is {dataset.features[NAME]}, expected string")
     _check_no_null(_arrow_column(dataset, NAME, place), place, "name")
-    return _stored_images(dataset, place, split, IMAGE, LABEL, names, () if _is_remote(root) else (root,))
-
-
-def _is_remote(root: str) -> bool:
-    return "://" in root
+    return _stored_images(dataset, place, split, IMAGE, LABEL, names, () if is_remote(root) else (root,))
 
 
 @contextmanager
@@ -187,12 +186,14 @@ def _local_folders(name: str, data_files: dict[str, str] | None, cache: str | No
     given = [os.path.dirname(re.split(r"[*?{[]", file)[0]) or "." for file in (data_files or {}).values()]
     folders = [name if Path(name).is_dir() else None, *given, cache]
     caches = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
-    return tuple(os.path.abspath(folder) for folder in (*filter(None, folders), *caches) if not _is_remote(str(folder)))
+    return tuple(os.path.abspath(folder) for folder in (*filter(None, folders), *caches) if not is_remote(str(folder)))
 
 
 def _load_split(name: str, config: str | None, data_files: dict[str, str] | None, split: str, cache: str | None) -> Any:
     """A split as a `datasets.Dataset`, from `save_to_disk` or by `load_dataset`."""
     datasets = _import_datasets("hub")
+    if is_remote(name):
+        raise ValueError(f"{name}: is an address; data=prepared data.root={name} reads a store there")
     if Path(name, "state.json").is_file():
         raise ValueError(f"{name}: found one data set without splits, expected a saved DatasetDict")
 
@@ -207,14 +208,29 @@ def _load_split(name: str, config: str | None, data_files: dict[str, str] | None
     is_local = Path(name).exists() or (data_files is not None and "/" not in name)
     with nullcontext() if is_local else _cached_if_unreachable(name):
         work = "preparing" if is_local else "downloading and preparing"
-        try:
-            with Waiting(f"{name} {split}: {work}") if is_first_process() else nullcontext():
-                return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
-        except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
-            raise ValueError(f"{name}: {first_line(error)} (s3: pip install sppnet[remote])") from error
-        except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-            cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
-            raise ValueError(f"{name}: {first_line(cause)}") from error
+        waiting = Waiting(f"{name} {split}: {work}") if is_first_process() else nullcontext()
+        with _named_load_errors(name, list((data_files or {}).values())), waiting:
+            return datasets.load_dataset(name, config, data_files=data_files, split=split, cache_dir=cache)
+
+
+@contextmanager
+def _named_load_errors(name: str, files: list[str]) -> Iterator[None]:
+    """Turns errors of `load_dataset` into a ValueError of one line that names the data set, and addresses of files."""
+    import datasets
+
+    addresses = [file for file in files if is_remote(file)]
+    place = f"{name} ({listing(addresses)})" if addresses else name
+    try:
+        limit_waiting()
+        yield
+    except ImportError as error:  # fsspec's, for a package that reads addresses of this kind
+        raise ValueError(f"{place}: {first_line(error)} (s3: pip install sppnet[remote])") from error
+    except Exception as error:
+        # Those of packages that read addresses may be of any type.
+        if not addresses and not isinstance(error, ValueError | OSError | datasets.exceptions.DatasetsError):
+            raise
+        cause = error.__cause__ or error  # "An error occurred while generating the dataset" says nothing
+        raise ValueError(f"{place}: {first_line(cause)}") from error
 
 
 @contextmanager

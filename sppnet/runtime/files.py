@@ -45,8 +45,16 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
     _flush_names(path.parent)
 
 
+def check_local(path: Path) -> None:
+    """Raises ValueError for an address such as s3://bucket/name, which would become a folder called s3: here."""
+    if match := re.match(r"([a-z][a-z0-9+.-]+):/+", str(path)):
+        address = f"{match[1]}://{str(path)[match.end() :]}"
+        raise ValueError(f"{address}: must be a place on this machine; nothing is written to addresses")
+
+
 def check_place(path: Path) -> None:
     """Raises ValueError for a file that cannot be made: better now than after hours of work for it."""
+    check_local(path)
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if path.is_dir():
         raise ValueError(f"{path}: must be a file, and is a folder")

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from sppnet.runtime.files import atomic_file, is_temporary, remove_stale_files
+from sppnet.runtime.files import atomic_file, check_local, is_temporary, remove_stale_files
 from sppnet.runtime.names import first_line, listing
 from sppnet.runtime.published import WEIGHTS_FILE
 from sppnet.runtime.rules import (
@@ -181,6 +181,7 @@ class RunDirectory:
 
         Raises ValueError naming the first key that differs, and for a folder that holds something other than a run.
         """
+        check_local(self.path)
         # Listed before config.yaml is read: another process of this run may be writing it, and more after it.
         other_files = _other_files(self.path)
         existing = read_run_config(self.path)

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save
 
 from sppnet.network import SPPNet, load_network
-from sppnet.runtime.files import atomic_file, is_temporary
+from sppnet.runtime.files import atomic_file, check_local, is_temporary
 from sppnet.runtime.names import first_line
 from sppnet.runtime.published import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from sppnet.runtime.run_directory import file_digest
@@ -19,6 +19,7 @@ FILES = (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE)
 
 def check_folder(folder: Path) -> None:
     """Raises ValueError for a folder that holds anything but a published network."""
+    check_local(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out={folder}: must be a folder, and is a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

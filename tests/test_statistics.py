@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sppnet.results.statistics import (
+    Spread,
     counts_interval,
     error_interval,
     gain_interval,
     mean_interval,
     paired_test,
     resampled_interval,
+    spread_of,
     wilson_interval,
 )
 
@@ -363,3 +365,43 @@ def test_intervals_over_splits_cover_the_difference_of_two_features_on_new_image
     # Student's interval, which takes the splits for independent, is why the correction is there.
     spread = stats.t.ppf(0.975, splits - 1) * measured.std(axis=0, ddof=1) / math.sqrt(splits)
     assert np.mean(np.abs(measured.mean(axis=0) - truth) <= spread) < 0.8
+
+
+# Power.
+
+
+@pytest.mark.parametrize(("effect", "runs"), [(0.2, 394), (0.5, 64), (0.8, 26), (1.0, 17)])
+def test_the_runs_that_are_needed_are_those_of_the_tables_of_students_test(effect, runs):
+    """Cohen 1988, table 2.4.1: two samples, 5 % two-sided, 80 % power; an effect is in standard deviations."""
+    assert Spread(images=0, run=2).runs_needed(effect) == runs
+    assert Spread(images=0, run=2e-4).runs_needed(effect / 100) == runs
+
+
+def test_images_put_a_limit_to_what_more_runs_show():
+    spread = Spread(images=0.01**2, run=0.02**2)
+    assert spread.runs_needed(0.02, most=300) is None
+    assert spread.runs_needed(0.04) < 12
+    limit = (1.959964 + 0.841621) * 0.01  # of infinitely many runs
+    assert spread.shown_gain(10) > spread.shown_gain(100) > spread.shown_gain(5000) > limit
+    assert spread.shown_gain(5000) == pytest.approx(limit, rel=1e-3)
+
+
+@given(st.floats(1e-6, 1e-2), st.floats(1e-6, 1e-2), st.integers(2, 60), st.floats(0.3, 0.95))
+def test_the_smallest_gain_is_shown_with_the_power_that_was_asked_for(images, run, runs, power):
+    spread = Spread(images, run)
+    gain = spread.shown_gain(runs, power)
+    assert spread.power(gain, runs) == pytest.approx(power, abs=1e-6)
+    needed = spread.runs_needed(1.0001 * gain, power, most=runs)
+    assert needed is not None
+    assert needed <= runs
+
+
+@pytest.mark.parametrize("run", [ALIKE, APART])
+def test_the_power_is_the_share_of_intervals_that_show_the_gain(run):
+    runs = 5
+    first, second, truth, _ = made_up_outcomes(np.random.default_rng(7), (runs, runs), run)
+    shown = np.mean([gain_interval(a, b)[0] > 0 for a, b in zip(first, second, strict=True)])
+    spreads = np.array([spread_of(a, b) for a, b in zip(first[:300], second[:300], strict=True)])
+    spread = Spread(*spreads.mean(axis=0))
+    assert 0.2 < shown < 0.95  # where a wrong formula would be seen
+    assert spread.power(float(truth), runs) == pytest.approx(shown, abs=0.06)

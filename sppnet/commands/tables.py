@@ -31,6 +31,7 @@ sweep                  error against the pyramid, for runs that differ in poolin
 scales                 error against the test scale, for runs tested with scales=[...]
 views                  how close every protocol's scores come to those of ten_crop, for the same runs
 compare                runs on the same images: paired tests against the first, and their combination
+power                  how many seeds show which gain over the network without a pyramid
 classes                errors by class, confusions and calibration of one run
 transfer               all features that were transferred, beside the untrained network and raw pixels
 detection              all detectors that were tested: gains, classes, precision-recall curves, pictures
@@ -45,7 +46,7 @@ combine=A+B            for table12 and detection: detections that are combined, 
 _PAPER_TABLES = ("table2", "table3", "table4")
 _TRANSFER_TABLES = ("table6", "table7", "table8")
 _DETECTION_TABLES = ("table9", "table10", "table11", "table12")
-_RUN_PAGES = ("settings", "sweep", "scales", "views", "compare", "classes")
+_RUN_PAGES = ("settings", "sweep", "scales", "views", "compare", "power", "classes")
 CHOICES = (*_PAPER_TABLES, *_TRANSFER_TABLES, *_DETECTION_TABLES, "all", *_RUN_PAGES, "transfer", "detection")
 _COMBINING = ("transfer", "table12", "detection")
 
@@ -121,6 +122,7 @@ def _page_of(name: str, found: _Found, combine: list[str]) -> "Page":
     # Imported here because they import torch, as above.
     from sppnet.commands.naming import neutral_settings
     from sppnet.results.comparisons import comparison_page
+    from sppnet.results.power_page import power_page
     from sppnet.results.run_page import classes_page
     from sppnet.results.scales import scales_page
     from sppnet.results.settings_page import settings_page
@@ -152,6 +154,7 @@ def _page_of(name: str, found: _Found, combine: list[str]) -> "Page":
         "scales": scales_page,
         "views": views_page,
         "compare": comparison_page,
+        "power": power_page,
     }
     return pages[name](runs)
 

@@ -121,6 +121,50 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
     return max(-1.0, float(gain - spread)), min(1.0, float(gain + spread))
 
 
+class Spread(NamedTuple):
+    """Why the gain of one side over the other differs from its true value: variances of fractions."""
+
+    images: float  # by the choice of the images; more runs do not lower it
+    run: float  # by the training runs, with one run on each side; n on each side divide it by n
+
+    def power(self, gain: float, runs: int) -> float:
+        """Returns the probability that the 95 % interval of `gain_interval` shows a true gain above 0: not zero.
+
+        Args:
+            gain: the true one, a fraction above 0.
+            runs: on each side, from 2.
+        """
+        from scipy.stats import nct, t
+
+        from_runs = self.run / runs
+        variance = self.images + from_runs
+        degrees = 2 * (runs - 1) * variance / from_runs if from_runs else math.inf
+        return float(nct.sf(t.ppf(0.975, degrees), degrees, gain / math.sqrt(variance)))
+
+    def shown_gain(self, runs: int, power: float = 0.8) -> float:
+        """Returns the smallest true gain that so many runs on each side show with this probability, a fraction."""
+        from scipy.optimize import brentq
+
+        largest = 100 * math.sqrt(self.images + self.run)
+        return float(brentq(lambda gain: self.power(gain, runs) - power, 0, largest))
+
+    def runs_needed(self, gain: float, power: float = 0.8, most: int = 1000) -> int | None:
+        """Returns how many runs on each side show a true gain with this probability; None: more than `most`."""
+        return next((runs for runs in range(2, most + 1) if self.power(gain, runs) >= power), None)
+
+
+def spread_of(baseline: np.ndarray, other: np.ndarray) -> Spread:
+    """Estimates the spread of the gain of independently trained runs, as `gain_interval` does.
+
+    Args:
+        baseline, other: bool (runs, n), which images each run got wrong, two or more runs on each side; n agrees.
+    """
+    sides = [baseline.astype(float), -other.astype(float)]
+    from_images, _, _ = _variances(sides)
+    run = sum(float(side.mean(axis=1).var(ddof=1)) for side in sides)
+    return Spread(max(from_images, 2 / baseline.shape[1] ** 2), run)
+
+
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """Returns a mean over images and its 95 % interval: (mean, low, high), by Student's distribution.
 

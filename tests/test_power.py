@@ -1,0 +1,63 @@
+"""What comparisons of runs can show, from made-up runs."""
+
+import numpy as np
+import pytest
+
+from made_runs import make_run, row_of
+from sppnet.results.comparisons import NotTested
+from sppnet.results.power_page import power_page
+from sppnet.results.runs import read_runs
+from sppnet.results.statistics import spread_of
+
+WRONG = {"none": (120, 128, 131), "single": (111, 118, 107), "alternate": (126, 109, 121)}
+
+
+def runs(folder, wrong=None, views="ten_crop"):
+    for variant, counts in (wrong or WRONG).items():
+        for seed, count in enumerate(counts):
+            make_run(folder, variant, seed, n=400, wrong={views: count})
+    return read_runs([str(folder)])
+
+
+def mistakes(counts):
+    """Made-up runs have the first images wrong."""
+    return np.arange(400)[None] < np.array(counts)[:, None]
+
+
+def test_every_network_is_compared_with_the_one_without_a_pyramid(tmp_path):
+    page = power_page(runs(tmp_path))
+    spread = spread_of(mistakes(WRONG["none"]), mistakes(WRONG["single"]))
+    row = row_of(page, "| folder-single")
+    assert row[1:5] == ["ten_crop", "400", "3", "28.00 ± 1.39"]
+    assert row[5].startswith("+3.58 (")
+    assert row[6:10] == [f"{100 * spread.shown_gain(seeds):.2f}" for seeds in (5, 10, 20, 40)]
+    assert row[10] == "more than 1,000"
+    assert row_of(page, "| folder-none")[4:] == ["31.58 ± 1.42", *[""] * 6]
+    assert row_of(page, "| folder-alternate")[3] == "3"
+
+
+def test_the_seeds_that_one_point_needs(tmp_path):
+    wrong = {"none": (10, 11, 10), "single": (10, 9, 11)}
+    needed = spread_of(*map(mistakes, wrong.values())).runs_needed(0.01)
+    assert 2 < needed < 100
+    assert row_of(power_page(runs(tmp_path, wrong)), "| folder-single")[10] == str(needed)
+
+
+def test_without_a_network_without_a_pyramid_the_first_is_the_reference(tmp_path):
+    page = power_page(runs(tmp_path, {"30bins": (120, 121), "single": (100, 102)}))
+    assert row_of(page, "| folder-30bins")[5] == ""
+    assert row_of(page, "| folder-single")[5].startswith("+4.88 (")
+
+
+def test_networks_with_one_seed_are_left_out(tmp_path):
+    page = power_page(runs(tmp_path, WRONG | {"30bins": (100,)})).markdown()
+    assert "30bins" not in page
+    assert "folder-alternate" in page
+
+
+@pytest.mark.parametrize("wrong", [{"none": (1, 2)}, {"none": (1, 2), "single": (3,)}])
+def test_nothing_to_compare_is_said_in_one_line(tmp_path, wrong):
+    with pytest.raises(NotTested, match=r"^no two networks were tested by the same views with two seeds or more$"):
+        power_page(runs(tmp_path, wrong))
+    with pytest.raises(NotTested):
+        power_page(runs(tmp_path / "other", {"none": (1, 2)}) + runs(tmp_path / "x", {"single": (1, 2)}, views="full"))

@@ -11,6 +11,7 @@ Not seen are the speed, the memory, the rounding and the kernels of a GPU, and w
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,13 +21,14 @@ from torch import Tensor, nn
 # Private names of torch, which may move. All others are public.
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError as DeviceMismatch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 _CPU, _CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
-# Their results or the shapes of these depend on values, which the host has to know.
+# Operations whose results, or the shapes of these, depend on values that the host has to know.
 _READING_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _READING_OPERATIONS = {"torchvision::nms", "aten::bincount", "aten::masked_select", "aten::equal"}
 _COPIES = {"aten::_to_copy", "aten::copy_", "aten::copy"}
@@ -38,13 +40,15 @@ class _Fakes(FakeTensorMode):
 
 
 class PretendGpu(TorchDispatchMode):
-    """Computes on pretended CUDA tensors in its context. `waits` counts the waits by the place in the code."""
+    """Computes on pretended CUDA tensors in its context.
+
+    `waits` counts the waits of the host by their place: "MODULE.FUNCTION: OPERATION".
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
         self._fakes = _Fakes(allow_fallback_kernels=False)
-        self._pinned: set[int] = set()  # addresses of memory from which copies to a GPU do not wait
 
     def __enter__(self) -> "PretendGpu":
         self._fakes.__enter__()
@@ -66,8 +70,6 @@ class PretendGpu(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         name = func._schema.name
-        if name in ("aten::is_pinned", "aten::_pin_memory"):
-            return self._pin(name, args[0])
 
         given = tree_flatten((args, kwargs))[0]
         devices = {one for one in given if isinstance(one, torch.device)}
@@ -85,15 +87,6 @@ class PretendGpu(TorchDispatchMode):
             real = func(*tree_map(_real, args), **tree_map(_real, kwargs))
         return tree_map(self._fake_of, real) if reads else _with_values(fake, real)
 
-    def _pin(self, name: str, tensor: Tensor) -> Any:
-        """Pins memory, or says whether it is pinned: on the CPU, all of it is."""
-        if name == "aten::is_pinned":
-            return tensor.data_ptr() in self._pinned
-        with _disable_current_modes():
-            pinned = tensor.clone()
-        self._pinned.add(pinned.data_ptr())
-        return pinned
-
     def _is_wait(self, func: Any, name: str, args: Any, kwargs: Any) -> bool:
         if name in _COPIES:
             source = args[1] if name == "aten::copy_" else args[0]
@@ -101,7 +94,7 @@ class PretendGpu(TorchDispatchMode):
             if source.device.type == target.type:
                 return False
             is_asked = kwargs.get("non_blocking") or (name == "aten::copy_" and len(args) > 2 and args[2])
-            return not (is_asked and target.type == "cuda" and source.data_ptr() in self._pinned)
+            return not (is_asked and target.type == "cuda" and getattr(source, "is_in_pinned_memory", False))
         if name in _BY_INDEX:
             indices = [index for index in args[1] if index is not None]
             return any(index.dtype in (torch.bool, torch.uint8) or index.device.type == "cpu" for index in indices)
@@ -113,7 +106,8 @@ class PretendGpu(TorchDispatchMode):
             return func(*args, **kwargs)
         except UnsupportedOperatorException:  # torch's fused optimizers, which change tensors in place
             devices = {one.device for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)}
-            assert not func._schema.returns and devices == {_CUDA}, f"{func} of tensors on {devices}"
+            if func._schema.returns or devices != {_CUDA}:
+                raise DeviceMismatch(f"{func} of tensors on {devices}, at least two devices") from None
             return None
 
     def _fake_of_cpu(self, argument: Any) -> Any:
@@ -243,6 +237,18 @@ def _grad_of_torch(outputs: Any, inputs: Any, *_: Any, **__: Any) -> tuple[Tenso
     return tuple(_backward(outputs, [torch.ones_like(one) for one in outputs], list(inputs)))
 
 
+def _pin_memory(tensor: Tensor, *_: Any) -> Tensor:
+    """Returns a tensor from which copies to the GPU do not wait, if they are asked not to."""
+    pinned = tensor.clone()
+    pinned.is_in_pinned_memory = True  # type: ignore[attr-defined]
+    return pinned
+
+
+def _tolist(tensor: Tensor) -> Any:
+    """Returns the values of a tensor in one copy, and not one by one, as FakeTensor's own would."""
+    return tensor.cpu().tolist()
+
+
 def _apply(module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
     """Moves a module as torch does, but to new parameters: torch cannot make a fake one of a real one in place."""
     for child in module.children():
@@ -256,25 +262,29 @@ def _apply(module: nn.Module, function: Any, recurse: bool = True) -> nn.Module:
     return module
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendGpu]:
-    """A machine with one pretended GPU."""
-    for name, answer in {
-        "is_available": True,
-        "is_bf16_supported": True,
-        "device_count": 1,
-        "current_device": 0,
-        "get_device_capability": (9, 0),
-        "get_device_name": "a pretended GPU",
-        "set_device": None,
-        "_lazy_init": None,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, _answer=answer, **__: _answer)
-    monkeypatch.setattr(torch.autograd, "backward", _backward_of_torch)
-    monkeypatch.setattr(torch.autograd, "grad", _grad_of_torch)
-    monkeypatch.setattr(nn.Module, "_apply", _apply)
+@contextmanager
+def pretended_gpu() -> Iterator[PretendGpu]:
+    """Makes the machine one with a pretended GPU."""
     save = torch.save
-    monkeypatch.setattr(torch, "save", lambda content, *args, **kwargs: save(tree_map(_real, content), *args, **kwargs))
-    monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda _: None, raising=False)
-    with PretendGpu() as pretended:
-        yield pretended
+    with pytest.MonkeyPatch.context() as patch, PretendGpu() as gpu:
+        for name, answer in {
+            "is_available": True,
+            "is_bf16_supported": True,
+            "device_count": 1,
+            "current_device": 0,
+            "get_device_capability": (9, 0),
+            "get_device_name": "a pretended GPU",
+            "set_device": None,
+            "_lazy_init": None,
+        }.items():
+            patch.setattr(torch.cuda, name, lambda *_, _answer=answer, **__: _answer)
+        patch.setattr(torch.accelerator, "is_available", lambda: True)
+        patch.setattr(fake_tensor, "init_gpu_context", lambda _: None, raising=False)
+        patch.setattr(torch.autograd, "backward", _backward_of_torch)
+        patch.setattr(torch.autograd, "grad", _grad_of_torch)
+        patch.setattr(nn.Module, "_apply", _apply)
+        patch.setattr(Tensor, "pin_memory", _pin_memory)
+        patch.setattr(FakeTensor, "tolist", _tolist)
+        # Saving waits, too; it is not counted.
+        patch.setattr(torch, "save", lambda content, *args, **kwargs: save(tree_map(_real, content), *args, **kwargs))
+        yield gpu

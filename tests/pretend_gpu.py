@@ -21,7 +21,6 @@ from torch import Tensor, nn
 # Private names of torch, which may move. All others are public.
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, UnsupportedOperatorException
-from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError as DeviceMismatch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -79,6 +78,7 @@ class PretendGpu(TorchDispatchMode):
 
         if self._is_wait(func, name, args, kwargs):
             self.waits[f"{_place()}: {name.removeprefix('aten::')}"] += 1
+        _check_devices(name, args)
         # First the fake ones: they refuse other devices.
         reads = func.tags and not _READING_TAGS.isdisjoint(func.tags) and _reads_values(name, args)
         reads = reads or name in _READING_OPERATIONS
@@ -107,7 +107,7 @@ class PretendGpu(TorchDispatchMode):
         except UnsupportedOperatorException:  # torch's fused optimizers, which change tensors in place
             devices = {one.device for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)}
             if func._schema.returns or devices != {_CUDA}:
-                raise DeviceMismatch(f"{func} of tensors on {devices}, at least two devices") from None
+                raise RuntimeError(f"{func} of tensors on {devices}, at least two devices") from None
             return None
 
     def _fake_of_cpu(self, argument: Any) -> Any:
@@ -129,6 +129,14 @@ class PretendGpu(TorchDispatchMode):
 def _reads_values(name: str, args: Any) -> bool:
     """Whether an operation with one of _READING_TAGS reads values: one by index does so for masks only."""
     return name not in _BY_INDEX or any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+
+
+def _check_devices(name: str, args: Any) -> None:
+    """Raises for tensors on two devices where torch's fake operations do not look at them."""
+    devices = {one.device.type for one in tree_flatten(args)[0] if isinstance(one, Tensor)}
+    is_indexed_by_gpu = name in _BY_INDEX and args[0].device.type == "cpu"
+    if len(devices) > 1 and (name in _READING_OPERATIONS or is_indexed_by_gpu):
+        raise RuntimeError(f"{name}: tensors on at least two devices, {devices}")
 
 
 def _real(value: Any) -> Any:

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from torchvision.ops import nms
 
 from conftest import make_image_folder
-from pretend_gpu import DeviceMismatch, pretended_gpu
+from pretend_gpu import pretended_gpu
 from sppnet.backbones import build_backbone
 from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
@@ -103,6 +104,23 @@ class Misplaced(torch.nn.Module):
         return images - self.mean
 
 
+def step_of_weights_that_stayed_on_the_cpu(values):
+    weights = [values[0, 0].clone().requires_grad_(), torch.ones(4, 4, requires_grad=True)]
+    weights[0].grad, weights[1].grad = values[0, 1], torch.ones(4, 4)
+    torch._fused_sgd_(
+        [w.detach() for w in weights],
+        [w.grad for w in weights],
+        [],
+        weight_decay=0.0,
+        momentum=0.0,
+        lr=0.1,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=True,
+    )
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -110,10 +128,13 @@ class Misplaced(torch.nn.Module):
         lambda values: torch.cat([values, torch.ones(2, 3, 4, 4)]),
         lambda values: F.linear(values, torch.ones(5, 4)),
         lambda values: values.add_(torch.ones(4)),
+        lambda values: torch.ones(4)[values[0, 0, 0].long()],
+        lambda values: nms(values[0, 0], torch.ones(4), 0.5),
+        step_of_weights_that_stayed_on_the_cpu,
     ],
 )
 def test_tensors_on_two_devices_are_refused(gpu, function):
-    with pytest.raises(DeviceMismatch, match="at least two devices"):
+    with pytest.raises(RuntimeError, match=r"two (different )?devices"):
         function(torch.ones(2, 3, 4, 4, device="cuda"))
 
 

@@ -26,7 +26,8 @@ def top_k_wrong(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 def count_wrong(scores: Tensor, labels: Tensor) -> Tensor:
     """Returns (3,) int64 on the device of `scores`: images wrong by top-1, images wrong by top-5, all images."""
     counts = [top_k_wrong(scores, labels, 1).sum(), top_k_wrong(scores, labels, 5).sum()]
-    return torch.stack([*counts, torch.tensor(len(labels), device=scores.device)])
+    # `torch.tensor` would copy the number from the host, which would wait for the device in every step of validation.
+    return torch.stack([*counts, torch.full((), len(labels), device=scores.device)])
 
 
 def average_precision(scores: ArrayLike, positive: ArrayLike, count: int, points: int | None = 11) -> float:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.geometry import check_levels, pyramid_bins
+from sppnet.runtime.devices import sent_to
 
 
 class SpatialPyramidPool(nn.Module):
@@ -53,7 +54,7 @@ def pool_windows(features: Tensor, windows: Tensor, levels: Iterable[int] = (6, 
     Args:
         features: (N, C, H, W), any floating dtype.
         windows: (K, 5) integers: image index, x0, y0, x1, y1 in half-open cells of the map
-            (`sppnet.geometry.window_to_cells` gives them).
+            (`sppnet.geometry.window_to_cells` gives them). Better on the CPU: to check them on a GPU, the host waits.
         levels: the pyramid.
 
     Returns:
@@ -146,7 +147,7 @@ def _pool_windows_at(features: Tensor, inclusive: Tensor, n: int) -> Tensor:
     from torchvision.ops import roi_pool
 
     if _largest_exact_side(n, features.dtype) >= max(features.shape[2:]):
-        return roi_pool(features, inclusive.to(features.dtype), n)
+        return roi_pool(features, sent_to(inclusive.to(features.dtype), features.device), n)
     return _pool_cut_outs(features, inclusive, n)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from sppnet.geometry import check_levels, crop_to_cells, windows_to_cells
 from sppnet.network import SPPNet
 from sppnet.pyramid import check_windows, pool_windows
+from sppnet.runtime.devices import sent_to
 
 MAX_POOLED_NUMBERS = 1 << 25  # of one chunk: 128 MiB as float32
 
@@ -62,12 +63,12 @@ def pool_image_windows(
     different, place = np.unique(cells, axis=0, return_inverse=True)
 
     images = torch.arange(len(maps)).repeat_interleave(len(different))
-    rows = torch.cat([images[:, None], torch.from_numpy(different).repeat(len(maps), 1)], dim=1).to(maps.device)
+    rows = torch.cat([images[:, None], torch.from_numpy(different).repeat(len(maps), 1)], dim=1)
     rows_per_chunk = max(1, MAX_POOLED_NUMBERS // network.pooled_length)
     levels = network.pyramid.levels
     results = torch.cat([head(pool_windows(maps, chunk, levels)) for chunk in rows.split(rows_per_chunk)])
 
-    return results.unflatten(0, (len(maps), -1))[:, torch.from_numpy(place.reshape(-1)).to(maps.device)]
+    return results.unflatten(0, (len(maps), -1))[:, sent_to(torch.from_numpy(place.reshape(-1)), maps.device)]
 
 
 def _cells(network: SPPNet, windows: np.ndarray, map_size: tuple[int, int], crop_side: int | None) -> np.ndarray:
@@ -136,7 +137,7 @@ def _rows_of_one_map(maps: Tensor, cells: np.ndarray) -> Tensor:
     """Returns windows (K, 4) of one map as `pool_windows` takes them: (K, 5). Raises ValueError for several maps."""
     if maps.ndim != 4 or len(maps) != 1:
         raise ValueError(f"feature maps of shape {tuple(maps.shape)}: must be (1, C, H, W)")
-    return torch.from_numpy(np.insert(cells, 0, 0, axis=1)).to(maps.device)
+    return torch.from_numpy(np.insert(cells, 0, 0, axis=1))
 
 
 def _pool_part(grid: Tensor, cells: np.ndarray, levels: tuple[int, ...], result: Tensor) -> None:

@@ -231,7 +231,7 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         counts = self.trainer.strategy.reduce(self.error_counts, reduce_op="sum")
-        top1_wrong, top5_wrong, n = (int(count) for count in counts)
+        top1_wrong, top5_wrong, n = counts.tolist()
         if n != self.validation_images:
             raise RuntimeError(f"validation counted {n} images, but there are {self.validation_images}")
 

@@ -14,7 +14,7 @@ def not_finite(strategy: Strategy, weights: Iterable[Tensor], loss: Tensor) -> s
     """
     all_weights = torch.stack([w.isfinite().all() for w in weights]).all()
     bad = (~torch.stack([loss.isfinite(), all_weights])).int()
-    bad_losses, bad_weights = (int(count) for count in strategy.reduce(bad, reduce_op="sum"))
+    bad_losses, bad_weights = strategy.reduce(bad, reduce_op="sum").tolist()
     if bad_losses:
         return "the loss is"
     return "weights are" if bad_weights else None

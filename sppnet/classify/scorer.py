@@ -16,6 +16,7 @@ from sppnet.data.batches import to_network_input
 from sppnet.data.inputs import Inputs, load_groups
 from sppnet.data.sources import Images
 from sppnet.network import SPPNet
+from sppnet.runtime.devices import sent_to
 from sppnet.windows import mirrored_windows, pool_image_windows
 
 
@@ -71,7 +72,7 @@ class Scorer:
         if not has_crops(self.protocol):
             return
 
-        images = torch.cat([inputs.tensors[0] for inputs in batch])
+        images = sent_to(torch.cat([inputs.tensors[0] for inputs in batch]), self.device)
         per_pass = max(1, 3 * self.pixels // images[0].numel())
         for mirrored in self._sides():
             scores = [self._scores(self.network(self._input(part, mirrored))) for part in images.split(per_pass)]
@@ -80,7 +81,7 @@ class Scorer:
     def _map_views(self, batch: Sequence[Inputs]) -> Iterator[Tensor]:
         """Yields the scores (N, W, classes) per scale and side: of windows on the maps, then of whole images."""
         for i, scale in enumerate(whole_scales(self.protocol), start=int(has_crops(self.protocol))):
-            images = torch.stack([inputs.tensors[i] for inputs in batch])
+            images = sent_to(torch.stack([inputs.tensors[i] for inputs in batch]), self.device)
             for mirrored in self._sides():
                 maps = self.map_network.maps(self._input(images, mirrored))
                 if self.protocol.maps and scale in self.protocol.scales:
@@ -107,8 +108,8 @@ class Scorer:
         return (False, True) if self.protocol.mirrored else (False,)
 
     def _input(self, pixels: Tensor, mirrored: bool) -> Tensor:
-        """Makes network input on the device: uint8 (N, h, w, 3) -> float32 (N, 3, h, w)."""
-        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        """Makes network input of images on the device: uint8 (N, h, w, 3) -> float32 (N, 3, h, w)."""
+        images = pixels.permute(0, 3, 1, 2)
         images = images.flip(-1) if mirrored else images
         return to_network_input(images, self.network.input_mean, self.network.input_std)
 

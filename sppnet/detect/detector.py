@@ -20,6 +20,7 @@ from sppnet.detect.rcnn import warped_features
 from sppnet.detect.regression import BoxRegressor
 from sppnet.detect.suppression import DetectedBoxes, SuppressionSettings, detect, suppressed
 from sppnet.network import SPPNet, load_network
+from sppnet.runtime.devices import sent_to
 from sppnet.runtime.files import atomic_file
 from sppnet.runtime.names import check_names, first_line, printable
 from sppnet.runtime.rules import COUNT, SEED, TEXT, check_section
@@ -82,7 +83,7 @@ class LinearSvms:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Returns the decision values of features (K, d): float32 (K, C)."""
-        weights, biases = self.weights.to(features.device), self.biases.to(features.device)
+        weights, biases = sent_to(self.weights, features.device), sent_to(self.biases, features.device)
         return self.factor * (features.float() @ weights) + biases
 
 
@@ -95,10 +96,10 @@ class BoxRegressors:
 
     def __call__(self, pooled: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         """Moves detected windows (D, 4) by the regressors of their labels (D,), from their pooled vectors (D, d)."""
-        moved = boxes.clone()
-        for label in labels.unique().tolist():
+        moved, known_labels = boxes.clone(), labels.cpu()
+        for label in known_labels.unique().tolist():
             if (regressor := self.of_class[label]) is not None:
-                chosen = labels == label
+                chosen = sent_to((known_labels == label).nonzero().flatten(), boxes.device)
                 moved[chosen] = regressor(self.factor * pooled[chosen].float(), boxes[chosen])
         return moved
 
@@ -123,7 +124,7 @@ def with_moved_boxes(
     boxes = clip_boxes_to_image(boxes, size)
     # A box that a regressor has moved out of the image is nothing to see; its window is.
     empty = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
-    boxes[empty] = detections.boxes[empty]
+    boxes = torch.where(empty[:, None], detections.boxes, boxes)
     kept = suppressed(boxes, detections.scores, detections.labels, settings)
     return DetectedBoxes(boxes[kept], detections.labels[kept], detections.scores[kept])
 
@@ -220,7 +221,7 @@ def detect_image(
         pooled = pool_windows_at_scales(maps, found, network.pyramid.levels, head)
 
     parts = pooled.split([layer_length(network, layer) for layer in layers], dim=1)
-    boxes = torch.from_numpy(windows).to(pooled.device)
+    boxes = sent_to(torch.from_numpy(windows), pooled.device)
     features = dict(zip(layers, parts, strict=True))
     return detect_in_features(features, boxes, size, detector.svms, detector.regressors, detector.test)
 

@@ -18,6 +18,7 @@ from sppnet.data.batches import to_network_input
 from sppnet.data.images import resize_shorter_side
 from sppnet.geometry import CROP_SIDE, cut_to_longest_aspect, size_at_shorter_side, windows_to_cells
 from sppnet.network import SPPNet
+from sppnet.runtime.devices import sent_to
 from sppnet.runtime.names import check_names
 from sppnet.timm_backbone import TimmBackbone
 from sppnet.windows import MAX_POOLED_NUMBERS, mirrored_windows, pool_many_windows
@@ -254,7 +255,7 @@ def resized(image: Tensor, scales: Sequence[int]) -> list[Tensor]:
 def map_of(network: SPPNet, pixels: Tensor, *, mirrored: bool, autocast: torch.dtype | None) -> Tensor:
     """Computes the map of a resized image: uint8 (h, w, 3) -> float16 (1, C, H, W), as `image_maps` does."""
     device = network.fc8.weight.device
-    images = pixels[None].to(device, non_blocking=True).permute(0, 3, 1, 2)
+    images = sent_to(pixels[None], device).permute(0, 3, 1, 2)
     images = images.flip(-1) if mirrored else images
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         maps = network.maps(to_network_input(images, network.input_mean, network.input_std))
@@ -291,4 +292,4 @@ def pool_windows_at_scales(
         results.append(head(pooled))
     # Joining would copy the features of the only chunk.
     joined = results[0] if len(results) == 1 else torch.cat(results)
-    return joined[torch.from_numpy(found.places).to(joined.device)]
+    return joined[sent_to(torch.from_numpy(found.places), joined.device)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from sppnet.data.batches import to_network_input
 from sppnet.geometry import CROP_SIDE
 from sppnet.network import SPPNet
+from sppnet.runtime.devices import sent_to
 
 CONTEXT = 16  # pixels of the warped square around the window: arXiv:1311.2524, Appendix A
 
@@ -67,7 +68,7 @@ def warped_batches(
     device, fill = network.fc8.weight.device, torch.tensor(network.input_mean).round().to(torch.uint8)
     for start in range(0, len(windows), batch_size):
         warped = [warped_window(image, window, fill, side) for window in windows[start : start + batch_size]]
-        batch = torch.stack(warped).to(device, memory_format=torch.channels_last)
+        batch = sent_to(torch.stack(warped).contiguous(memory_format=torch.channels_last), device)
         yield to_network_input(batch, network.input_mean, network.input_std)
 
 

@@ -10,6 +10,8 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from sppnet.runtime.devices import sent_to
+
 # Added to the variances of the targets before they are divided by, as in the paper's release.
 _LEAST_VARIANCE = 1e-3
 
@@ -31,7 +33,7 @@ class BoxRegressor:
 
     def __call__(self, features: Tensor, windows: Tensor) -> Tensor:
         """Returns the moved windows, float32 (n, 4) in pixels, from features, float32 (n, d), and windows (n, 4)."""
-        weights, bias = self.weights.to(features.device), self.bias.to(features.device)
+        weights, bias = sent_to(self.weights, features.device), sent_to(self.bias, features.device)
         return apply_offsets(features @ weights + bias, windows.to(features))
 
 

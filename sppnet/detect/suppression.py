@@ -61,8 +61,8 @@ def detect(scores: Tensor, windows: Tensor, settings: SuppressionSettings) -> tu
 def suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, settings: SuppressionSettings) -> Tensor:
     """Returns the indices of detections that stay: int64, highest score first, at most so many of a class."""
     kept = batched_nms(boxes, scores, labels, settings.suppression_overlap)
-    ranks = torch.zeros_like(kept)
-    for label in labels[kept].unique():
-        chosen = labels[kept] == label
-        ranks[chosen] = torch.arange(int(chosen.sum()), device=kept.device)
+    # The rank of each in its class, all classes at once: on a GPU, every mask of a class would make the host wait.
+    by_class, order = labels[kept].sort(stable=True)
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=kept.device) - torch.searchsorted(by_class, by_class)
     return kept[ranks < settings.most]

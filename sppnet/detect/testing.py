@@ -21,6 +21,7 @@ from sppnet.detect.suppression import SuppressionSettings
 from sppnet.detect.windows import WindowsOfImages
 from sppnet.network import SPPNet
 from sppnet.results.detections import Detections, ImageDetections, read_detections, write_detections
+from sppnet.runtime.devices import sent_to
 from sppnet.runtime.progress import Progress
 
 _IMAGES_PER_PART = 50  # which are tested again after an interruption, at most
@@ -124,7 +125,7 @@ def _detect_in_image(
         lengths = [layer_length(network, layer) for layer in layers]
         parts = features_of.features(index, windows, head_of(network, layers, autocast)).split(lengths, dim=1)
         features = dict(zip(layers, parts, strict=True))
-        boxes = torch.from_numpy(windows).to(parts[0].device)
+        boxes = sent_to(torch.from_numpy(windows), parts[0].device)
 
         for row in group:
             found = detect_in_features(features, boxes, data.size(index), row.svms, row.regressors, settings)

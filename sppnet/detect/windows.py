@@ -19,6 +19,7 @@ from sppnet.detect.matching import best_overlaps
 from sppnet.detect.proposal_files import Proposals
 from sppnet.detect.rcnn import warped_features
 from sppnet.network import SPPNet
+from sppnet.runtime.devices import sent_to
 from sppnet.runtime.progress import Progress
 from sppnet.windows import mirrored_windows
 
@@ -81,7 +82,7 @@ class WindowsOfImages:
         if self.warped:
             return self._warped_features(index, windows, head, mirrored)
         found = find_cells(windows, self.size(index), self.network.backbone, self.rules, mirrored=mirrored)
-        maps = [one.to(self.network.fc8.weight.device) for one in self.maps.read(index, mirrored=mirrored)]
+        maps = [sent_to(one, self.network.fc8.weight.device) for one in self.maps.read(index, mirrored=mirrored)]
         with torch.no_grad():
             return pool_windows_at_scales(maps, found, self.network.pyramid.levels, head)
 

@@ -23,6 +23,7 @@ from sppnet.geometry import LARGEST_SCALE
 from sppnet.network import SPPNet, weights_digest
 from sppnet.pyramid import SpatialPyramidPool
 from sppnet.results.transfers import PIXELS
+from sppnet.runtime.devices import sent_to
 from sppnet.runtime.hardware import Hardware, prepare_device, run_on_devices
 from sppnet.runtime.names import check_names, printable
 from sppnet.runtime.processes import explained_loader_failures
@@ -205,7 +206,7 @@ class FeatureExtractor:
     @torch.no_grad()  # in inference mode autocast would convert every weight again in every call
     def __call__(self, batch: Sequence[Inputs]) -> dict[str, np.ndarray]:
         """Computes the features of images of equal size: float16 (N, d) by layer, l2-normalized in float32."""
-        pixels = torch.stack([inputs.tensors[0] for inputs in batch]).to(self.device, non_blocking=True)
+        pixels = sent_to(torch.stack([inputs.tensors[0] for inputs in batch]), self.device)
         images = pixels.permute(0, 3, 1, 2)
         mean, std = self.network.input_mean, self.network.input_std
 

@@ -17,6 +17,7 @@ from sppnet.data.batches import to_network_input
 from sppnet.data.images import crop, resize_shorter_side
 from sppnet.geometry import LARGEST_SCALE, Window, cell_window, first_center, total_stride
 from sppnet.network import SPPNet
+from sppnet.runtime.devices import sent_to
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class NetworkView:
 
 def network_input(network: SPPNet, images: Tensor) -> Tensor:
     """Makes the input of a network on its device: uint8 (N, 3, h, w) -> float32 (N, 3, h, w)."""
-    images = images.to(network.fc8.weight.device, non_blocking=True)
+    images = sent_to(images, network.fc8.weight.device)
     return to_network_input(images, network.input_mean, network.input_std)
 
 

@@ -35,18 +35,29 @@ _EIGENVECTORS = (
 
 
 def alter_color(images: Tensor, amounts: Tensor) -> Tensor:
-    """Adds one colour to all pixels of each image: float (N, 3, h, w) in 0..255 -> the same shape, not clipped.
+    """Adds one colour to all pixels of each image: (N, 3, h, w) in 0..255 -> float32 of the same shape, not clipped.
 
     The colour is 255 * sum over i of amount_i * eigenvalue_i * eigenvector_i.
 
     Args:
-        images: float (N, 3, h, w).
+        images: uint8 or float32 (N, 3, h, w).
         amounts: float (N, 3), drawn for every image and epoch from a normal distribution with mean 0 and standard
             deviation COLOR_STANDARD_DEVIATION.
     """
     basis = [[255 * value * entry for value, entry in zip(_EIGENVALUES, row, strict=True)] for row in _EIGENVECTORS]
-    shifts = torch.stack([(amounts * _on_device(row, amounts)).sum(1) for row in basis], dim=1)  # (N, 3)
-    return images + shifts[:, :, None, None].to(images.dtype)
+    shifts = torch.stack([(amounts * _on_device(row, amounts)).sum(1) for row in basis], dim=1).float()  # (N, 3)
+    if images.is_contiguous(memory_format=torch.channels_last) and _is_eager_on_cpu(images):
+        return _rows_plus(images, shifts)
+    return images.float() + shifts[:, :, None, None]
+
+
+def _rows_plus(images: Tensor, shifts: Tensor) -> Tensor:
+    """Adds (N, 3) to channels_last images on the CPU, row by row: the same numbers, faster, as below."""
+    count, channels, height, width = images.shape
+    result = torch.empty(count, height, width * channels)
+    for image, shift, rows in zip(images.permute(0, 2, 3, 1).flatten(2), shifts, result, strict=True):
+        rows.copy_(image).add_(shift.repeat(width))
+    return result.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 def resize_batch(images: Tensor, size: int) -> Tensor:
@@ -56,7 +67,10 @@ def resize_batch(images: Tensor, size: int) -> Tensor:
     """
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    images = images.float()
+    if _is_eager_on_cpu(images):
+        images = images.contiguous()  # torch takes twice as long for channels_last
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def to_network_input(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -103,9 +117,8 @@ def training_input(
     """
     images = mirror(pixels.permute(0, 3, 1, 2), mirrored)
     if color is not None:
-        images = alter_color(images.float(), color)
-    images = to_network_input(resize_batch(images, size), mean, std)
-    return images.contiguous(memory_format=torch.channels_last)
+        images = alter_color(images, color)
+    return to_network_input(resize_batch(images, size).contiguous(memory_format=torch.channels_last), mean, std)
 
 
 def _is_eager_on_cpu(images: Tensor) -> bool:

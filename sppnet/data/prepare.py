@@ -142,7 +142,7 @@ def _check_space(images: Images, out: Path, short_side: int) -> None:
     """Raises ValueError if the pixels of training images will hardly fit on the disk of `out`."""
 
     def pixels(height: int, width: int) -> int:
-        height, width = size_at_shorter_side(height, width, min(height, width, short_side))
+        height, width = size_at_shorter_side(height, width, short_side)
         return height * width
 
     needed = 3 * mean_pixels(images, pixels) * len(images)

@@ -26,7 +26,7 @@ _ROWS_PER_BATCH = 64  # of Arrow, the unit in which it looks rows up
 class Settings(NamedTuple):
     """How training images are stored."""
 
-    short_side: int  # pixels; images that are smaller keep their size
+    short_side: int  # pixels; images that are smaller keep their size as JPEG
     quality: int | None  # of JPEG, 1..100, without chroma subsampling; None: pixels without compression
 
 
@@ -156,13 +156,13 @@ def _row(images: LabelledImages, index: int, settings: Settings | None, facts: d
 
 
 def _small(encoded: bytes, image: torch.Tensor, settings: Settings, may_keep: bool) -> bytes:
-    """The image at its shorter side, as JPEG or as pixels.
+    """The image at its shorter side, as JPEG or as pixels. Only pixels are enlarged, so that training need not do it.
 
     With `may_keep`, a JPEG of this size already is stored as JPEG without change.
     """
-    side = min(*image.shape[1:], settings.short_side)
     if settings.quality is None:
-        return encode_pixels(resize_shorter_side(image, side))
+        return encode_pixels(resize_shorter_side(image, settings.short_side))
+    side = min(*image.shape[1:], settings.short_side)
     if may_keep and side == min(image.shape[1:]) and encoded.startswith(b"\xff\xd8"):
         return encoded
     pixels = resize_shorter_side(image, side).permute(1, 2, 0).contiguous().numpy()

@@ -104,8 +104,8 @@ def test_groups_are_measured_in_order_with_the_time_that_is_left(monkeypatch, be
     ]  # fmt: skip
     assert lines == [
         "2 measurements: about 4 min 0 s on two cores",  # 4 ordinary ones of 6 rounds of 5 s on either side
-        "1 of 2, 0:30 left  a0: 2.00",
-        "1 of 2, 0:30 left  a1: 2.00",
+        "1 of 2, 2:35 left  a0: 2.00",  # 3 times (10 + 5 * 60) / 6
+        "1 of 2, 2:35 left  a1: 2.00",
         "2 of 2, 0:00 left  c0: 2.00",
         "2 of 2, 0:00 left  c1: 2.00",
     ]

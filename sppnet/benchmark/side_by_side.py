@@ -19,6 +19,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Measurement]]] = {
     "export": exported.comparisons,
     "detection": detection_rows.measurements,
 }
+_PRIOR = 5
 _SLOWEST_CALL = 2.5  # seconds of a usual call on two cores: a round of a comparison takes at least that on each side
 
 
@@ -35,15 +36,17 @@ def measure(
     """Measures groups of GROUPS in their order, and reports a line before the first one and after each measurement."""
     planned = [(group, each) for group in GROUPS if group in groups for each in GROUPS[group](bench)]
     weights = [each.weight for _, each in planned]
-    expected = sum(weights) * 2 * (rounds + 2) * max(seconds, _SLOWEST_CALL)
-    report(f"{len(planned)} measurements: about {duration(expected)} on two cores")
+    expected = 2 * (rounds + 2) * max(seconds, _SLOWEST_CALL)  # seconds of an ordinary one
+    report(f"{len(planned)} measurements: about {duration(sum(weights) * expected)} on two cores")
 
     measured = {group: Measured(group, []) for group, _ in planned}
     started = time.perf_counter()
     for place, (group, each) in enumerate(planned, start=1):
         rows = each.rows(bench.device.type, rounds, seconds)
         measured[group].rows.extend(rows)
-        left = (time.perf_counter() - started) / sum(weights[:place]) * sum(weights[place:])
+        # What was expected counts like some measurements: the first one alone says little.
+        each_takes = (time.perf_counter() - started + _PRIOR * expected) / (sum(weights[:place]) + _PRIOR)
+        left = each_takes * sum(weights[place:])
         for row in rows:
             report(f"{place} of {len(planned)}, {clock(left)} left  {row.name}: {row.ratio.median:.2f}")
     return list(measured.values())

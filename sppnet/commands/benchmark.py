@@ -94,9 +94,8 @@ def chosen_groups(only: Any) -> list[str]:
 
     if only is None:
         return list(GROUPS)
-    groups = texts(
-        "only", only if isinstance(only, str) else list(only), "a group or several, as in only=[loading,views]"
-    )
+    given = OmegaConf.to_container(only) if OmegaConf.is_config(only) else only
+    groups = texts("only", given, "a group or several, as in only=[loading,views]")
     check_names("only", groups, GROUPS)
     return groups
 

@@ -134,6 +134,7 @@ def test_the_page_has_goals_what_was_reached_and_what_bounds_misses():
     assert "c: d 4.00 3.00 3.00 to 3.00 no" in lines
     assert "e: f 1.00 1.00 to 1.00" in lines
     assert [line for line in lines if "mm 60 %" in line] == ["c: d mm 60 %"]
+    assert not {"a: b", "e: f"} & set(lines)  # with no bound in the table of misses
     assert "files 1.25 0.50 1.75" in lines
     assert lines.index("files 1.25 0.50 1.75") < lines.index("## Step")
 

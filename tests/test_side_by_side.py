@@ -99,9 +99,8 @@ def test_groups_are_measured_in_order_with_the_time_that_is_left(monkeypatch, be
     monkeypatch.setattr(side_by_side.time, "perf_counter", lambda: next(clock))
     measured = measure(bench, ["c", "a"], 4, 5.0, lines.append)
     assert calls == [("a", "cpu", 4, 5.0), ("c", "cpu", 4, 5.0)]
-    assert [(group.group, [row.name for row in group.rows]) for group in measured] == [
-        ("a", ["a0", "a1"]), ("c", ["c0", "c1"])
-    ]  # fmt: skip
+    rows = {group.group: [row.name for row in group.rows] for group in measured}
+    assert rows == {"a": ["a0", "a1"], "c": ["c0", "c1"]}
     assert lines == [
         "2 measurements: about 4 min 0 s on two cores",  # 4 ordinary ones of 6 rounds of 5 s on either side
         "1 of 2, 2:35 left  a0: 2.00",  # 3 times (10 + 5 * 60) / 6
@@ -182,9 +181,8 @@ def test_the_plain_loops_have_default_and_best_settings(bench, monkeypatch):
     monkeypatch.setattr(epochs, "fastest", lambda works: ("tensors", works["tensors"]))
     measured = PlainEpochs(bench)
     default, best = default_loop(measured), best_loop(measured)
-    assert (default.setting, default.autocast, default.memory_format) == (
-        "float32, Pillow", False, torch.contiguous_format
-    )  # fmt: skip
+    assert default.setting == "float32, Pillow"
+    assert (default.autocast, default.memory_format) == (False, torch.contiguous_format)
     assert (best.setting, best.autocast, best.memory_format) == ("bf16, fused, tensors", True, torch.channels_last)
     assert (default.optimizer.defaults["fused"], best.optimizer.defaults["fused"]) == (None, True)
     assert default.optimizer.defaults["weight_decay"] == best.optimizer.defaults["weight_decay"] == 0.05

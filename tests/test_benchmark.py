@@ -14,8 +14,7 @@ from sppnet.backbones import build_backbone
 from sppnet.benchmark.exported import whole_network
 from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
-from sppnet.benchmark.report import advice, judge, ratios_page, stages_page
-from sppnet.benchmark.side_by_side import Comparison, Goal, SideBySide
+from sppnet.benchmark.report import advice, judge, stages_page
 from sppnet.benchmark.stages import FORWARD, LOADER, Stage, TrainingSetup, input_name, step_name, total_name
 from sppnet.benchmark.timing import Ratio, compare
 from sppnet.classify.machine import Machine
@@ -67,6 +66,14 @@ def test_images_are_drawn_in_two_classes(tmp_path):
     with Image.open(tmp_path / "train" / "class0" / "2.jpg") as image:
         assert image.size == (50, 37)
         assert np.asarray(image).std() > 20
+
+
+def test_links_take_the_place_of_images_beyond_the_distinct_ones(tmp_path):
+    data = open_data("folder", root=str(draw_images(tmp_path, 6, 30, 40, distinct=4)))
+    assert len(data.train) == 6
+    files = [(tmp_path / "train" / f"class{i % 2}" / f"{i}.jpg").read_bytes() for i in range(6)]
+    assert files[4:] == files[:2]
+    assert len(set(files)) == 4
 
 
 def test_a_ratio_is_measured_in_alternating_rounds():
@@ -125,43 +132,9 @@ def test_the_slower_side_is_the_bottleneck_and_times_follow_from_the_rates(tmp_p
     assert "An epoch of 200 images" in text
 
 
-def test_ratios_are_compared_with_the_goal_of_the_device():
-    results = [(Comparison("a: b", Goal(2.0, None), tuple), Ratio([2.5, 1.5, 2.1], 1, 2))]
-    assert "| 2.00 | yes" in ratios_page("x", results, gpu=False).markdown()
-    assert "yes" not in ratios_page("x", results, gpu=True).markdown()
-
-
-@pytest.mark.slow
-def test_the_cost_of_the_pyramid_is_that_of_a_network_with_it_beside_one_without():
-    class Networks(SideBySide):
-        levels = ()
-
-        def _network(self, levels):
-            self.levels += (levels,)
-            return super()._network(levels)
-
-    with Networks("cpu", batch_size=1, files=4, hidden=16) as side_by_side:
-        side_by_side.pyramid_costs()
-        assert side_by_side.levels == ((6, 3, 2, 1), None)  # ours, then what it is compared with
-
-
-def test_every_comparison_runs_on_both_sides(monkeypatch):
-    for name, value in (("_IMAGES", 914), ("_TRAIN", 306), ("_TEST", 425), ("_LENGTH", 64)):
-        monkeypatch.setattr(f"sppnet.benchmark.transfer.{name}", value)
-    run = []
-    with SideBySide("cpu", batch_size=1, files=4, hidden=16) as side_by_side:
-        side_by_side.workers = 0  # to prepare a store, each would import the libraries for seconds
-        for comparison in side_by_side.comparisons():
-            if "96 views" not in comparison.name and "exported ZF-5" not in comparison.name:  # they take seconds
-                for work in comparison.works():
-                    work()
-                    run.append(comparison.name)
-    assert len(run) == 2 * len(set(run)) == 22
-
-
 def test_an_exported_network_computes_what_it_is_compared_with():
     backbone = build_backbone("zf5", width=0.05, normalization="none")
-    ours, reference = whole_network(
+    ours, reference, _ = whole_network(
         SPPNet(backbone, (1,), 3, hidden=8, initialization="fan_in", input_std=(60, 60, 60))
     )
     for found, expected in zip(ours(), reference(), strict=True):

@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from sppnet.backbones import build_backbone
-from sppnet.benchmark import detection
+from sppnet.benchmark import detection, poolings
 from sppnet.benchmark.detection import (
     STAGES,
     TOTAL,
     BothWays,
     DetectionSettings,
     DetectionTimes,
-    TimedPooling,
     TimedWays,
     fastest_batch,
     propose,
     read_image,
-    time_pooling,
+    time_at_scales,
     time_ways,
 )
 from sppnet.benchmark.detection_report import detection_page, detection_record, goal
 from sppnet.benchmark.images import draw_images
+from sppnet.benchmark.poolings import TimedPooling, time_pooling
 from sppnet.benchmark.references import plain_window_pooling
 from sppnet.benchmark.timing import Laps, Ratio
 from sppnet.detect.maps import WindowRules, image_maps, pool_windows_at_scales
@@ -114,6 +114,15 @@ def test_r_cnn_s_way_runs_between_two_runs_of_spp_net_s(ways, windows):
     assert (timed.windows, timed.different) == (7, len(ways.cells(windows)))
 
 
+def test_r_cnn_s_way_runs_once_per_round_for_all_scales(ways, windows):
+    noted = [Noted(ways), Noted(ways)]
+    timed = time_at_scales(noted, windows, precision="float32", batch_size=16, rounds=2)
+    assert noted[0].calls == ["spp", *["spp", (7, 16), "spp"] * 2]
+    assert noted[1].calls == ["spp", *["spp", "spp"] * 2]
+    assert [seconds[TOTAL] for seconds in timed[1].spp] == [2.5, 4.5]
+    assert [one.rcnn for one in timed] == 2 * [2 * [{TOTAL: 4.0}]]
+
+
 def test_r_cnn_s_way_has_its_fastest_batches(ways):
     noted, many = Noted(ways), np.zeros((200, 4), np.int64)
     assert fastest_batch(noted, many) == 32
@@ -135,9 +144,9 @@ def test_all_three_poolings_get_the_same_windows(ways, monkeypatch):
         compared.append((ours(), reference()))
         return Ratio([1.0], 1.0, 1.0)
 
-    monkeypatch.setattr(detection, "compare", noted)
+    monkeypatch.setattr(poolings, "compare", noted)
     many = propose(ways.image, Dense(), "image")
-    timed = list(time_pooling(ways, many, rounds=1, seconds=0.1))
+    timed = list(time_pooling(ways.poolings(many), rounds=1, seconds=0.1))
     assert [one.windows for one in timed] == [8, 16, 32]  # a map of 3 x 5 cells has 90 windows
     assert [len(ours) for ours, _ in compared] == [8, 8, 16, 16, 32, 32]
     for ours, reference in compared:

@@ -8,7 +8,7 @@ Letters: K windows, d values of fc7.
 
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from sppnet.benchmark.images import drawn_pixels
-from sppnet.benchmark.references import plain_window_pooling
-from sppnet.benchmark.timing import Laps, Ratio, compare, thread_count
+from sppnet.benchmark.poolings import Poolings, TimedPooling, time_pooling
+from sppnet.benchmark.timing import Laps, Ratio, thread_count
 from sppnet.data.images import decode_image, read_image_file
 from sppnet.detect.detector import layer_features
 from sppnet.detect.maps import (
@@ -37,17 +37,14 @@ from sppnet.detect.maps import (
 from sppnet.detect.proposals import Proposer
 from sppnet.detect.rcnn import warped_batches
 from sppnet.network import SPPNet
-from sppnet.pyramid import pool_windows
 from sppnet.runtime.machine import bf16_is_fast, core_count, keep_freed_memory
 from sppnet.runtime.names import check_names
-from sppnet.windows import pool_by_bins
 
 STAGES = ("input", "convolutions", "pooling", "fully connected")
 TOTAL = "total"
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bf16": torch.bfloat16}
 
 _BATCH_SIZES = (16, 32, 64, 128)  # of R-CNN's way, to choose the fastest
-_POOLED = (8, 16, 32, 100, 500, 2000)  # windows that are pooled
 _MOST_WINDOWS = 100_000
 
 
@@ -123,6 +120,13 @@ class BothWays:
         height, width = self.image.shape[1:]
         return find_cells(windows, (height, width), self.network.backbone, self.rules)
 
+    def poolings(self, windows: np.ndarray) -> Poolings:
+        """Returns ways to pool windows (K, 4) from the map of the first scale."""
+        first = self.rules.scales[:1]
+        (maps,) = image_maps(self.network, self.image, first, autocast=self.autocast)
+        one_scale = BothWays(self.network, self.image, WindowRules(scales=first), self.autocast)
+        return Poolings(maps, one_scale.cells(windows).cells, self.network.pyramid.levels)
+
     def spp(self, windows: np.ndarray) -> tuple[Tensor, dict[str, float]]:
         """Computes the features of windows (K, 4) by SPP-net's way: (K, d), and the seconds of STAGES and TOTAL."""
         laps = Laps(STAGES)
@@ -196,41 +200,30 @@ def time_ways(ways: BothWays, windows: np.ndarray, *, precision: str, batch_size
 
     Of the two, which other load on the machine affects like R-CNN's one, the mean counts.
     """
-    ways.spp(windows)  # to warm up
-    spp, rcnn = [], []
+    return time_at_scales([ways], windows, precision=precision, batch_size=batch_size, rounds=rounds)[0]
+
+
+def time_at_scales(
+    scales: Sequence[BothWays], windows: np.ndarray, *, precision: str, batch_size: int, rounds: int
+) -> list[TimedWays]:
+    """Times both ways as `time_ways` does, for ways that differ in the scales of SPP-net's maps only.
+
+    R-CNN's way, which has no scales, runs once per round for all of them.
+    """
+    for ways in scales:
+        ways.spp(windows)  # to warm up
+    spp: list[list[dict[str, float]]] = [[] for _ in scales]
+    rcnn = []
     for _ in range(rounds):
-        before = ways.spp(windows)[1]
-        rcnn.append(ways.rcnn(windows, batch_size)[1])
-        after = ways.spp(windows)[1]
-        spp.append({stage: (before[stage] + after[stage]) / 2 for stage in before})
-    return TimedWays(len(windows), len(ways.cells(windows)), precision, batch_size, spp, rcnn)
-
-
-class TimedPooling(NamedTuple):
-    """How much faster `pool_by_bins` is than two others, for some windows of one map."""
-
-    windows: int
-    pool_windows: Ratio
-    roi_pool: Ratio  # torchvision's, once per level, on the same map in float32
-
-
-def time_pooling(ways: BothWays, windows: np.ndarray, rounds: int, seconds: float) -> Iterator[TimedPooling]:
-    """Times the pooling of different windows, as many of _POOLED as there are, from the map of the first scale."""
-    (maps,) = image_maps(ways.network, ways.image, ways.rules.scales[:1], autocast=ways.autocast)
-    exact, levels = maps.float().contiguous(), ways.network.pyramid.levels
-    one_scale = BothWays(ways.network, ways.image, WindowRules(scales=ways.rules.scales[:1]), ways.autocast)
-    different = one_scale.cells(windows).cells
-    order = np.random.default_rng(0).permutation(len(different))
-
-    for count in _POOLED:
-        if count <= len(different):
-            cells = different[np.sort(order[:count])]
-            rows = torch.from_numpy(np.insert(cells, 0, 0, axis=1))
-            by_bins = partial(pool_by_bins, maps, cells, levels)
-            by_windows = partial(pool_windows, maps, rows, levels)
-            by_roi_pool = partial(plain_window_pooling, exact, rows, levels)
-            others = [compare(by_bins, other, rounds, seconds) for other in (by_windows, by_roi_pool)]
-            yield TimedPooling(count, *others)
+        before = [ways.spp(windows)[1] for ways in scales]
+        rcnn.append(scales[0].rcnn(windows, batch_size)[1])
+        after = [ways.spp(windows)[1] for ways in scales]
+        for times, first, second in zip(spp, before, after, strict=True):
+            times.append({stage: (first[stage] + second[stage]) / 2 for stage in first})
+    return [
+        TimedWays(len(windows), len(ways.cells(windows)), precision, batch_size, times, rcnn)
+        for ways, times in zip(scales, spp, strict=True)
+    ]
 
 
 class DetectionTimes(NamedTuple):
@@ -271,6 +264,6 @@ def measure_detection(
                 timed = time_ways(both, windows[:count], precision=name, batch_size=batch_size, rounds=rounds)
                 print(f"{timed.windows} windows, {name}: {timed.ratio(TOTAL).median:.1f}", file=sys.stderr, flush=True)
                 ways.append(timed)
-        pooling = list(time_pooling(both, windows, rounds, seconds)) if both.device == "cpu" else []
+        pooling = list(time_pooling(both.poolings(windows), rounds, seconds)) if both.device == "cpu" else []
     keep_freed_memory(False)
     return DetectionTimes(both.device, ways, pooling)

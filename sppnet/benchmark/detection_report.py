@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sppnet.benchmark.detection import STAGES, TOTAL, DetectionSettings, DetectionTimes, TimedPooling, TimedWays
+from sppnet.benchmark.detection import STAGES, TOTAL, DetectionSettings, DetectionTimes, TimedWays
+from sppnet.benchmark.poolings import TimedPooling
 from sppnet.results.page import Page
 
 # The lowest acceptable ratios on one thread of a CPU, for 2,000 windows: by stage, scales and precision.
-_FIVE_SCALES = (480, 576, 688, 864, 1200)
+FIVE_SCALES = (480, 576, 688, 864, 1200)
 _GOALS: dict[tuple[str, tuple[int, ...], str], float] = {
     ("convolutions", (688,), "float32"): 100,
     ("convolutions", (688,), "bf16"): 100,
-    ("convolutions", _FIVE_SCALES, "float32"): 19,
-    ("convolutions", _FIVE_SCALES, "bf16"): 19,
+    ("convolutions", FIVE_SCALES, "float32"): 19,
+    ("convolutions", FIVE_SCALES, "bf16"): 19,
     (TOTAL, (688,), "float32"): 20,
     (TOTAL, (688,), "bf16"): 45,
 }

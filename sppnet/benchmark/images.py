@@ -1,18 +1,27 @@
 """Draws image files that cost as much to read as photographs."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 
-def draw_images(root: Path, count: int, height: int = 375, width: int = 500) -> Path:
-    """Draws a folder of `count` JPEG files in two classes, and two files to validate. Returns `root`."""
+def draw_images(root: Path, count: int, height: int = 375, width: int = 500, distinct: int | None = None) -> Path:
+    """Draws a folder of `count` JPEG files in two classes, and two files to validate. Returns `root`.
+
+    Only the first `distinct` files, by default all, differ from each other; the others are links to them.
+    """
     random = np.random.default_rng(0)
+    files: list[Path] = []
     for i in range(count + 2):
         folder = root / ("val" if i >= count else "train") / f"class{i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn_pixels(random, height, width)).save(folder / f"{i}.jpg", quality=90)
+        files.append(folder / f"{i}.jpg")
+        if distinct is None or i < distinct:
+            Image.fromarray(drawn_pixels(random, height, width)).save(files[i], quality=90)
+        else:
+            os.link(files[i % distinct], files[i])
     return root
 
 

@@ -1,12 +1,10 @@
-"""Reports of a benchmark: the bottleneck of a run, advice and its expected time; and ratios as a table."""
+"""Reports of a benchmark: the bottleneck of a run, advice and its expected time."""
 
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sppnet.benchmark.side_by_side import Comparison
 from sppnet.benchmark.stages import FORWARD, LOADER, Stage, TrainingSetup, input_name, step_name, total_name
-from sppnet.benchmark.timing import Ratio
 from sppnet.results.page import Page
 from sppnet.runtime.checkout import shown_command
 from sppnet.runtime.progress import duration
@@ -98,19 +96,4 @@ def stages_page(
         f"{duration(verdict.epoch_seconds)}, all {setup.plan.recipe.epochs} epochs about "
         f"{duration(verdict.run_seconds)}."
     )
-    return page
-
-
-def ratios_page(title: str, results: Sequence[tuple[Comparison, Ratio]], gpu: bool) -> Page:
-    """Makes the page of the comparisons, against the goals of this kind of device."""
-    page = Page(title)
-    rows = []
-    for comparison, ratio in results:
-        goal = comparison.goal.gpu if gpu else comparison.goal.cpu
-        reached = "" if goal is None else "yes" if ratio.median >= goal else "no"
-        rounds = f"{min(ratio.rounds):.2f} to {max(ratio.rounds):.2f}"
-        rows.append([comparison.name, f"{ratio.median:.2f}", rounds, "" if goal is None else f"{goal:.2f}", reached])
-
-    page.table(["ours against", "times as fast", "rounds", "goal", "reached"], rows)
-    page.text("Medians over rounds in one process, in turn; both sides do the same work on the same device.")
     return page

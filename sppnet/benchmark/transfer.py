@@ -3,6 +3,8 @@
 import contextlib
 import io
 import itertools
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ import numpy as np
 import torch
 from sklearn.svm import LinearSVC
 
-from sppnet.benchmark.timing import Work
-from sppnet.data.sources import Images, content_digests
+from sppnet.benchmark.bench import Bench
+from sppnet.benchmark.comparisons import Comparison, Goal, Works
+from sppnet.data.sources import Images, content_digests, open_data
 from sppnet.network import SPPNet, weights_digest
 from sppnet.runtime.hardware import Hardware
 from sppnet.transfer.feature_files import Features
@@ -24,7 +27,22 @@ _CLASSES = 10  # of one split
 _LAYERS = ["pool5", "fc7"]
 
 
-def extraction(network: SPPNet, images: Images, folder: Path, hardware: Hardware) -> tuple[Work, Work]:
+def comparisons(bench: Bench) -> Iterator[Comparison]:
+    """Yields extracting features, and training SVMs."""
+    yield Comparison(
+        "features of files: forward passes only", Goal(0.9, None), partial(_of_drawn_files, bench), weight=4
+    )
+    svms_on_gram = partial(svms, bench.folder)
+    yield Comparison("SVMs on a Gram matrix: LinearSVC one by one", Goal(4, None), svms_on_gram, weight=4)
+
+
+def _of_drawn_files(bench: Bench) -> Works:
+    images = open_data("folder", root=str(bench.files())).train
+    hardware = Hardware(accelerator="gpu" if bench.device.type == "cuda" else "cpu")
+    return extraction(bench.network().eval(), images, bench.folder / "features", hardware)
+
+
+def extraction(network: SPPNet, images: Images, folder: Path, hardware: Hardware) -> Works:
     """Returns extracting features of whole images from files, and the forward passes alone on images in memory."""
     # As in the command, which hashes images and network once for all views.
     known: dict[str, Any] = {"digests": content_digests(images, "reading"), "weights": weights_digest(network)}
@@ -44,10 +62,10 @@ def extraction(network: SPPNet, images: Images, folder: Path, hardware: Hardware
             for batch in batches:
                 extractor(batch)
 
-    return extract, forward
+    return Works(extract, forward)
 
 
-def svms(folder: Path) -> tuple[Work, Work]:
+def svms(folder: Path) -> Works:
     """Returns training 10 SVMs of one split on a hundredth of a Gram matrix, and the same by LinearSVC one by one."""
     random = np.random.default_rng(0)
     labels = random.integers(0, _CLASSES, _IMAGES)
@@ -73,4 +91,4 @@ def svms(folder: Path) -> tuple[Work, Work]:
         for label in range(_CLASSES):
             LinearSVC(C=1, loss="hinge", random_state=0).fit(vectors, truth[train, label]).decision_function(tested)
 
-    return ours, one_by_one
+    return Works(ours, one_by_one)

@@ -9,12 +9,14 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from sppnet.classify.views import ViewProtocol, in_pixels
+from sppnet.commands.arguments import texts
 from sppnet.commands.configs import CONFIGS
 from sppnet.commands.detect import read_proposer
 from sppnet.commands.jobs import one_line_job, run_main
 from sppnet.commands.recipes import count_training_images, with_recipe
 from sppnet.commands.settings import bound, open_source, plain, resolved
 from sppnet.commands.train import read_plan
+from sppnet.runtime.names import check_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from sppnet.results.page import Page
 
 WORDS = ("references", "detection", "--json")  # that Hydra does not know
-_REFERENCE_ROUNDS, _DETECTION_ROUNDS = 5, 3
+_REFERENCE_ROUNDS = _DETECTION_ROUNDS = 3
 _CLASSES = 1000  # of the network of a detector, as of one that was trained on ImageNet
 
 
@@ -36,6 +38,8 @@ def main(words: set[str]) -> None:
         with one_line_job("nothing was changed"):
             config = resolved(config)
             check(config)
+            if config.only is not None and "references" not in words:
+                raise ValueError(f"only={config.only}: must be null: it is for benchmark.py references")
             page, records = _measurement(words)(config)
             print(json.dumps(records, indent=2) if "--json" in words else page.markdown())
 
@@ -63,30 +67,37 @@ def check(config: DictConfig) -> None:
 
 
 def references(config: DictConfig) -> tuple["Page", dict[str, Any]]:
-    """Compares our implementations with plain PyTorch: the page, and the same as plain values."""
+    """Compares ours with plain PyTorch, torchvision and timm: the page, and the same as plain values."""
+    groups = chosen_groups(config.only)
     # Imported here because torch takes seconds, and --help should not.
     import torch
 
-    from sppnet.benchmark.report import ratios_page
-    from sppnet.benchmark.side_by_side import SideBySide
-    from sppnet.benchmark.timing import compare
+    from sppnet.benchmark.bench import Bench
+    from sppnet.benchmark.loading_parts import loading_parts
+    from sppnet.benchmark.references_report import references_page, references_record
+    from sppnet.benchmark.side_by_side import measure
     from sppnet.runtime.environment import environment
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = []
-    with SideBySide(device) as side_by_side:
-        for comparison in side_by_side.comparisons():
-            ratio = compare(*comparison.works(), config.rounds or _REFERENCE_ROUNDS, config.seconds)
-            print(f"{comparison.name}: {ratio.median:.2f}", file=sys.stderr, flush=True)
-            results.append((comparison, ratio))
+    report = partial(print, file=sys.stderr, flush=True)
+    with Bench("cuda" if torch.cuda.is_available() else "cpu") as bench:
+        measured = measure(bench, groups, config.rounds or _REFERENCE_ROUNDS, config.seconds, report)
+        parts = loading_parts(bench) if "loading" in groups else []
 
     machine = environment()
-    page = ratios_page(f"Side by side on {machine['hardware']}", results, device == "cuda")
-    records = [
-        {"name": comparison.name, "ratio": ratio.median, "goal": getattr(comparison.goal, device), **ratio._asdict()}
-        for comparison, ratio in results
-    ]
-    return page, {"comparisons": records, **machine}
+    page = references_page(f"Side by side on {machine['hardware']}", measured, parts)
+    return page, {**references_record(measured, parts), **machine}
+
+
+def chosen_groups(only: Any) -> list[str]:
+    """Returns the groups that `only` names, all of them for None. Raises ValueError for other names."""
+    from sppnet.benchmark.side_by_side import GROUPS
+
+    if only is None:
+        return list(GROUPS)
+    given = OmegaConf.to_container(only) if OmegaConf.is_config(only) else only
+    groups = texts("only", given, "a group or several, as in only=[loading,views]")
+    check_names("only", groups, GROUPS)
+    return groups
 
 
 def detection(config: DictConfig) -> tuple["Page", dict[str, Any]]:

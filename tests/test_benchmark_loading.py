@@ -21,7 +21,9 @@ from sppnet.benchmark.loaders import (
     timm_epochs,
     torchvision_epochs,
 )
-from sppnet.benchmark.loading_parts import Parts, bound_of, files, parts_of, random_areas
+from sppnet.benchmark.loading_parts import Parts, bound_of, files, kept, our_loading, parts_of, random_areas, raw
+from sppnet.data.image_files import ImageFiles
+from sppnet.data.images import decode_image, resize_shorter_side
 from sppnet.data.sources import open_data
 from sppnet.network import IMAGENET_MEAN, IMAGENET_STD
 
@@ -230,5 +232,31 @@ def test_parts_are_measured_of_every_size_and_of_a_store(bench, monkeypatch):
     names = [parts.photos for parts in loading_parts.loading_parts(bench)]
     widths, crops = ("300", "500", "1,600"), ("five positions", "random areas")
     every = [f"files, {width} wide, {crop}" for width in widths for crop in crops]
-    assert names == [*every, "a prepared store, five positions"]
+    stores = ["a prepared store, five positions", "a prepared store of pixels, five positions"]
+    assert names == [*every, *stores, "decoded images that are kept, five positions"]
     assert loading_parts.loading_parts(bench)[0] == Parts(names[0], {"all": 1.0})
+
+
+def test_images_that_are_kept_are_read_and_decoded_in_the_first_epoch_only(bench, monkeypatch):
+    reads = []
+    read = ImageFiles.read
+    monkeypatch.setattr(ImageFiles, "read", lambda images, index: reads.append(index) or read(images, index))
+    bench.workers = 0
+    work = our_loading(bench, kept(bench))
+    work()
+    assert sorted(reads) == sorted(set(reads)) != []
+    once = len(reads)
+    work()
+    work()
+    images = len(kept(bench).open().train)
+    assert once <= len(reads) <= images  # those of a last batch that was left out come later
+    parts = parts_of(bench, kept(bench)).milliseconds
+    assert (parts["reading"], parts["decoding"], parts["resizing"]) == (0, 0, 0)
+
+
+def test_a_store_of_pixels_holds_the_pixels_of_the_files(bench):
+    originals, images = files(bench, 500, None).open().train, raw(bench).open().train
+    assert len(images) == len(originals)
+    for i in range(len(images)):
+        expected = resize_shorter_side(decode_image(originals.read(i), ""), 256)
+        assert torch.equal(decode_image(images.read(i), ""), expected)

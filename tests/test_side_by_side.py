@@ -56,7 +56,7 @@ def test_every_comparison_runs_on_both_sides(monkeypatch, bench):
                 for work in (works.ours, works.reference):
                     work()
                     run.append(each.name)
-    assert len(run) == 2 * len(set(run)) == 2 * (4 + 12 + 1 + 1 + 2 + 1 + 2)
+    assert len(run) == 2 * len(set(run)) == 2 * (4 + 14 + 1 + 1 + 2 + 1 + 2)
 
 
 def test_goals_that_are_missed_are_bounded(monkeypatch):

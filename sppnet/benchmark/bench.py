@@ -76,10 +76,18 @@ class Bench:
 
     @cached_property
     def stored(self) -> ImageData:
-        """The images of 500 x 375 in a prepared store."""
-        store = self.folder / "store"
+        """The images of 500 x 375 in a prepared store, as JPEG."""
+        return self._prepared("store", Settings(256, 95))
+
+    @cached_property
+    def raw(self) -> ImageData:
+        """The same in a prepared store of pixels."""
+        return self._prepared("raw", Settings(256, None))
+
+    def _prepared(self, name: str, settings: Settings) -> ImageData:
+        store = self.folder / name
         with contextlib.redirect_stdout(io.StringIO()):
-            prepare(open_data("folder", root=str(self.files())), store, Settings(256, 95), workers=self.workers)
+            prepare(open_data("folder", root=str(self.files())), store, settings, workers=self.workers)
         return open_data("prepared", root=str(store))
 
     def random(self, *shape: int) -> Tensor:

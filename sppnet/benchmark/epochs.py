@@ -130,7 +130,7 @@ class PlainEpochs:
             source="folder",
             data_options={"root": str(self.root)},
             recipe=small_recipe(self.bench.batch_size),
-            machine=Machine(workers=self.bench.workers),
+            machine=Machine(workers=self.bench.workers, cache=0),  # every epoch decodes, as those of the loops do
             seed=0,
         )
 

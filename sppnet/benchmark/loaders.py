@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from sppnet.benchmark.timing import Work, on_one_thread, with_default_malloc
 from sppnet.classify.augmentation import Augmentation
+from sppnet.classify.caching import NO_CACHING, Caching
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.data.sources import ImageData
 from sppnet.network import IMAGENET_MEAN, IMAGENET_STD
@@ -54,7 +55,9 @@ def random_place() -> v2.Transform:
     return v2.Compose([v2.Resize(256, antialias=True), v2.RandomCrop(SIDE)])
 
 
-def our_loader(data: ImageData, loading: Loading, augmentation: Augmentation | None = None) -> ClassificationData:
+def our_loader(
+    data: ImageData, loading: Loading, augmentation: Augmentation | None = None, caching: Caching = NO_CACHING
+) -> ClassificationData:
     """Returns our batches. `augmentation` None: crops at one of five positions."""
     return ClassificationData(
         data,
@@ -67,6 +70,7 @@ def our_loader(data: ImageData, loading: Loading, augmentation: Augmentation | N
         augmentation=augmentation,
         seed=0,
         workers=loading.workers,
+        caching=caching,
         compiled=loading.device.type == "cuda",
     )
 

@@ -16,7 +16,17 @@ from sppnet.benchmark.loaders import (
     timm_epochs,
     torchvision_epochs,
 )
-from sppnet.benchmark.loading_parts import Photos, bound_of, files, loading_of, our_loading, random_areas, stored
+from sppnet.benchmark.loading_parts import (
+    Photos,
+    bound_of,
+    files,
+    kept,
+    loading_of,
+    our_loading,
+    random_areas,
+    raw,
+    stored,
+)
 from sppnet.benchmark.references import plain_loader
 from sppnet.benchmark.timing import Work, on_one_thread, with_default_malloc
 from sppnet.classify.loading import shorter_side_for
@@ -29,10 +39,11 @@ def comparisons(bench: Bench) -> Iterator[Comparison]:
     """Yields loading from files of all widths, then from a store."""
     for width in WIDTHS:
         yield from _of_width(bench, width)
-    # Stores of raw pixels and images kept in memory belong here: two more lines, with Photos of their own.
     for name, goal, photos in (
         ("files, 500 wide: ImageFolder and Pillow", Goal(2, None), files(bench, 500, None)),
         ("prepared store: ImageFolder and Pillow", Goal(4, None), stored(bench)),
+        ("prepared store of pixels: ImageFolder and Pillow", Goal(4, None), raw(bench)),
+        ("decoded images that are kept: ImageFolder and Pillow", Goal(4, None), kept(bench)),
     ):
         yield Comparison(name, goal, partial(beside_image_folder, bench, photos), partial(bound_of, bench, photos))
 

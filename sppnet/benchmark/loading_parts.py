@@ -15,6 +15,7 @@ from sppnet.benchmark.comparisons import largest_parts
 from sppnet.benchmark.loaders import SIDE, SMALLEST_AREA, Loading, our_epoch, our_loader, our_work
 from sppnet.benchmark.timing import Work, seconds_of, thread_count
 from sppnet.classify.augmentation import Augmentation
+from sppnet.classify.caching import NO_CACHING, Caching
 from sppnet.classify.datamodule import ClassificationData
 from sppnet.classify.loading import TrainingCrops, shorter_side_for
 from sppnet.classify.recipe import Recipe
@@ -32,6 +33,7 @@ class Photos(NamedTuple):
     name: str
     open: Callable[[], ImageData]
     augmentation: Augmentation | None  # None: crops at one of five positions
+    caching: Caching = NO_CACHING  # whether they are decoded once
 
 
 def files(bench: Bench, width: int, augmentation: Augmentation | None) -> Photos:
@@ -44,6 +46,17 @@ def files(bench: Bench, width: int, augmentation: Augmentation | None) -> Photos
 def stored(bench: Bench) -> Photos:
     """Returns the files of 500 x 375 in a prepared store."""
     return Photos("a prepared store, five positions", lambda: bench.stored, None)
+
+
+def raw(bench: Bench) -> Photos:
+    """Returns the same in a prepared store of pixels."""
+    return Photos("a prepared store of pixels, five positions", lambda: bench.raw, None)
+
+
+def kept(bench: Bench) -> Photos:
+    """Returns the files of 500 x 375, decoded in the epoch that warms up, and kept."""
+    photos = files(bench, 500, None)
+    return photos._replace(name="decoded images that are kept, five positions", caching=Caching(10**10, 0, 10**10))
 
 
 def random_areas() -> Augmentation:
@@ -62,7 +75,8 @@ def loading_of(bench: Bench) -> Loading:
 
 def our_loading(bench: Bench, photos: Photos) -> Work:
     """Returns an epoch of our loading up to the input of the network."""
-    return our_work(our_epoch(our_loader(photos.open(), loading_of(bench), photos.augmentation), bench.device))
+    data_module = our_loader(photos.open(), loading_of(bench), photos.augmentation, photos.caching)
+    return our_work(our_epoch(data_module, bench.device))
 
 
 class Parts(NamedTuple):
@@ -76,7 +90,7 @@ def loading_parts(bench: Bench) -> list[Parts]:
     """Returns the parts of loading from files of every width, with either kind of crops, and from a store."""
     areas = random_areas()
     every = [files(bench, width, crops) for width in WIDTHS for crops in (None, areas)]
-    return [parts_of(bench, photos) for photos in [*every, stored(bench)]]
+    return [parts_of(bench, photos) for photos in [*every, stored(bench), raw(bench), kept(bench)]]
 
 
 def parts_of(bench: Bench, photos: Photos) -> Parts:
@@ -99,16 +113,19 @@ def _measured_parts(bench: Bench, photos: Photos) -> dict[str, float]:
     """
     data, augmentation = photos.open(), photos.augmentation
     images = data.train
-    crops = TrainingCrops(images, side=SIDE, seed=0, augmentation=augmentation)
+    cache, _ = photos.caching.caches(data)
+    crops = TrainingCrops(images, side=SIDE, seed=0, augmentation=augmentation, cache=cache)
     indices = list(range(min(_TIMED_IMAGES, len(images))))
     encoded = [(images.read(i), images.name(i)) for i in indices]
     decoded = [decode_image(*file) for file in encoded]
     batch = torch.stack([crops[0, i]["image"] for i in indices])
 
+    read = decode = resized = 0.0
     with thread_count(1):
-        read = _processor_time(images.read, indices)
-        decode = _processor_time(lambda file: decode_image(*file), encoded)
-        resized = _processor_time(partial(_resized, augmentation), decoded)
+        if cache is None:
+            read = _processor_time(images.read, indices)
+            decode = _processor_time(lambda file: decode_image(*file), encoded)
+            resized = _processor_time(partial(_resized, augmentation), decoded)
         item = _processor_time(lambda i: crops[0, i], indices)
         conversion = _processor_time(_conversion(our_loader(data, loading_of(bench))), [batch]) / len(indices)
     whole, processors = _whole_epoch(bench, photos)

@@ -587,6 +587,7 @@ TABLES = [
     ("table2 runs=${x}", "runs: Interpolation key 'x' not found"),
     ("table2 runs=~/nowhere", f"runs={Path.home()}/nowhere: no run directories there"),
     ("table2 out=[a]", "out=[a]: must be text"),
+    ("table2 out=s3://bucket/tables", "s3://bucket/tables: must be a place on this machine"),
     ("table2 --runs=x", "--runs=x: must be runs=PATTERN, out=FOLDER or combine=A+B"),
     ("table2 table3", "table3: must be runs=PATTERN, out=FOLDER or combine=A+B"),
     ("table2 =x", "=x: must be KEY=VALUE"),
@@ -619,6 +620,7 @@ BUILT = "backbone=zf5 backbone.width=0.05 data=folder data.root=images"
 REPORT = [
     ("report", "report: must be runs=PATTERN, out=FOLDER, views=NAME or data.root=PATH"),
     ("--out=x", "--out=x: must be runs=PATTERN"),
+    ("runs=run out=s3://bucket/report", "s3://bucket/report: must be a place on this machine"),
     ("run=run", "run: no such key; did you mean runs?"),
     ("runs=nowhere", "runs=nowhere: no run directories there"),
     ("runs=empty", "runs=empty: no run directories there"),

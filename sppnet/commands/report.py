@@ -13,6 +13,7 @@ from sppnet.commands.jobs import one_line_command
 from sppnet.commands.settings import bound, bound_source, open_source
 from sppnet.commands.startup import interrupt_by_exception
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.files import check_local
 
 if TYPE_CHECKING:
     from sppnet.results.report import Results
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> None:
     from sppnet.results.runs import read_runs
     from sppnet.results.transfers import read_transfers
 
+    check_local(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out={out}: found a file, expected a new folder or the one of a report")
     if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():

@@ -9,6 +9,7 @@ from sppnet.commands.jobs import one_line_command
 from sppnet.commands.settings import bound
 from sppnet.commands.startup import interrupt_by_exception
 from sppnet.runtime.checkout import shown_command
+from sppnet.runtime.files import check_local
 
 if TYPE_CHECKING:
     from sppnet.results.detector_runs import DetectorTest
@@ -76,6 +77,7 @@ def main(arguments: list[str]) -> None:
             f"combine={combine[0]}: is for {', '.join(_COMBINING)}; compare combines classifiers by itself"
         )
 
+    check_local(out)
     found = _find(choice, patterns)
     for name in _pages(choice, found):
         page = _page_of(name, found, combine)

@@ -78,7 +78,8 @@ def test_an_unreadable_image_is_named_and_replaced_in_every_epoch_with_images_th
             assert one["unreadable"] == two["unreadable"]
 
 
-def test_a_training_with_images_that_are_kept_ends_with_the_same_weights(tmp_path, capsys):
+def test_a_training_with_images_that_are_kept_ends_with_the_same_weights(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(caching, "_WORTH_A_LINE", 1)
     folder = make_image_folder(tmp_path / "images", train=4, val=2)
     weights = []
     for cache in (0, "auto", 1e-4):
@@ -90,7 +91,8 @@ def test_a_training_with_images_that_are_kept_ends_with_the_same_weights(tmp_pat
         assert all(torch.equal(other[name], value) for name, value in weights[0].items())
 
 
-def test_a_single_epoch_keeps_no_images(tmp_path, capsys):
+def test_a_single_epoch_keeps_no_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(caching, "_WORTH_A_LINE", 1)
     folder = make_image_folder(tmp_path / "images", train=4, val=2)
     train(folder, tmp_path / "run", {"cycle": [64]}, epochs=1, cache="auto")
     assert "decoded images" not in capsys.readouterr().out
@@ -191,4 +193,5 @@ def test_an_unreadable_first_image_is_no_reason_to_keep_none(machine):
 
 def test_the_note_says_how_much_and_how_to_turn_it_off():
     assert NO_CACHING.note() is None
+    assert Caching(1, 1, 99_999_999).note() is None
     assert "about 1.3 GB; trainer.cache=0 keeps none" in Caching(1, 1, 1_270_000_000).note()

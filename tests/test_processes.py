@@ -108,8 +108,8 @@ for limit in map(int, sys.argv[1:]):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
         try:
             with explained_loader_failures("trainer.workers"):
-                for _ in data_module(noise(40), workers=2, batch_size=1).train_dataloader():
-                    pass
+                batches = list(data_module(noise(40), workers=2, batch_size=1).train_dataloader())
+            print(len(batches), "batches", flush=True)
         except OSError as error:
             print(error, flush=True)
         os._exit(0)
@@ -118,14 +118,22 @@ for limit in map(int, sys.argv[1:]):
 
 
 def test_too_few_open_files_are_explained_instead_of_waiting_for_ever():
-    """They run out in various places: while the processes start, in them, and in the one that they load for."""
-    limits = [14, 20, 24]
+    """They run out while the processes start, and where more batches are kept than there are slots for."""
+    limits = [10, 14, 20, 24]
     done = run_process([sys.executable, "-c", FEW_FILES, *limits], cwd=Path(__file__).parent)
     assert done.stdout.splitlines() == [
         f"too many open files, at most {limit} are allowed: raise the limit (ulimit -n 4096) or use fewer "
         "trainer.workers"
         for limit in limits
     ]
+
+
+def test_batches_that_are_used_one_after_the_other_need_no_open_files():
+    one_by_one = FEW_FILES.replace("batches = list(", "batches = [0 for _ in ").replace(
+        "dataloader())", "dataloader()]"
+    )
+    done = run_process([sys.executable, "-c", one_by_one, 20], cwd=Path(__file__).parent)
+    assert done.stdout.splitlines() == ["40 batches"]
 
 
 @pytest.mark.parametrize(

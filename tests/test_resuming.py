@@ -99,7 +99,7 @@ def train(
         source="folder",
         data_options={},
         recipe=recipe,
-        machine=Machine(accelerator="cpu", precision=precision, workers=workers, **machine),
+        machine=Machine(accelerator="cpu", precision=precision, workers=workers, **({"cache": 0} | machine)),
         seed=0,
     )
     return train_classifier(plan, plan.build_network(data.classes), data, run)
@@ -144,6 +144,17 @@ def test_a_run_stopped_at_any_image_and_resumed_ends_the_same(data, uninterrupte
     )
     assert not (tmp_path / "result.json").exists()
     assert_same(outcome(tmp_path, train(data, tmp_path)), uninterrupted)
+
+
+@pytest.mark.parametrize("reads", [21, 30, 36])
+def test_a_run_stopped_while_it_keeps_images_and_resumed_ends_the_same(data, uninterrupted, tmp_path, reads):
+    """Before it starts, it reads the first image and the headers of all 18; every image once more, to decode it."""
+    images = SignalAt(data.train, reads)
+    with pytest.raises(Stopped):
+        train(data._replace(train=images), tmp_path, cache="auto")
+    result = train(data, tmp_path, cache="auto")
+    assert len(images.done) <= 1 + 18 + 18
+    assert_same(outcome(tmp_path, result), uninterrupted)
 
 
 @pytest.mark.parametrize("reads", [1, 6, 8, 18])

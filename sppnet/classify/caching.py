@@ -11,6 +11,7 @@ from sppnet.data.sources import ImageData
 from sppnet.geometry import size_at_shorter_side
 from sppnet.runtime.machine import memory_bytes
 
+_WORTH_A_LINE = 10**8  # bytes
 _SHARE = 4  # at most one part of so many of the memory and of the free disk is taken, unless the user gives a number
 
 
@@ -22,8 +23,8 @@ class Caching(NamedTuple):
     expected: int  # of both together, as far as it can be known without decoding all images
 
     def note(self) -> str | None:
-        """Returns a line for the user; None if no images are kept."""
-        if not self.expected:
+        """Returns a line for the user; None if the images take too little to be worth one."""
+        if self.expected < _WORTH_A_LINE:
             return None
         return (
             f"decoded images are kept in a temporary file in {tempfile.gettempdir()}, of about "

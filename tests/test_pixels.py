@@ -101,8 +101,16 @@ def test_nothing_is_kept_above_the_limit():
     assert torch.equal(cache.get(9), image(64, 64, 9))
 
 
+@pytest.mark.parametrize(("images", "size"), [(1_281_167, (256, 1365)), (100, (2400, 2400))])
+def test_the_last_of_many_images_and_large_ones_of_few_are_kept(images, size):
+    """ImageNet's would not fit into a file of ext4 at 16 MB each, and photos of 6 megapixels not into 16 MB."""
+    cache, last = PixelCache(images, 10**9), image(*size)
+    cache.put(images - 1, last)
+    assert torch.equal(cache.get(images - 1), last)
+
+
 def test_images_larger_than_their_place_are_not_kept(monkeypatch):
-    monkeypatch.setattr(pixels, "SLOT_BYTES", 4096)
+    monkeypatch.setattr(pixels, "FILE_BYTES", 3 * 4096)
     cache = PixelCache(3, 10**9)
     cache.put(0, image(37, 37))  # 4,107 bytes
     cache.put(1, image(35, 39))  # 4,095 bytes
@@ -128,7 +136,7 @@ def file_size_limit(size):
 def test_a_full_disk_ends_caching_and_nothing_else():
     cache = PixelCache(4, 10**9)
     cache.put(0, image(20, 20))
-    with file_size_limit(pixels.SLOT_BYTES + 500):
+    with file_size_limit(cache._slot + 500):
         cache.put(1, image(20, 20, 1))  # the first 500 of 1,200 bytes are written
         cache.put(2, image(20, 20, 2))  # none
     cache.put(3, image(20, 20, 3))

@@ -308,6 +308,10 @@ TRAIN = [
     ("recipe.base_batch_size=0", "recipe.base_batch_size=0: must be at least 1, or null"),
     ("recipe.stop_patience=0", "recipe.stop_patience=0: must be at least 1, or null"),
     ("recipe=fast recipe.stop_patience=3 trainer.validate_every=2", "trainer.validate_every=2: must be 1", "the end"),
+    *(
+        (f"trainer.cache={wrong}", f"={wrong}: must be auto, or gigabytes from 0")
+        for wrong in ("x", -1, "nan", "1e+300")
+    ),
     ("trainer.accumulate=0", "trainer.accumulate=0: must be auto or a number from 1"),
     ("trainer.accumulate=many", "trainer.accumulate=many: must be auto or a number from 1"),
     ("data=folder data.root=images recipe.batch_size=6 trainer.accumulate=4", "must divide the 6 images of a step"),

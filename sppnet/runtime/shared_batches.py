@@ -45,7 +45,7 @@ class SharedBatches:
         self.key, self.batch_size, self.shape = key, batch_size, shape
         slots = workers * _SLOTS if _is_forked() else 0
         try:
-            # Memory without a name, which is not limited by the size of /dev/shm. It takes none before it is written to.
+            # Memory without a name, not limited by the size of /dev/shm. It takes none before it is written to.
             self._pixels = _shared((slots, batch_size, *shape))
             self._is_taken = _shared((slots,))
         except OSError:  # the kernel allows no more than the memory of the machine at once, and `ulimit -v` less

@@ -379,9 +379,16 @@ def test_an_address_is_refused_as_a_place_for_the_store(tmp_path, run_here):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("settings", [Settings(0, 95), Settings(256, 0), Settings(256, 101)])
-def test_settings_out_of_range_are_refused(both, tmp_path, settings):
-    with pytest.raises(ValueError, match="short_side >= 1 and quality 1 to 100"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(0, 95), "short_side=0: must be at least 1"),
+        (Settings(256, 0), "quality=0: must be 1 to 100, or null"),
+        (Settings(256, 101), "quality=101: must be 1 to 100, or null"),
+    ],
+)
+def test_settings_out_of_range_are_refused(both, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         prepare(both[0], tmp_path / "out", settings, workers=0)
     assert not (tmp_path / "out").exists()
 

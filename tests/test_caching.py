@@ -166,6 +166,7 @@ def test_a_number_of_gigabytes_is_the_limit_of_both_parts_and_of_all_processes(m
     machine(1, 1)  # does not matter
     for gigabytes, processes in ((1, 1), (0.00004, 1), (0.00008, 2), (0.00001, 1)):
         kept = plan(gigabytes, processes=processes)
+        assert min(kept.training, kept.validation) >= 0
         assert kept.training + kept.validation == math.floor(gigabytes * 1e9) // processes
         assert kept.expected <= kept.training + kept.validation
     assert plan(0) == NO_CACHING

@@ -70,7 +70,9 @@ def test_networks_tested_on_other_images_are_refused(tmp_path, n):
     for seed in range(2):
         make_run(tmp_path, "none", seed, n=400, wrong={"ten_crop": 100 + seed})
         run = make_run(tmp_path, "single", seed, n=n, wrong={"ten_crop": 90 + seed})
-        scores = made_scores("ten_crop", 90 + seed, yaml.safe_load((run / "config.yaml").read_text()), n, images="others")
+        scores = made_scores(
+            "ten_crop", 90 + seed, yaml.safe_load((run / "config.yaml").read_text()), n, images="others"
+        )
         write_scores(run / "scores" / "ten_crop.npz", scores)
     with pytest.raises(ValueError, match=rf"were tested on different images or classes \(400 and {n} images\)$"):
         power_page(read_runs([str(tmp_path)]))

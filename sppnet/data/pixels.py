@@ -18,6 +18,7 @@ from sppnet.data.images import Images, UnreadableImage, encoded_image_size
 FILE_BYTES = (1 << 42) - (1 << 20)
 _BLOCK_BYTES = 512  # the unit in which stat counts, whatever the blocks of the file system are
 _PAGE_BYTES = 4096  # that most file systems allocate at once
+_RESERVE = 10  # one part of so many of the disk that is free at the beginning stays free: checkpoints need it too
 _SIDES = 1 << 31  # a side in pixels is below this
 _SAMPLE = 64  # images, of which the mean size is estimated
 
@@ -59,6 +60,7 @@ class PixelCache:
         with tempfile.TemporaryFile() as file:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
+        self._reserve = self._free_bytes() // _RESERVE
         # Bytes from the start of one image to that of the next, whole pages.
         self._slot = FILE_BYTES // max(1, images) // _PAGE_BYTES * _PAGE_BYTES
         # Height and width of every image that is kept, in one number, because other processes must not see one without
@@ -73,6 +75,10 @@ class PixelCache:
         """The bytes that the images take on disk."""
         return os.fstat(self._file).st_blocks * _BLOCK_BYTES
 
+    def _free_bytes(self) -> int:
+        disk = os.fstatvfs(self._file)
+        return disk.f_bavail * disk.f_frsize
+
     def get(self, index: int) -> Tensor | None:
         """Returns a copy of an image, uint8 (3, h, w) in channels-last; None if it is not kept."""
         height, width = divmod(int(self._sizes[index]), _SIDES)
@@ -84,9 +90,11 @@ class PixelCache:
         return pixels.permute(2, 0, 1) if read == pixels.numel() else None
 
     def put(self, index: int, image: Tensor) -> None:
-        """Keeps an image, uint8 (3, h, w), unless it is larger than its part of the file or the cache is full."""
+        """Keeps an image, uint8 (3, h, w), unless it is larger than its part of the file, or cache or disk are full."""
         pixels = image.permute(1, 2, 0).contiguous().numpy()
         if not 0 < pixels.nbytes <= self._slot or self.nbytes + pixels.nbytes > self.limit:
+            return
+        if self._free_bytes() - pixels.nbytes < self._reserve:
             return
         try:
             written = os.pwrite(self._file, pixels.data, index * self._slot)

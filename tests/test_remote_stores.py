@@ -188,6 +188,14 @@ def test_without_a_connection_the_copy_is_used(bucket, server, monkeypatch, caps
     assert_refuses("127.0.0.1:9", "prepared", root="s3://bucket/other")
 
 
+def test_the_copy_of_an_address_with_the_letters_of_patterns_is_found(bucket, folder, monkeypatch):
+    bucket.put(f"{folder}/", "s3://bucket/stores [1]/", recursive=True)
+    expected = rows(opened("s3://bucket/stores [1]").train)
+    bucket.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert rows(opened("s3://bucket/stores [1]").train) == expected
+
+
 @pytest.mark.parametrize("file", [SHARD, "store/train/state.json", "store/validation/dataset_info.json"])
 def test_a_store_without_one_of_its_files_is_refused_before_the_download(bucket, server, file):
     bucket.rm(f"bucket/{file}")

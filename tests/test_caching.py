@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from conftest import PngImages, make_image_folder, random_images
 from sppnet.classify import caching
 from sppnet.classify.caching import NO_CACHING, Caching, plan_caching
+from sppnet.classify.machine import Machine
+from sppnet.classify.training import caching_of
 from sppnet.data.images import encode_pixels
 from sppnet.data.pixels import bytes_on_disk
 from sppnet.data.sources import ImageData
@@ -17,6 +20,7 @@ from sppnet.network import load_network
 from test_augmentation import CHOICES, augmentation
 from test_datamodule import data_module
 from test_loading import Files, noise
+from test_plan import make_plan
 from test_training import train
 
 
@@ -170,6 +174,15 @@ def test_a_number_of_gigabytes_is_the_limit_of_both_parts_and_of_all_processes(m
         assert kept.training + kept.validation == math.floor(gigabytes * 1e9) // processes
         assert kept.expected <= kept.training + kept.validation
     assert plan(0) == NO_CACHING
+
+
+def test_the_processes_of_a_run_share_the_limit_of_its_plan():
+    base = make_plan()
+    planned = replace(base, recipe=replace(base.recipe, epochs=2), machine=Machine(cache=1))
+    assert caching_of(planned, data(), 1) == plan(1, side=base.crop_side)
+    assert caching_of(planned, data(), 2) == plan(1, side=base.crop_side, processes=2)
+    cropped = replace(planned, recipe=replace(planned.recipe, crop_area=[0.1, 1.0]))
+    assert caching_of(cropped, data(), 2) == plan(1, side=base.crop_side, random_crop=True, processes=2)
 
 
 def test_training_images_of_a_store_of_pixels_are_not_kept_again(machine):

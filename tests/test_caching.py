@@ -185,6 +185,15 @@ def test_the_processes_of_a_run_share_the_limit_of_its_plan():
     assert caching_of(cropped, data(), 2) == plan(1, side=base.crop_side, random_crop=True, processes=2)
 
 
+def test_no_images_are_kept_that_loader_processes_would_not_share(monkeypatch):
+    """As on macOS."""
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: "spawn")
+    for workers in (0, 1, None):
+        base = make_plan()
+        planned = replace(base, recipe=replace(base.recipe, epochs=2), machine=Machine(cache=1, workers=workers))
+        assert (caching_of(planned, data(), 1) == NO_CACHING) == (workers != 0)
+
+
 def test_training_images_of_a_store_of_pixels_are_not_kept_again(machine):
     machine(10**12, 10**12)
 

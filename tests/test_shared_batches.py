@@ -131,7 +131,7 @@ def test_processes_that_are_spawned_get_their_batches_as_torch_hands_them_over(m
 def test_the_start_method_is_not_fixed_by_asking_for_it(monkeypatch):
     asked = []
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: asked.append(allow_none))
-    assert shared_batches._is_forked() == (multiprocessing.get_all_start_methods()[0] == "fork")
+    assert shared_batches.loaders_fork() == (multiprocessing.get_all_start_methods()[0] == "fork")
     assert asked == [True]
 
 

@@ -43,7 +43,7 @@ class SharedBatches:
 
     def __init__(self, key: str, *, workers: int, batch_size: int, shape: tuple[int, ...]) -> None:
         self.key, self.batch_size, self.shape = key, batch_size, shape
-        slots = workers * _SLOTS if _is_forked() else 0
+        slots = workers * _SLOTS if loaders_fork() else 0
         try:
             # Memory without a name, not limited by the size of /dev/shm. It takes none before it is written to.
             self._pixels = _shared((slots, batch_size, *shape))
@@ -118,7 +118,7 @@ def _shared(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8, size).reshape(shape)
 
 
-def _is_forked() -> bool:
+def loaders_fork() -> bool:
     """Whether the workers of a DataLoader share the memory of this process: they start by multiprocessing's default."""
     method = multiprocessing.get_start_method(allow_none=True)  # so as not to fix the default
     return (method or multiprocessing.get_all_start_methods()[0]) == "fork"

@@ -107,7 +107,7 @@ def _arrived(pool: int, *content: Any) -> dict[str, Any]:
 def _collated(values: list[Any]) -> Any:
     """Collates values as torch does, but tensors to an array, which is pickled instead of handed over as a file."""
     if isinstance(values[0], Tensor):
-        return torch.stack(values, out=torch.empty(0, dtype=values[0].dtype)).numpy()
+        return torch.stack(values).numpy()
     collated = default_collate(values)
     return collated.numpy() if isinstance(collated, Tensor) else collated
 

@@ -215,3 +215,6 @@ def test_an_unreadable_first_image_is_no_reason_to_keep_none(machine):
 def test_the_note_says_how_much_and_how_to_turn_it_off():
     assert NO_CACHING.note() is None
     assert "about 1.3 GB; trainer.cache=0 keeps none" in Caching(1, 1, 1_270_000_000).note()
+    several = Caching(1, 1, 1_270_000_000).note(4)
+    assert several.startswith("decoded images are kept in 4 temporary files, one per process, in ")
+    assert "about 5.1 GB" in several

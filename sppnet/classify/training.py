@@ -66,7 +66,8 @@ def train_classifier(
     """
     classifier, data_module = prepared(plan, network, data)
 
-    if is_first_process() and (note := data_module.caching.note()):
+    local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
+    if is_first_process() and (note := data_module.caching.note(local_processes)):
         print(note, flush=True)
 
     # The checkpoint decides the precision, unless the user does.

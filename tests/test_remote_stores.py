@@ -107,6 +107,18 @@ def test_a_store_is_downloaded_once(bucket, server, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_file_that_is_cut_in_the_copy_is_downloaded_again(bucket, server, tmp_path):
+    expected = rows(opened().train)
+    (copy,) = tmp_path.rglob("data-00001.arrow")
+    content = copy.read_bytes()
+    copy.unlink()  # other processes have it mapped into memory
+    copy.write_bytes(content[: len(content) // 2])
+    server.read.clear()
+    assert rows(opened().train) == expected
+    assert server.read.count(f"bucket/{SHARD}") == 1
+    assert "bucket/store/train/data-00000.arrow" not in server.read
+
+
 def test_only_the_files_of_the_store_are_downloaded(bucket, server, tmp_path):
     bucket.pipe("bucket/store/other.bin", b"1")
     bucket.pipe("bucket/store/train/other.bin", b"2")

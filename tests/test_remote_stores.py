@@ -200,6 +200,19 @@ def test_without_a_connection_the_copy_is_used(bucket, server, monkeypatch, caps
     assert_refuses("127.0.0.1:9", "prepared", root="s3://bucket/other")
 
 
+def test_without_a_connection_the_newest_copy_is_used(bucket, tmp_path, monkeypatch):
+    opened()
+    (old,) = tmp_path.rglob("dataset_dict.json")
+    for _ in range(2):  # folders are found in any order
+        bucket.pipe("bucket/store/report.json", bucket.cat("bucket/store/report.json") + b" ")
+        opened()
+    for number, finished in enumerate(sorted(tmp_path.rglob("dataset_dict.json"))):
+        os.utime(finished, (number, 3 if finished == old else number))
+    bucket.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert remote_stores.local_copy("s3://bucket/store") == old.parent
+
+
 def test_the_copy_of_an_address_with_the_letters_of_patterns_is_found(bucket, folder, monkeypatch):
     bucket.put(f"{folder}/", "s3://bucket/stores [1]/", recursive=True)
     expected = rows(opened("s3://bucket/stores [1]").train)

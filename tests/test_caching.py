@@ -218,3 +218,11 @@ def test_the_note_says_how_much_and_how_to_turn_it_off():
     several = Caching(1, 1, 1_270_000_000).note(4)
     assert several.startswith("decoded images are kept in 4 temporary files, one per process, in ")
     assert "about 5.1 GB" in several
+
+
+def test_both_loaders_hand_over_batches_in_shared_memory():
+    module = data_module(noise(9), workers=2)
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        batches = list(loader)
+        assert loader.collate_fn._is_taken.sum() == len(batches)
+        assert batches[0]["image"].shape[1:] == loader.collate_fn.shape

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from conftest import PngImages, make_image_folder, random_images
 from sppnet.classify import caching
 from sppnet.classify.caching import NO_CACHING, Caching, plan_caching
+from sppnet.classify.machine import Machine
+from sppnet.classify.training import caching_of
 from sppnet.data.images import encode_pixels
 from sppnet.data.pixels import bytes_on_disk
 from sppnet.data.sources import ImageData
@@ -17,6 +20,7 @@ from sppnet.network import load_network
 from test_augmentation import CHOICES, augmentation
 from test_datamodule import data_module
 from test_loading import Files, noise
+from test_plan import make_plan
 from test_training import train
 
 
@@ -168,9 +172,28 @@ def test_a_number_of_gigabytes_is_the_limit_of_both_parts_and_of_all_processes(m
     machine(1, 1)  # does not matter
     for gigabytes, processes in ((1, 1), (0.00004, 1), (0.00008, 2), (0.00001, 1)):
         kept = plan(gigabytes, processes=processes)
+        assert min(kept.training, kept.validation) >= 0
         assert kept.training + kept.validation == math.floor(gigabytes * 1e9) // processes
         assert kept.expected <= kept.training + kept.validation
     assert plan(0) == NO_CACHING
+
+
+def test_the_processes_of_a_run_share_the_limit_of_its_plan():
+    base = make_plan()
+    planned = replace(base, recipe=replace(base.recipe, epochs=2), machine=Machine(cache=1))
+    assert caching_of(planned, data(), 1) == plan(1, side=base.crop_side)
+    assert caching_of(planned, data(), 2) == plan(1, side=base.crop_side, processes=2)
+    cropped = replace(planned, recipe=replace(planned.recipe, crop_area=[0.1, 1.0]))
+    assert caching_of(cropped, data(), 2) == plan(1, side=base.crop_side, random_crop=True, processes=2)
+
+
+def test_no_images_are_kept_that_loader_processes_would_not_share(monkeypatch):
+    """As on macOS."""
+    monkeypatch.setattr("multiprocessing.get_start_method", lambda allow_none: "spawn")
+    for workers in (0, 1, None):
+        base = make_plan()
+        planned = replace(base, recipe=replace(base.recipe, epochs=2), machine=Machine(cache=1, workers=workers))
+        assert (caching_of(planned, data(), 1) == NO_CACHING) == (workers != 0)
 
 
 def test_training_images_of_a_store_of_pixels_are_not_kept_again(machine):
@@ -195,3 +218,14 @@ def test_the_note_says_how_much_and_how_to_turn_it_off():
     assert NO_CACHING.note() is None
     assert Caching(1, 1, 99_999_999).note() is None
     assert "about 1.3 GB; trainer.cache=0 keeps none" in Caching(1, 1, 1_270_000_000).note()
+    several = Caching(1, 1, 1_270_000_000).note(4)
+    assert several.startswith("decoded images are kept in 4 temporary files, one per process, in ")
+    assert "about 5.1 GB" in several
+
+
+def test_both_loaders_hand_over_batches_in_shared_memory():
+    module = data_module(noise(9), workers=2)
+    for loader in (module.train_dataloader(), module.val_dataloader()):
+        batches = list(loader)
+        assert loader.collate_fn._is_taken.sum() == len(batches)
+        assert batches[0]["image"].shape[1:] == loader.collate_fn.shape

@@ -124,6 +124,11 @@ def test_a_command_that_starts_its_own_processes_is_refused_in_several_tasks(giv
     assert done == [0]
 
 
+def test_lightning_does_not_requeue_jobs_besides(given):
+    given(**step(2))
+    assert process_plugins(2, 1)[0].auto_requeue is False
+
+
 def test_two_runs_of_one_job_meet_at_different_ports(given):
     ports = set()
     for number in ("0", "1"):

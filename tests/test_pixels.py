@@ -6,6 +6,7 @@ import pickle
 import resource
 import signal
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,8 +102,16 @@ def test_nothing_is_kept_above_the_limit():
     assert torch.equal(cache.get(9), image(64, 64, 9))
 
 
+@pytest.mark.parametrize(("images", "size"), [(1_281_167, (256, 1365)), (100, (2400, 2400))])
+def test_the_last_of_many_images_and_large_ones_of_few_are_kept(images, size):
+    """ImageNet's would not fit into a file of ext4 at 16 MB each, and photos of 6 megapixels not into 16 MB."""
+    cache, last = PixelCache(images, 10**9), image(*size)
+    cache.put(images - 1, last)
+    assert torch.equal(cache.get(images - 1), last)
+
+
 def test_images_larger_than_their_place_are_not_kept(monkeypatch):
-    monkeypatch.setattr(pixels, "SLOT_BYTES", 4096)
+    monkeypatch.setattr(pixels, "FILE_BYTES", 3 * 4096)
     cache = PixelCache(3, 10**9)
     cache.put(0, image(37, 37))  # 4,107 bytes
     cache.put(1, image(35, 39))  # 4,095 bytes
@@ -128,12 +137,31 @@ def file_size_limit(size):
 def test_a_full_disk_ends_caching_and_nothing_else():
     cache = PixelCache(4, 10**9)
     cache.put(0, image(20, 20))
-    with file_size_limit(pixels.SLOT_BYTES + 500):
+    with file_size_limit(cache._slot + 500):
         cache.put(1, image(20, 20, 1))  # the first 500 of 1,200 bytes are written
         cache.put(2, image(20, 20, 2))  # none
     cache.put(3, image(20, 20, 3))
     assert [cache.get(index) is not None for index in range(4)] == [True, False, False, False]
+    cache.limit = 10**9  # as in other processes, which go on: the half image is in the middle of the file then
+    cache.put(3, image(20, 20, 3))
+    assert [cache.get(index) is not None for index in range(4)] == [True, False, False, True]
     assert torch.equal(cache.get(0), image(20, 20))
+
+
+def test_an_image_that_is_no_longer_whole_in_the_file_is_not_given_back():
+    cache = PixelCache(2, 10**9)
+    cache.put(1, image(20, 20))
+    os.ftruncate(cache._file, cache._slot + 1199)
+    assert cache.get(1) is None
+
+
+def test_a_tenth_of_the_disk_that_was_free_is_left_to_checkpoints_and_others(monkeypatch):
+    disk = SimpleNamespace(f_bavail=10_000, f_frsize=1000)
+    monkeypatch.setattr("sppnet.data.pixels.os.fstatvfs", lambda file: disk)
+    cache = PixelCache(3, 10**9)
+    for index, disk.f_bavail in enumerate((1001 + 2, 1001, 1001 + 2)):
+        cache.put(index, image(20, 30))  # 1,800 bytes
+    assert [cache.get(index) is not None for index in range(3)] == [True, False, True]
 
 
 def test_no_file_is_left_in_the_folder(tmp_path, monkeypatch):
@@ -142,6 +170,14 @@ def test_no_file_is_left_in_the_folder(tmp_path, monkeypatch):
     cache.put(0, image(20, 20))
     assert list(tmp_path.iterdir()) == []
     assert os.fstat(cache._file).st_dev == tmp_path.stat().st_dev
+
+
+def test_the_file_ends_with_the_cache():
+    cache = PixelCache(2, 10**9)
+    file = cache._file
+    del cache
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (37, 37), (64, 64), (171, 256)])

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import yaml
 
-from made_runs import make_run, row_of
+from made_runs import made_scores, make_run, row_of
 from sppnet.results.comparisons import NotTested
 from sppnet.results.power_page import power_page
 from sppnet.results.runs import read_runs
+from sppnet.results.scores import write_scores
 from sppnet.results.statistics import spread_of
 
 WRONG = {"none": (120, 128, 131), "single": (111, 118, 107), "alternate": (126, 109, 121)}
@@ -61,3 +63,16 @@ def test_nothing_to_compare_is_said_in_one_line(tmp_path, wrong):
         power_page(runs(tmp_path, wrong))
     with pytest.raises(NotTested):
         power_page(runs(tmp_path / "other", {"none": (1, 2)}) + runs(tmp_path / "x", {"single": (1, 2)}, views="full"))
+
+
+@pytest.mark.parametrize("n", [400, 300])
+def test_networks_tested_on_other_images_are_refused(tmp_path, n):
+    for seed in range(2):
+        make_run(tmp_path, "none", seed, n=400, wrong={"ten_crop": 100 + seed})
+        run = make_run(tmp_path, "single", seed, n=n, wrong={"ten_crop": 90 + seed})
+        scores = made_scores(
+            "ten_crop", 90 + seed, yaml.safe_load((run / "config.yaml").read_text()), n, images="others"
+        )
+        write_scores(run / "scores" / "ten_crop.npz", scores)
+    with pytest.raises(ValueError, match=rf"were tested on different images or classes \(400 and {n} images\)$"):
+        power_page(read_runs([str(tmp_path)]))

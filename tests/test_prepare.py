@@ -145,6 +145,17 @@ def test_crops_of_a_store_of_pixels_are_those_of_the_files(both, tmp_path):
         assert torch.equal(one["image"], two["image"])
 
 
+def test_no_batch_of_arrow_exceeds_what_it_can_hold(both, raw, tmp_path, monkeypatch):
+    """Arrow refuses 2 GB in a batch: 64 photos of 12 megapixels as pixels."""
+    monkeypatch.setattr("sppnet.data.shards._BYTES_PER_BATCH", 20_000)
+    prepare(both[0], tmp_path / "store", Settings(48, None), workers=0)
+    assert rows(open_data("prepared", root=str(tmp_path / "store")).train) == rows(raw.train)
+    for file in tmp_path.glob("store/*/*.arrow"):
+        for batch in pa.ipc.open_stream(file.read_bytes()):
+            *all_but_last, _ = map(len, batch.column("image").field("bytes").to_pylist())
+            assert sum(all_but_last) < 20_000
+
+
 def test_pixels_that_do_not_fit_on_the_disk_are_refused_before_anything_is_written(both, raw, tmp_path, monkeypatch):
     mean = np.mean([decode_image(raw.train.read(i), "").numel() for i in range(len(raw.train))])
     needed = math.ceil(mean * len(both[0].train))
@@ -368,9 +379,16 @@ def test_an_address_is_refused_as_a_place_for_the_store(tmp_path, run_here):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("settings", [Settings(0, 95), Settings(256, 0), Settings(256, 101)])
-def test_settings_out_of_range_are_refused(both, tmp_path, settings):
-    with pytest.raises(ValueError, match="short_side >= 1 and quality 1 to 100"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Settings(0, 95), "short_side=0: must be at least 1"),
+        (Settings(256, 0), "quality=0: must be 1 to 100, or null"),
+        (Settings(256, 101), "quality=101: must be 1 to 100, or null"),
+    ],
+)
+def test_settings_out_of_range_are_refused(both, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         prepare(both[0], tmp_path / "out", settings, workers=0)
     assert not (tmp_path / "out").exists()
 

@@ -107,6 +107,18 @@ def test_a_store_is_downloaded_once(bucket, server, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_file_that_is_cut_in_the_copy_is_downloaded_again(bucket, server, tmp_path):
+    expected = rows(opened().train)
+    (copy,) = tmp_path.rglob("data-00001.arrow")
+    content = copy.read_bytes()
+    copy.unlink()  # other processes have it mapped into memory
+    copy.write_bytes(content[: len(content) // 2])
+    server.read.clear()
+    assert rows(opened().train) == expected
+    assert server.read.count(f"bucket/{SHARD}") == 1
+    assert "bucket/store/train/data-00000.arrow" not in server.read
+
+
 def test_only_the_files_of_the_store_are_downloaded(bucket, server, tmp_path):
     bucket.pipe("bucket/store/other.bin", b"1")
     bucket.pipe("bucket/store/train/other.bin", b"2")
@@ -186,6 +198,27 @@ def test_without_a_connection_the_copy_is_used(bucket, server, monkeypatch, caps
     assert rows(data.train) == expected
     assert "warning: s3://bucket/store: no connection (" in capsys.readouterr().err
     assert_refuses("127.0.0.1:9", "prepared", root="s3://bucket/other")
+
+
+def test_without_a_connection_the_newest_copy_is_used(bucket, tmp_path, monkeypatch):
+    opened()
+    (old,) = tmp_path.rglob("dataset_dict.json")
+    for _ in range(2):  # folders are found in any order
+        bucket.pipe("bucket/store/report.json", bucket.cat("bucket/store/report.json") + b" ")
+        opened()
+    for number, finished in enumerate(sorted(tmp_path.rglob("dataset_dict.json"))):
+        os.utime(finished, (number, 3 if finished == old else number))
+    bucket.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert remote_stores.local_copy("s3://bucket/store") == old.parent
+
+
+def test_the_copy_of_an_address_with_the_letters_of_patterns_is_found(bucket, folder, monkeypatch):
+    bucket.put(f"{folder}/", "s3://bucket/stores [1]/", recursive=True)
+    expected = rows(opened("s3://bucket/stores [1]").train)
+    bucket.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert rows(opened("s3://bucket/stores [1]").train) == expected
 
 
 @pytest.mark.parametrize("file", [SHARD, "store/train/state.json", "store/validation/dataset_info.json"])

@@ -1,5 +1,7 @@
 """Batches in shared memory: the same as torch's, kept as long as they are used, and their memory used again."""
 
+import copy
+import errno
 import gc
 import multiprocessing
 
@@ -129,5 +131,41 @@ def test_processes_that_are_spawned_get_their_batches_as_torch_hands_them_over(m
 def test_the_start_method_is_not_fixed_by_asking_for_it(monkeypatch):
     asked = []
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: asked.append(allow_none))
-    assert shared_batches._is_forked() == (multiprocessing.get_all_start_methods()[0] == "fork")
+    assert shared_batches.loaders_fork() == (multiprocessing.get_all_start_methods()[0] == "fork")
     assert asked == [True]
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda batches: loader(Items(40), 2, multiprocessing_context="spawn")]
+)
+def test_copies_of_a_loader_and_of_its_workers_give_the_same_batches(copied):
+    """What they write into is not the memory of the loader that they were copied from."""
+    for batch, expected in zip(copied(loader(Items(40), 2)), expected_batches(Items(40)), strict=True):
+        assert_same(batch, expected)
+
+
+def test_a_process_that_drops_a_batch_of_its_parent_gives_no_memory_back():
+    """Validation workers are forked while training holds batches, and collect the garbage that it had."""
+    batches = loader(Items(40), 1)
+    batch = next(iter(batches))
+    kept = {"batch": batch}
+    del batch
+    held = taken(batches)
+    process = multiprocessing.get_context("fork").Process(target=kept.clear)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert taken(batches) == held > 0
+
+
+def test_without_memory_for_all_slots_batches_are_handed_over_as_torch_does(monkeypatch):
+    """The kernel refuses more than the memory of the machine at once, and a limit for the process (ulimit -v)."""
+
+    def refused(*arguments):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(shared_batches.mmap, "mmap", refused)
+    batches = loader(Items(9), 2)
+    monkeypatch.undo()
+    for batch, expected in zip(batches, expected_batches(Items(9)), strict=True):
+        assert_same(batch, expected)

@@ -386,6 +386,18 @@ def test_images_put_a_limit_to_what_more_runs_show():
     assert spread.shown_gain(5000) == pytest.approx(limit, rel=1e-3)
 
 
+def test_where_only_the_images_differ_two_runs_show_as_much_as_many():
+    limit = (1.959964 + 0.841621) * 0.01
+    for runs in (2, 1000):
+        assert Spread(images=0.01**2, run=1e-12).shown_gain(runs) == pytest.approx(limit, rel=1e-4)
+
+
+def test_runs_that_all_agree_have_a_spread_above_zero():
+    same = np.zeros((3, 50), bool)
+    assert spread_of(same, same) == Spread(2 / 50**2, 0)
+    assert 0 < spread_of(same, same).shown_gain(5) < 1
+
+
 @given(st.floats(1e-6, 1e-2), st.floats(1e-6, 1e-2), st.integers(2, 60), st.floats(0.3, 0.95))
 def test_the_smallest_gain_is_shown_with_the_power_that_was_asked_for(images, run, runs, power):
     spread = Spread(images, run)

@@ -308,6 +308,10 @@ TRAIN = [
     ("recipe.base_batch_size=0", "recipe.base_batch_size=0: must be at least 1, or null"),
     ("recipe.stop_patience=0", "recipe.stop_patience=0: must be at least 1, or null"),
     ("recipe=fast recipe.stop_patience=3 trainer.validate_every=2", "trainer.validate_every=2: must be 1", "the end"),
+    *(
+        (f"trainer.cache={wrong}", f"={wrong}: must be auto, or gigabytes from 0")
+        for wrong in ("x", -1, "nan", "1e+300")
+    ),
     ("trainer.accumulate=0", "trainer.accumulate=0: must be auto or a number from 1"),
     ("trainer.accumulate=many", "trainer.accumulate=many: must be auto or a number from 1"),
     ("data=folder data.root=images recipe.batch_size=6 trainer.accumulate=4", "must divide the 6 images of a step"),
@@ -545,11 +549,11 @@ PREPARE = [
     ("data.root=images", "out: missing; give it as out=VALUE"),
     ("data.root=images out=file", "file: found a file, expected a new folder"),
     ("data.root=images out=images", "expected a new folder or an unfinished store"),
-    ("data.root=images out=new quality=0", "quality 1 to 100"),
+    ("data.root=images out=new quality=0", "quality=0: must be 1 to 100"),
     ("data.root=images out=new format=png", "format=png: must be jpeg or raw"),
     ("data.root=images out=new format=raw quality=90", "quality=90: is for format=jpeg"),
     ("-m data.root=images out=new format=raw,ppm", "format=ppm: must be jpeg or raw (job 2 of 2"),
-    ("data.root=images out=new short_side=0", "short_side >= 1"),
+    ("data.root=images out=new short_side=0", "short_side=0: must be at least 1"),
     ("data.root=images out=", "out: empty; give it as out=VALUE"),
     ("data.root=images out=null", "out=null: must be text"),
     ("data.root=images out=[a]", "out=[a]: must be text"),

@@ -22,13 +22,14 @@ class Caching(NamedTuple):
     validation: int
     expected: int  # of both together, as far as it can be known without decoding all images
 
-    def note(self) -> str | None:
-        """Returns a line for the user; None if the images take too little to be worth one."""
-        if self.expected < _WORTH_A_LINE:
+    def note(self, processes: int = 1) -> str | None:
+        """Returns a line for the user about so many processes that each keep as much; None if it is not worth one."""
+        if processes * self.expected < _WORTH_A_LINE:
             return None
+        files = "a temporary file" if processes == 1 else f"{processes} temporary files, one per process,"
         return (
-            f"decoded images are kept in a temporary file in {tempfile.gettempdir()}, of about "
-            f"{self.expected / 1e9:.2g} GB; trainer.cache=0 keeps none"
+            f"decoded images are kept in {files} in {tempfile.gettempdir()}, of about "
+            f"{processes * self.expected / 1e9:.2g} GB; trainer.cache=0 keeps none"
         )
 
     def caches(self, data: ImageData) -> tuple[PixelCache | None, PixelCache | None]:

@@ -63,7 +63,7 @@ class Machine:
             )
         if not re.fullmatch(r"auto|[1-9]\d*", str(self.accumulate)):
             raise ValueError(f"trainer.accumulate={self.accumulate}: must be auto or a number from 1")
-        if self.cache != "auto" and not (isinstance(self.cache, int | float) and 0 <= self.cache < math.inf):
+        if self.cache != "auto" and not (isinstance(self.cache, int | float) and 0 <= 1e9 * self.cache < math.inf):
             raise ValueError(f"trainer.cache={self.cache}: must be auto, or gigabytes from 0")
         for name in ("num_nodes", "validate_every"):
             if getattr(self, name) < 1:

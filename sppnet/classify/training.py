@@ -35,6 +35,7 @@ from sppnet.runtime.cluster import is_first_process
 from sppnet.runtime.machine import bf16_is_fast, keep_freed_memory, processes_here, worker_count
 from sppnet.runtime.processes import explained_loader_failures
 from sppnet.runtime.run_directory import checkpoint_digest
+from sppnet.runtime.shared_batches import loaders_fork
 from sppnet.runtime.signals import StopSignals
 
 # Compiling for one size takes up to a minute, and torch gives up beyond eight.
@@ -65,7 +66,8 @@ def train_classifier(
     """
     classifier, data_module = prepared(plan, network, data)
 
-    if is_first_process() and (note := data_module.caching.note()):
+    local_processes = processes_here(plan.machine.accelerator, plan.machine.devices)
+    if is_first_process() and (note := data_module.caching.note(local_processes)):
         print(note, flush=True)
 
     # The checkpoint decides the precision, unless the user does.
@@ -120,8 +122,11 @@ def prepared(
 
 
 def caching_of(plan: TrainingPlan, data: ImageData, processes: int) -> Caching:
-    """Returns which decoded images of `data` each of `processes` on this machine keeps: none for a single epoch."""
-    if plan.recipe.epochs == 1:
+    """Returns which decoded images of `data` each of `processes` on this machine keeps.
+
+    None for a single epoch, nor where loader processes would not share them.
+    """
+    if plan.recipe.epochs == 1 or (worker_count(plan.machine.workers, processes) and not loaders_fork()):
         return NO_CACHING
     side, random_crop = plan.crop_side, plan.recipe.crop_area is not None
     return plan_caching(plan.machine.cache, data, side=side, random_crop=random_crop, processes=processes)

@@ -13,10 +13,13 @@ from torch import Tensor
 
 from sppnet.data.images import Images, UnreadableImage, encoded_image_size
 
-# Bytes of the file from the start of one image to that of the next. Most of them stay holes, which take no space.
-SLOT_BYTES = 1 << 24
+# The file is divided evenly among the images, mostly into holes, which take no space. Ext4 allows no larger file if its
+# blocks are small, and 16 TB by default.
+FILE_BYTES = (1 << 42) - (1 << 20)
 _BLOCK_BYTES = 512  # the unit in which stat counts, whatever the blocks of the file system are
 _PAGE_BYTES = 4096  # that most file systems allocate at once
+_RESERVE = 10  # one part of so many of the disk that is free at the beginning stays free: checkpoints need it too
+_SIDES = 1 << 31  # a side in pixels is below this
 _SAMPLE = 64  # images, of which the mean size is estimated
 
 
@@ -57,39 +60,50 @@ class PixelCache:
         with tempfile.TemporaryFile() as file:
             self._file = os.dup(file.fileno())
         weakref.finalize(self, os.close, self._file)
-        # Height and width of every image that is kept; zeros of the others. Written after the pixels.
-        self.sizes = np.frombuffer(mmap.mmap(-1, max(1, images) * 8), np.int32).reshape(-1, 2)
+        self._reserve = self._free_bytes() // _RESERVE
+        # Bytes from the start of one image to that of the next, whole pages.
+        self._slot = FILE_BYTES // max(1, images) // _PAGE_BYTES * _PAGE_BYTES
+        # Height and width of every image that is kept, in one number, because other processes must not see one without
+        # the other; zeros of the other images. Written after the pixels.
+        self._sizes = np.frombuffer(mmap.mmap(-1, max(1, images) * 8), np.int64)
 
     def __reduce__(self) -> tuple[type["PixelCache"], tuple[int, int]]:
-        return PixelCache, (len(self.sizes), 0)
+        return PixelCache, (len(self._sizes), 0)
 
     @property
     def nbytes(self) -> int:
         """The bytes that the images take on disk."""
         return os.fstat(self._file).st_blocks * _BLOCK_BYTES
 
+    def _free_bytes(self) -> int:
+        disk = os.fstatvfs(self._file)
+        return disk.f_bavail * disk.f_frsize
+
     def get(self, index: int) -> Tensor | None:
         """Returns a copy of an image, uint8 (3, h, w) in channels-last; None if it is not kept."""
-        height, width = map(int, self.sizes[index])
+        height, width = divmod(int(self._sizes[index]), _SIDES)
         if not height:
             return None
         pixels = torch.empty(height, width, 3, dtype=torch.uint8)
         # Not through a memory map, whose page faults take twice as long as the copy.
-        read = os.preadv(self._file, [pixels.numpy().data], index * SLOT_BYTES)
+        read = os.preadv(self._file, [pixels.numpy().data], index * self._slot)
         return pixels.permute(2, 0, 1) if read == pixels.numel() else None
 
     def put(self, index: int, image: Tensor) -> None:
-        """Keeps an image, uint8 (3, h, w), unless it is larger than SLOT_BYTES or the cache is full."""
+        """Keeps an image, uint8 (3, h, w), unless it is larger than its part of the file, or cache or disk are full."""
         pixels = image.permute(1, 2, 0).contiguous().numpy()
-        if not 0 < pixels.nbytes <= SLOT_BYTES or self.nbytes + pixels.nbytes > self.limit:
+        if not 0 < pixels.nbytes <= self._slot or self.nbytes + pixels.nbytes > self.limit:
+            return
+        if self._free_bytes() - pixels.nbytes < self._reserve:
             return
         try:
-            written = os.pwrite(self._file, pixels.data, index * SLOT_BYTES)
+            written = os.pwrite(self._file, pixels.data, index * self._slot)
         except OSError:  # the disk is full, or the file may not grow
             self.limit = 0
             return
         if written == pixels.nbytes:  # a full disk may take a part
-            self.sizes[index] = image.shape[1:]
+            height, width = image.shape[1:]
+            self._sizes[index] = height * _SIDES + width
 
 
 def cached(cache: PixelCache | None, index: int, load: Callable[[int], Tensor]) -> Tensor:

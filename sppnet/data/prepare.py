@@ -114,8 +114,10 @@ def _report(shards: dict[str, list[Shard]]) -> dict[str, Any]:
 
 def _check_arguments(data: ImageData, settings: Settings, workers: int) -> None:
     """Raises ValueError for numbers out of range, and for a name that Arrow cannot store."""
-    if not 1 <= (100 if settings.quality is None else settings.quality) <= 100 or settings.short_side < 1:
-        raise ValueError(f"{settings}: must be short_side >= 1 and quality 1 to 100, or null for format=raw")
+    if settings.short_side < 1:
+        raise ValueError(f"short_side={settings.short_side}: must be at least 1")
+    if settings.quality is not None and not 1 <= settings.quality <= 100:
+        raise ValueError(f"quality={settings.quality}: must be 1 to 100, or null")
 
     for images in (data.train, data.val):
         for name in map(images.name, range(len(images))):

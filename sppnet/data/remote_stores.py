@@ -1,6 +1,7 @@
 """Stores at addresses such as s3://bucket/store: downloaded once into a cache folder, and read from there."""
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -173,7 +174,7 @@ def _missing_files(store: _RemoteStore, folder: Path) -> list[str]:
 
 
 def _newest_copy(cache: Path, name: str) -> Path | None:
-    finished = sorted(cache.glob(f"{name}-*/{SPLITS_FILE}"), key=lambda file: file.stat().st_mtime)
+    finished = sorted(cache.glob(f"{glob.escape(name)}-*/{SPLITS_FILE}"), key=lambda file: file.stat().st_mtime)
     return finished[-1].parent if finished else None
 
 

@@ -20,7 +20,9 @@ from sppnet.data.stores import DIGEST, IMAGE, LABEL, NAME, TRAIN, column_values
 from sppnet.data.survey import count_image, findings, no_findings
 from sppnet.runtime.files import atomic_file, write_json
 
-_ROWS_PER_BATCH = 64  # of Arrow, the unit in which it looks rows up
+# Of a batch of Arrow, the unit in which it looks rows up. One cannot hold 2 GB of images.
+_ROWS_PER_BATCH = 64
+_BYTES_PER_BATCH = 1 << 28
 
 
 class Settings(NamedTuple):
@@ -108,7 +110,8 @@ def write_shard(
                 raise InterruptedError("stopped")
             row = _row(images, index, settings if shard.split == TRAIN else None, facts)
             rows += [] if row is None else [row]
-            if rows and (len(rows) == _ROWS_PER_BATCH or index == shard.stop - 1):
+            is_full = len(rows) == _ROWS_PER_BATCH or sum(len(row[IMAGE]["bytes"]) for row in rows) >= _BYTES_PER_BATCH
+            if rows and (is_full or index == shard.stop - 1):
                 writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
                 rows = []
 

@@ -8,6 +8,7 @@ import numpy as np
 from sppnet.results.comparisons import NotTested, check_same_images, gain_text, percent, wrong
 from sppnet.results.page import Page
 from sppnet.results.runs import Run, grouped
+from sppnet.results.scores import Scores
 from sppnet.results.statistics import gain_interval, spread_of
 from sppnet.results.sweeps import pyramid_order
 
@@ -20,7 +21,8 @@ def power_page(runs: Sequence[Run]) -> Page:
 
     The first one is the network without a pyramid, if there is one. They may differ in anything.
 
-    Raises NotTested if no two networks were tested by one protocol with two seeds or more.
+    Raises NotTested if no two networks were tested by one protocol with two seeds or more, and ValueError if they were
+    tested on different images.
     """
     page = Page("What so many seeds can show")
     page.text(
@@ -33,7 +35,7 @@ def power_page(runs: Sequence[Run]) -> Page:
     groups = sorted(grouped(runs).values(), key=lambda seeds: pyramid_order(seeds[0]))
     rows = []
     for views in sorted({views for run in runs for views in run.scores}):
-        tested = [(_name(seeds[0]), mistakes) for seeds in groups if len(mistakes := _mistakes(seeds, views)) > 1]
+        tested = [(_name(seeds[0]), scores) for seeds in groups if len(scores := _scores(seeds, views)) > 1]
         rows += _rows(views, tested) if len(tested) > 1 else []
     if not rows:
         raise NotTested("no two networks were tested by the same views with two seeds or more")
@@ -43,12 +45,8 @@ def power_page(runs: Sequence[Run]) -> Page:
     return page
 
 
-def _mistakes(seeds: Sequence[Run], views: str) -> np.ndarray:
-    """Returns which images each run got wrong that was tested by these views, bool (runs, n)."""
-    scores = [run.scores[views] for run in seeds if views in run.scores]
-    for other in scores[1:]:
-        check_same_images(scores[0], other)
-    return np.stack([wrong(one) for one in scores]) if scores else np.zeros((0, 0), bool)
+def _scores(seeds: Sequence[Run], views: str) -> list[Scores]:
+    return [run.scores[views] for run in seeds if views in run.scores]
 
 
 def _name(run: Run) -> str:
@@ -56,11 +54,14 @@ def _name(run: Run) -> str:
     return re.sub(r"-seed\d+(?=-|$)", "", run.path.name)
 
 
-def _rows(views: str, tested: Sequence[tuple[str, np.ndarray]]) -> list[list[str]]:
-    """Returns a row for each network by its name and which images its runs got wrong; the first is the reference."""
-    (_, reference), *others = tested
-    rows = [[*_error_cells(*tested[0], views), *[""] * (len(_SEEDS) + 2)]]
-    return rows + [[*_error_cells(name, wrong, views), *_gain_cells(reference, wrong)] for name, wrong in others]
+def _rows(views: str, tested: Sequence[tuple[str, list[Scores]]]) -> list[list[str]]:
+    """Returns a row for each network by its name and the scores of its runs; the first is the reference."""
+    for _, scores in tested:
+        for other in scores:
+            check_same_images(tested[0][1][0], other)
+    (first, reference), *others = [(name, np.stack(list(map(wrong, scores)))) for name, scores in tested]
+    rows = [[*_error_cells(first, reference, views), *[""] * (len(_SEEDS) + 2)]]
+    return rows + [[*_error_cells(name, other, views), *_gain_cells(reference, other)] for name, other in others]
 
 
 def _error_cells(name: str, mistakes: np.ndarray, views: str) -> list[str]:

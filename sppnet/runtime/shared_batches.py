@@ -3,8 +3,10 @@
 import itertools
 import mmap
 import multiprocessing
+import os
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,10 @@ class SharedBatches:
     By itself torch allocates shared memory for every batch, whose pages the kernel has to fill with zeros, and hands
     over an open file for every tensor: together a sixth of the time of a small photo, and of /dev/shm, which is small
     in containers. Here a worker writes into slots of its own, and a slot is free again as soon as no tensor of the
-    batch is left. Batches may be kept: a worker without a free slot hands over its batch as torch does.
+    batch is left. Batches may be kept: a worker without a free slot hands over its batch as torch does. So does every
+    worker of a copy, which does not share the memory, and where the system refuses it.
+
+    The workers have to be persistent: those of two iterators at once would write into the same slots.
 
     Args:
         key: of the images in the items, uint8 tensors (h, w, 3) of one size; other values are collated as torch does.
@@ -37,13 +42,20 @@ class SharedBatches:
     """
 
     def __init__(self, key: str, *, workers: int, batch_size: int, shape: tuple[int, ...]) -> None:
-        self.key, self.workers = key, workers
-        slots = workers * _SLOTS if _is_forked() else 0
-        # Memory without a name, which is not limited by the size of /dev/shm. It takes none before it is written to.
-        self._pixels = _shared((slots, batch_size, *shape))
-        self._is_taken = _shared((slots,))
+        self.key, self.batch_size, self.shape = key, batch_size, shape
+        slots = workers * _SLOTS if loaders_fork() else 0
+        try:
+            # Memory without a name, not limited by the size of /dev/shm. It takes none before it is written to.
+            self._pixels = _shared((slots, batch_size, *shape))
+            self._is_taken = _shared((slots,))
+        except OSError:  # the kernel allows no more than the memory of the machine at once, and `ulimit -v` less
+            self._pixels = self._is_taken = np.empty(0, np.uint8)
         self._pool = next(_keys)
         _pools[self._pool] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles it without slots."""
+        return partial(SharedBatches, self.key, workers=0, batch_size=self.batch_size, shape=self.shape), ()
 
     def __call__(self, items: list[dict[str, Any]]) -> Any:
         """Returns the collated items; in a worker, what becomes that when it arrives in the training process."""
@@ -65,11 +77,17 @@ class SharedBatches:
     def arrived(self, slot: int, count: int, rest: dict[str, Any]) -> dict[str, Any]:
         """Returns a batch, called in the training process. Its slot is free again when its images are not used."""
         images = self._pixels[slot, :count]
-        weakref.finalize(images, self._is_taken.__setitem__, slot, 0)  # torch keeps the array as long as its tensors
+        weakref.finalize(images, _free, self._is_taken, slot, os.getpid())  # torch keeps it as long as its tensors
         values = {
             key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for key, value in rest.items()
         }
         return {self.key: torch.from_numpy(images), **values}
+
+
+def _free(is_taken: np.ndarray, slot: int, process: int) -> None:
+    """Frees a slot, but not in a process forked from this one, whose copy of the batch ends at another time."""
+    if os.getpid() == process:
+        is_taken[slot] = 0
 
 
 class _Handover:
@@ -89,7 +107,7 @@ def _arrived(pool: int, *content: Any) -> dict[str, Any]:
 def _collated(values: list[Any]) -> Any:
     """Collates values as torch does, but tensors to an array, which is pickled instead of handed over as a file."""
     if isinstance(values[0], Tensor):
-        return torch.stack(values, out=torch.empty(0, dtype=values[0].dtype)).numpy()
+        return torch.stack(values).numpy()
     collated = default_collate(values)
     return collated.numpy() if isinstance(collated, Tensor) else collated
 
@@ -100,7 +118,7 @@ def _shared(shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(-1, max(1, size)), np.uint8, size).reshape(shape)
 
 
-def _is_forked() -> bool:
+def loaders_fork() -> bool:
     """Whether the workers of a DataLoader share the memory of this process: they start by multiprocessing's default."""
     method = multiprocessing.get_start_method(allow_none=True)  # so as not to fix the default
     return (method or multiprocessing.get_all_start_methods()[0]) == "fork"

@@ -1,6 +1,7 @@
 """Which decoded images a training keeps, and that it trains on the same pixels with them as without."""
 
 import math
+import os
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -100,6 +101,17 @@ def test_a_single_epoch_keeps_no_images(tmp_path, capsys, monkeypatch):
     folder = make_image_folder(tmp_path / "images", train=4, val=2)
     train(folder, tmp_path / "run", {"cycle": [64]}, epochs=1, cache="auto")
     assert "decoded images" not in capsys.readouterr().out
+
+
+def test_after_a_training_no_disk_is_taken(tmp_path, monkeypatch):
+    made = []
+    make = Caching.caches
+    monkeypatch.setattr(Caching, "caches", lambda limits, data: made.extend(make(limits, data)) or tuple(made[-2:]))
+    train(make_image_folder(tmp_path / "images", train=4, val=2), tmp_path / "run", {"cycle": [64]}, cache="auto")
+    assert len(made) == 2
+    for cache in made:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(cache._file)
 
 
 # What is decided.

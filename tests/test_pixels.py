@@ -164,6 +164,17 @@ def test_a_tenth_of_the_disk_that_was_free_is_left_to_checkpoints_and_others(mon
     assert [cache.get(index) is not None for index in range(3)] == [True, False, True]
 
 
+def test_a_closed_cache_takes_no_disk_and_keeps_nothing():
+    cache = PixelCache(2, 10**9)
+    cache.put(0, image(20, 20))
+    cache.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(cache._file)
+    cache.put(1, image(20, 20))
+    assert cache.get(0) is cache.get(1) is None
+    cache.close()  # again
+
+
 def test_no_file_is_left_in_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     cache = PixelCache(2, 10**9)

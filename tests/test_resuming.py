@@ -509,7 +509,8 @@ def test_two_hundred_epochs_take_no_more_memory_than_one_hundred(tmp_path, capsy
     notes = watched.notes[::2]  # two images an epoch
     (memory, files, threads), (memory_then, files_then, threads_then) = notes[199], notes[99]
     assert memory - memory_then < 10
-    assert (files, threads) == (files_then, threads_then)
+    assert files <= files_then  # fewer, where those of other tests were closed meanwhile
+    assert threads <= threads_then
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [BEST, LAST, PREVIOUS]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert len(events.Scalars("val/top1_error_percent")) == 200

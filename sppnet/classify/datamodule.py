@@ -113,6 +113,11 @@ class ClassificationData(LightningDataModule):
         """The decoded images that are kept, of training and of validation."""
         return self.caching.caches(self.data)
 
+    def teardown(self, stage: str) -> None:
+        """Gives back the disk that images are kept on, which the next job of a sweep may need."""
+        for cache in filter(None, self._caches):
+            cache.close()
+
     @cached_property
     def fingerprint(self) -> str:
         """The fingerprint of the data set."""

@@ -59,7 +59,7 @@ class PixelCache:
         self.limit = limit
         with tempfile.TemporaryFile() as file:
             self._file = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._file)
+        self._close = weakref.finalize(self, os.close, self._file)
         self._reserve = self._free_bytes() // _RESERVE
         # Bytes from the start of one image to that of the next, whole pages.
         self._slot = FILE_BYTES // max(1, images) // _PAGE_BYTES * _PAGE_BYTES
@@ -69,6 +69,11 @@ class PixelCache:
 
     def __reduce__(self) -> tuple[type["PixelCache"], tuple[int, int]]:
         return PixelCache, (len(self._sizes), 0)
+
+    def close(self) -> None:
+        """Gives the disk back, once loader processes have ended, too. Nothing is kept afterwards."""
+        self._sizes[:] = self.limit = 0
+        self._close()
 
     @property
     def nbytes(self) -> int:
@@ -92,7 +97,7 @@ class PixelCache:
     def put(self, index: int, image: Tensor) -> None:
         """Keeps an image, uint8 (3, h, w), unless it is larger than its part of the file, or cache or disk are full."""
         pixels = image.permute(1, 2, 0).contiguous().numpy()
-        if not 0 < pixels.nbytes <= self._slot or self.nbytes + pixels.nbytes > self.limit:
+        if not 0 < pixels.nbytes <= min(self._slot, self.limit) or self.nbytes + pixels.nbytes > self.limit:
             return
         if self._free_bytes() - pixels.nbytes < self._reserve:
             return

@@ -223,6 +223,7 @@ def check_sweep(runs: Runs) -> str:
         return "left out: hydra-submitit-launcher is not installed (pip install -e '.[launchers]')"
     launcher = ["hydra/launcher=submitit_slurm", f"hydra.launcher.partition={PARTITION}"]
     limits = ["hydra.launcher.timeout_min=60", "hydra.launcher.mem_gb=null", f"hydra.sweep.dir={runs.folder}/sweep"]
+
     *command, own = runs.command("unused", "trainer.devices=1", "-m", "seed=0,1", *launcher, *limits)
     sweep = subprocess.Popen(
         [*command, own.replace("unused", "sweep${seed}")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -234,6 +235,7 @@ def check_sweep(runs: Runs) -> str:
         output, _ = sweep.communicate(timeout=LIMIT)
     finally:
         sweep.kill()
+
     if sweep.returncode or "resuming from" not in job.text():
         raise CheckError(f"the sweep ended with code {sweep.returncode}: {output[-1000:]} {job.text()[-1000:]}")
     runs.expect_same("sweep0", 1)

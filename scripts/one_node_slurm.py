@@ -151,9 +151,11 @@ def _configure(folder: Path) -> None:
     for name in ("state", "spool", "logs"):
         (folder / name).mkdir()
     folder.chmod(0o755)  # munged asks for that
+
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
+
     controller_port, node_port = _free_ports(2)
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(
@@ -168,6 +170,7 @@ def _configure(folder: Path) -> None:
             node_port=node_port,
         )
     )
+
     for index in range(GPUS):
         (folder / f"gpu{index}").touch()  # SLURM counts files; that they are no devices is a line in its log
     (folder / "gres.conf").write_text(f"NodeName=localhost Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")

@@ -142,7 +142,8 @@ def test_a_full_disk_ends_caching_and_nothing_else():
         cache.put(2, image(20, 20, 2))  # none
     cache.put(3, image(20, 20, 3))
     assert [cache.get(index) is not None for index in range(4)] == [True, False, False, False]
-    cache.limit = 10**9  # as in other processes, which go on: the half image is in the middle of the file then
+    # Other processes still have their limit, and write behind the part of image 1, which must not come back.
+    cache.limit = 10**9
     cache.put(3, image(20, 20, 3))
     assert [cache.get(index) is not None for index in range(4)] == [True, False, False, True]
     assert torch.equal(cache.get(0), image(20, 20))

@@ -52,6 +52,8 @@ def _of_width(bench: Bench, width: int) -> Iterator[Comparison]:
     """Yields loading of photos of one width beside timm's loader, torchvision's two, and the limits of the cores."""
     areas, places = files(bench, width, random_areas()), files(bench, width, None)
     loading, root = loading_of(bench), partial(_training_folder, bench, width)
+
+    # Peers are made only when their row is measured, because they look for the files, which takes seconds to draw.
     rows: list[tuple[str, Goal, Photos, Callable[[], Works]]] = [
         (
             "random areas: timm's loader",
@@ -84,6 +86,7 @@ def _of_width(bench: Bench, width: int) -> Iterator[Comparison]:
             lambda: loader_and_conversion(bench, places),
         ),
     ]
+
     for name, goal, photos, works in rows:
         yield Comparison(f"files, {width:,} wide, {name}", goal, works, partial(bound_of, bench, photos))
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate, get_worker_info
 
-# Batches that a DataLoader asks of a worker in advance.
-PREFETCHED = 2
-# Slots of a worker: those in advance, the one that trains, and one that Lightning holds ready.
-_SLOTS = PREFETCHED + 2
+# Slots of a worker: two for the batches that a DataLoader asks for in advance, one for the batch in training, and one
+# for the batch that Lightning holds ready.
+_SLOTS = 4
 
 _pools: weakref.WeakValueDictionary[int, "SharedBatches"] = weakref.WeakValueDictionary()
 _keys = itertools.count()
@@ -27,10 +26,10 @@ class SharedBatches:
     """Collates items into memory that is allocated once: the `collate_fn` of a DataLoader whose workers are forked.
 
     By itself torch allocates shared memory for every batch, whose pages the kernel has to fill with zeros, and hands
-    over an open file for every tensor: together a sixth of the time of a small photo, and of /dev/shm, which is small
-    in containers. Here a worker writes into slots of its own, and a slot is free again as soon as no tensor of the
-    batch is left. Batches may be kept: a worker without a free slot hands over its batch as torch does. So does every
-    worker of a copy, which does not share the memory, and where the system refuses it.
+    over an open file for every tensor. That takes time, and space in /dev/shm, which is small in containers. Here a
+    worker writes into slots of its own, and a slot is free again as soon as no tensor of the batch is left. Batches may
+    be kept: a worker without a free slot hands over its batch as torch does. So do the workers of a copied loader, and
+    all workers if the system refuses the memory.
 
     The workers have to be persistent: those of two iterators at once would write into the same slots.
 

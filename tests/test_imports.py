@@ -157,14 +157,23 @@ def test_the_network_loads_no_training_configuration_or_data_libraries():
     assert not heavy & loaded
 
 
-@pytest.mark.parametrize(("given", "used"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_commands_set_how_threads_wait_before_torch_is_loaded_unless_the_user_did(given, used):
+@pytest.mark.parametrize(
+    ("given", "policy", "turns"),
+    [
+        ({}, "PASSIVE", "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "PASSIVE", "0"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "30000000000"),
+    ],
+)
+def test_commands_set_how_threads_wait_before_torch_is_loaded_unless_the_user_did(given, policy, turns):
     """As the library of the threads itself reports it."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_DISPLAY_ENV": "true"} | given
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | given
     code = (
         "import sys; from sppnet.commands import settings, startup; startup.prepare_process(); "
         "assert 'torch' not in sys.modules; import torch; torch.ones(9).sum()"
     )
     errors = run_process([sys.executable, "-c", code], env=environment, cwd=ROOT).stderr
-    assert re.findall(r"OMP_WAIT_POLICY\s*=\s*'(\w+)'", errors) == [used]
+    assert re.findall(r"(?:OMP_WAIT_POLICY|GOMP_SPINCOUNT)\s*=\s*'(\w+)'", errors) == [policy, turns]

@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from conftest import make_image_folder
 from sppnet.backbones import build_backbone
-from sppnet.benchmark.exported import whole_network
+from sppnet.benchmark.exported import Exported, whole_network
 from sppnet.benchmark.images import draw_images
 from sppnet.benchmark.references import PlainPyramid, plain_loader, plain_zf5
 from sppnet.benchmark.report import advice, judge, stages_page
@@ -24,6 +26,7 @@ from sppnet.classify.schedules import Sizes
 from sppnet.data.sources import open_data
 from sppnet.network import SPPNet
 from sppnet.pyramid import SpatialPyramidPool
+from sppnet.use.export import onnx_model, trace_module
 
 
 def test_plain_modules_are_zf5_with_the_same_loss_and_gradients():
@@ -134,11 +137,22 @@ def test_the_slower_side_is_the_bottleneck_and_times_follow_from_the_rates(tmp_p
 
 def test_an_exported_network_computes_what_it_is_compared_with():
     backbone = build_backbone("zf5", width=0.05, normalization="none")
-    ours, reference, _ = whole_network(
-        SPPNet(backbone, (1,), 3, hidden=8, initialization="fan_in", input_std=(60, 60, 60))
-    )
+    exported = whole_network(SPPNet(backbone, (1,), 3, hidden=8, initialization="fan_in", input_std=(60, 60, 60)))
+    ours, reference, _ = exported.works()
     for found, expected in zip(ours(), reference(), strict=True):
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4)
+
+
+def test_the_operators_of_an_exported_module_are_those_that_take_its_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = trace_module(nn.Sequential(nn.ReLU(), nn.Conv2d(8, 64, 5)), torch.zeros(2, 8, 9, 11), free=(0, 2, 3))
+    model = onnx_model(program, ("maps", "result")).SerializeToString()
+    exported = Exported(model, [np.ones((1, 8, 32, 33), np.float32)], lambda: None)
+    (convolution, share), *others = re.findall(r"(\w+) (\d+) %", exported.operators())
+    assert convolution == "Conv"
+    assert "Relu" in dict(others)
+    assert int(share) > 60
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

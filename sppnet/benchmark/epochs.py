@@ -15,7 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sppnet.benchmark.bench import Bench
-from sppnet.benchmark.comparisons import Comparison, Goal, Measurement, Row, Works, fastest, largest_parts
+from sppnet.benchmark.comparisons import (
+    Comparison,
+    Goal,
+    Measurement,
+    Row,
+    Works,
+    fastest,
+    largest_parts,
+    operations_of,
+)
 from sppnet.benchmark.loaders import (
     SIDE,
     Epoch,
@@ -142,7 +151,7 @@ class PlainEpochs:
         return model.to(self.bench.device).train()
 
     def _bound(self, seconds: float) -> str:
-        """Says how much of an epoch loading alone and steps alone would take, which run side by side."""
+        """Says how much of an epoch loading alone and steps alone would take, and what takes the time of a step."""
         load = our_epoch(our_loader(self.data, loading_of(self.bench)), self.bench.device)
         network = self.plan.build_network(self.data.classes)
         network = network.to(self.bench.device).to(memory_format=torch.channels_last)
@@ -151,7 +160,8 @@ class PlainEpochs:
         batch = next(load())
         loop.step(*batch)
         steps = _FILE_BATCHES * seconds_of(partial(loop.step, *batch), calls=2)
-        return "each by itself: " + largest_parts({"steps": steps, "loading": seconds_of(our_work(load))}, seconds)
+        by_itself = largest_parts({"steps": steps, "loading": seconds_of(our_work(load))}, seconds)
+        return f"each by itself: {by_itself}; of a step: {operations_of(partial(loop.step, *batch))}"
 
 
 def small_recipe(batch_size: int) -> Recipe:

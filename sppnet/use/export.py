@@ -123,18 +123,25 @@ def _name_sizes(graph: Any) -> None:
 
 
 def run_onnx(path: Path | bytes) -> Predict:
-    """Returns a function that computes the output of an ONNX file, or of its content, by onnxruntime on the CPU.
+    """Returns a function that computes the output of an ONNX file, or of its content, by onnxruntime on the CPU."""
+    session = onnx_session(path)
+    name = session.get_inputs()[0].name
+    return lambda values: session.run(None, {name: values})[0]
 
-    It takes as many threads as torch.
+
+def onnx_session(path: Path | bytes, profile: Path | None = None) -> Any:
+    """Returns an `onnxruntime.InferenceSession` of an ONNX file, or of its content, with as many threads as torch has.
+
+    With `profile`, it writes the time of every operator to a file whose name starts so (`session.end_profiling()`).
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda values: session.run(None, {name: values})[0]
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def write_pt2(program: ExportedProgram, file: BinaryIO, metadata: dict[str, str], opset: int | None = None) -> None:

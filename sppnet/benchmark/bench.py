@@ -95,11 +95,11 @@ class Bench:
         maps = torch.rand(*shape, device=self.device).to(memory_format=torch.channels_last)
         return maps.requires_grad_()
 
-    def network(self, levels: tuple[int, ...] | None = LEVELS) -> SPPNet:
-        """Builds ZF-5, compiled on a GPU as training compiles it."""
+    def network(self, levels: tuple[int, ...] | None = LEVELS, compiled: bool | None = None) -> SPPNet:
+        """Builds ZF-5. `compiled` None: as training decides, on a GPU only."""
         network = SPPNet(build_backbone("zf5", normalization="across_channels"), levels, CLASSES, hidden=self.hidden)
         network.to(self.device).to(memory_format=torch.channels_last)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" if compiled is None else compiled:
             network.compile(dynamic=False)
         return network
 

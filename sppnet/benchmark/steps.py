@@ -22,6 +22,10 @@ def comparisons(bench: Bench) -> Iterator[Comparison]:
     yield Comparison("training step of ZF-5: plain modules", Goal(4, 2), partial(steps, bench))
     least = Goal(1 / 1.15, 1 / 1.08)
     yield Comparison("training step of ZF-5: without a pyramid", least, partial(pyramid_costs, bench))
+    precision, other = ("bf16", "float32") if bench.autocast else ("float32", "bf16")
+    yield Comparison(f"training step of ZF-5 in {precision}: in {other}", Goal(1, 1), partial(precisions, bench))
+    ways = "compiled: eager" if bench.device.type == "cuda" else "eager: compiled"
+    yield Comparison(f"training step of ZF-5 {ways}", Goal(1, 1), partial(compilations, bench), weight=3.0)
 
 
 def normalizations(bench: Bench) -> Works:
@@ -52,6 +56,17 @@ def steps(bench: Bench) -> Works:
 def pyramid_costs(bench: Bench) -> Works:
     """A step with the pyramid, and one without."""
     return Works(_step(bench, bench.network(LEVELS)), _step(bench, bench.network(None)))
+
+
+def precisions(bench: Bench) -> Works:
+    """A step in the precision that training chooses on this device, and one in the other."""
+    network = bench.network()
+    return Works(_step(bench, network), _step(bench, network, not bench.autocast))
+
+
+def compilations(bench: Bench) -> Works:
+    """A step compiled or eager, as training chooses on this device, and one the other way."""
+    return Works(_step(bench, bench.network()), _step(bench, bench.network(compiled=bench.device.type != "cuda")))
 
 
 def _step(bench: Bench, network: nn.Module, autocast: bool | None = None) -> Work:

@@ -83,8 +83,14 @@ def _pool_levels(levels: tuple[int, ...], pool: Callable[[int], Tensor]) -> Tens
     pooled: dict[int, Tensor] = {}
     for n in sorted(levels, reverse=True):
         finer = next((m for m in pooled if m % n == 0), None)
-        pooled[n] = pool(n) if finer is None else _max_of_bins(pooled[finer], n)
+        pooled[n] = pool(n) if finer is None else _max_of_finer_bins(pooled[finer], n)
     return torch.cat([pooled[n].flatten(1) for n in levels], dim=1)
+
+
+def _max_of_finer_bins(bins: Tensor, n: int) -> Tensor:
+    """(N, C, m, m), the bins of a level that n divides -> (N, C, n, n)."""
+    # One operation in exported networks instead of slices, as both sides are known.
+    return F.max_pool2d(bins, bins.shape[-1] // n) if torch.compiler.is_exporting() else _max_of_bins(bins, n)
 
 
 def _max_of_bins(maps: Tensor, n: int) -> Tensor:

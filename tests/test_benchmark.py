@@ -145,9 +145,9 @@ def test_an_exported_network_computes_what_it_is_compared_with():
 
 def test_the_operators_of_an_exported_module_are_those_that_take_its_time(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    program = trace_module(nn.Sequential(nn.ReLU(), nn.Conv2d(8, 64, 5)), torch.zeros(2, 8, 9, 11), free=(0, 2, 3))
+    program = trace_module(nn.Sequential(nn.ReLU(), nn.Conv2d(8, 256, 5)), torch.zeros(2, 8, 9, 11), free=(0, 2, 3))
     model = onnx_model(program, ("maps", "result")).SerializeToString()
-    exported = Exported(model, [np.ones((1, 8, 32, 33), np.float32)], lambda: None)
+    exported = Exported(model, [np.ones((1, 8, 96, 97), np.float32)], lambda: None)
     (convolution, share), *others = re.findall(r"(\w+) (\d+) %", exported.operators())
     assert convolution == "Conv"
     assert "Relu" in dict(others)

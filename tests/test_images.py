@@ -307,11 +307,13 @@ def kilobytes(kind):
 
 if sys.argv[1] == "pillow":
     images._torchcodec = None
+turned = Image.Exif()
+turned[0x0112] = 6
 for name in sys.argv[2:]:
     encoded = Path(name).read_bytes()
     image = Image.open(io.BytesIO(encoded))
     small = io.BytesIO()
-    Image.new("RGB", (16, 16)).save(small, image.format)
+    Image.new("RGB", (16, 16)).save(small, image.format, exif=turned)
     if os.fork() == 0:  # so that the highest memory is counted from here
         images.decode_image(small.getvalue(), "small")  # what a decoder loads once is not the memory of an image
         before = kilobytes("VmRSS")

@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import run_process
 from sppnet.commands.startup import COMMANDS
@@ -167,13 +168,14 @@ def test_the_network_loads_no_training_configuration_or_data_libraries():
     ],
 )
 def test_commands_set_how_threads_wait_before_torch_is_loaded_unless_the_user_did(given, policy, turns):
-    """As the library of the threads itself reports it."""
+    """As the library of the threads itself reports it, which torch loads: torch would take seconds."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"OMP_DISPLAY_ENV": "verbose"} | given
     code = (
         "import sys; from sppnet.commands import settings, startup; startup.prepare_process(); "
-        "assert 'torch' not in sys.modules; import torch; torch.ones(9).sum()"
+        "assert 'torch' not in sys.modules; import ctypes; ctypes.CDLL(sys.argv[1])"
     )
-    errors = run_process([sys.executable, "-c", code], env=environment, cwd=ROOT).stderr
+    (library,) = Path(torch.__file__).parent.glob("lib/libgomp*")
+    errors = run_process([sys.executable, "-c", code, library], env=environment, cwd=ROOT).stderr
     assert re.findall(r"(?:OMP_WAIT_POLICY|GOMP_SPINCOUNT)\s*=\s*'(\w+)'", errors) == [policy, turns]

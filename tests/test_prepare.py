@@ -350,7 +350,7 @@ def arguments(root, out, *options):
 
 @pytest.mark.slow
 def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path, run_here):
-    root = make_files(tmp_path / "images", plain_files(48, 480, 640))
+    root = make_files(tmp_path / "images", plain_files(24, 480, 640))
     command = [sys.executable, SCRIPT, *arguments(root, tmp_path / "killed", "workers=1")]
     with started_process(command, stdout=subprocess.PIPE) as killed:
         while len(list(tmp_path.glob("killed/train/*.json"))) < 2:
@@ -361,15 +361,15 @@ def test_a_killed_preparation_resumes_and_ends_with_the_same_store(tmp_path, run
     finished = sorted(tmp_path.glob("killed/*/*.json"))
     assert not (tmp_path / "killed" / "dataset_dict.json").exists()
     again = run_here("prepare_data", *arguments(root, tmp_path / "killed", "workers=2"), cwd=tmp_path).stdout
-    assert f"resuming after {16 * len(finished)} of 192 images" in again
+    assert f"resuming after {16 * len(finished)} of 96 images" in again
     whole = prepare(open_data("folder", root=str(root)), tmp_path / "whole", Settings(256, 95), workers=0)
     stores = [open_data("prepared", root=str(tmp_path / name)) for name in ("killed", "whole")]
     assert stores[0].fingerprint() == stores[1].fingerprint()
     assert rows(stores[0].train) == rows(stores[1].train)
-    assert whole["train"]["images"] == 96
+    assert whole["train"]["images"] == 48
     assert not list(tmp_path.rglob("*.partial*"))
     shown = run_here("prepare_data", *arguments(root, tmp_path / "killed"), cwd=tmp_path).stdout
-    assert "train: 96 images" in shown
+    assert "train: 48 images" in shown
 
 
 def test_an_address_is_refused_as_a_place_for_the_store(tmp_path, run_here):

@@ -118,9 +118,20 @@ def bound_source(section: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _needs_no_conversion(value: Any, hint: Any) -> bool:
-    """Whether a number, a truth value or None is of the type `hint` already, as most are: `_converted` is slow."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return type(value) in allowed and isinstance(value, int | float | None)
+    """Whether a value is of the type `hint` already and complete, as most are: `_converted` takes milliseconds."""
+    if isinstance(hint, types.UnionType):
+        return any(_needs_no_conversion(value, one) for one in typing.get_args(hint))
+    if hint is Any:
+        hint = list[Any] if isinstance(value, list) else dict[str, Any] if isinstance(value, dict) else type(value)
+
+    if isinstance(value, list):
+        inner = typing.get_args(hint) if typing.get_origin(hint) is list else ()
+        return bool(inner) and all(_needs_no_conversion(element, *inner) for element in value)
+    if isinstance(value, dict):
+        texts = all(isinstance(key, str) for key in value)
+        return hint == dict[str, Any] and texts and all(_needs_no_conversion(inner, Any) for inner in value.values())
+    # Text may be empty, "???" for a missing value, or an interpolation.
+    return type(value) is hint and (not isinstance(value, str) or re.fullmatch(r"[\w./-]+", value) is not None)
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

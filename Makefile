@@ -13,7 +13,7 @@ help:
 	@echo "make demo         draw the shapes data set and train a small SPP-net on it: about 3 minutes on 2 cores"
 	@echo "make test         run all tests"
 	@echo "make stress       kill 10 small runs 30 times, and compare bit for bit: about 10 minutes"
-	@echo "make clusters     train in jobs of a SLURM on this machine, which are preempted and killed: about 20 minutes"
+	@echo "make clusters     train in jobs of a SLURM on this machine, which are preempted and killed: about 10 minutes"
 	@echo "make lint         check formatting, lint and types"
 	@echo "make format       format the code"
 	@echo "make tensorboard  look at the runs in a browser"

@@ -1,6 +1,7 @@
 """Dead and hanging loader processes are found in seconds, even where torch's own report of them was lost."""
 
 import errno
+import gc
 import os
 import signal
 import tempfile
@@ -11,6 +12,7 @@ from threading import Timer
 import numpy as np
 import pytest
 from torch.utils.data import Dataset
+from torch.utils.data import _utils as data_utils
 from torch.utils.data._utils import signal_handling
 
 from sppnet.data.inputs import load_inputs
@@ -32,7 +34,9 @@ def lost_reports(monkeypatch):
     handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     monkeypatch.setattr(loaders, "CHECK_SECONDS", 0.5)
     monkeypatch.setattr(loaders, "LOADER_TIMEOUT", 20)
+    monkeypatch.setattr(data_utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     yield
+    gc.collect()  # ends the workers of the loaders that failed here, each of which a later test would wait 5 s for
     signal.signal(signal.SIGCHLD, handler)
 
 

@@ -34,7 +34,7 @@ def test_what_libraries_leave_is_not_searched_for_garbage(tmp_path):
     )
     done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(PROJECT))
     young, _, all_of_them = json.loads(done.stdout)
-    assert 10 < young < 1000
+    assert 10 < young < 200
     assert all_of_them == 0
 
 

@@ -109,9 +109,9 @@ def prepare_process() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-    # With Python's thresholds (700, 10, 10) a tenth of the start of training goes by in the search for garbage among
-    # the objects of the libraries, which are never any. Between the steps of training there is none to speak of.
-    gc.set_threshold(5000, 10, 100)
+    # With Python's 700 new objects between two searches for garbage, searches among what libraries define take more
+    # than a tenth of the start of training.
+    gc.set_threshold(5000)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell lets background jobs ignore it
         signal.signal(signal.SIGINT, _interrupted)

@@ -262,9 +262,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection() -> None:
-    """Collects no garbage while tests are collected, and later none of what is loaded by then.
+    """Turns garbage collection off while tests are collected; afterwards it leaves out what is loaded by then.
 
-    In a process with all tests and libraries, each collection of everything takes a second.
+    In a process with all tests and libraries, each full collection takes a second.
     """
     gc.disable()
 

@@ -274,7 +274,7 @@ def test_two_processes_score_every_image_once(network, images, tmp_path):
 @pytest.mark.slow
 def test_an_unreadable_image_in_one_of_two_processes_is_an_error_of_one_line(network, images, tmp_path):
     (tmp_path / "images" / "val" / "dog" / "2.jpg").write_bytes(b"no image")
-    two = Hardware(accelerator="cpu", devices=2, workers=0, precision="float32")
+    two = Hardware(accelerator="cpu", devices=2, workers=1, precision="float32")
     with pytest.raises(UnreadableImage, match=r"^val/dog/2\.jpg: not an image .*exclude=\[val/dog/2\.jpg\]$") as error:
         score(tmp_path / "full.npz", network, images, hardware=two)
     assert "\n" not in str(error.value)

@@ -168,7 +168,7 @@ def test_the_network_loads_no_training_configuration_or_data_libraries():
     ],
 )
 def test_commands_set_how_threads_wait_before_torch_is_loaded_unless_the_user_did(given, policy, turns):
-    """As the library of the threads itself reports it, which torch loads: torch would take seconds."""
+    """As libgomp reports it while it is loaded; all of torch, which brings it, would take seconds."""
     names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"OMP_DISPLAY_ENV": "verbose"} | given

@@ -128,8 +128,9 @@ def _needs_no_conversion(value: Any, hint: Any) -> bool:
         inner = typing.get_args(hint) if typing.get_origin(hint) is list else ()
         return bool(inner) and all(_needs_no_conversion(element, *inner) for element in value)
     if isinstance(value, dict):
-        texts = all(isinstance(key, str) for key in value)
-        return hint == dict[str, Any] and texts and all(_needs_no_conversion(inner, Any) for inner in value.values())
+        return hint == dict[str, Any] and all(
+            isinstance(key, str) and _needs_no_conversion(inner, Any) for key, inner in value.items()
+        )
     # Text may be empty, "???" for a missing value, or an interpolation.
     return type(value) is hint and (not isinstance(value, str) or re.fullmatch(r"[\w./-]+", value) is not None)
 

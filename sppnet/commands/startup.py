@@ -93,9 +93,9 @@ def closed_outputs() -> list[TextIO]:
 
 
 def prepare_process() -> None:
-    """Sets how threads wait, makes Ctrl-C end with one line, and makes child processes import the same checkout.
+    """Sets how threads wait, how often garbage is collected, what Ctrl-C does, and what child processes import.
 
-    Child processes inherit threads and checkout. And it makes Python look for garbage less often.
+    Ctrl-C ends the command with one line. Child processes import this checkout and wait in the same way.
     """
     if is_checkout():
         # Children are started from other folders: by launchers such as submitit, by Lightning, as loader workers.
@@ -109,8 +109,8 @@ def prepare_process() -> None:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-    # With Python's 700 new objects between two searches for garbage, searches among what libraries define take more
-    # than a tenth of the start of training.
+    # Python's default, a collection every 700 new objects, takes more than a tenth of the start of training, in which
+    # most objects are what libraries define.
     gc.set_threshold(5000)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell lets background jobs ignore it

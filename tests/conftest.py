@@ -186,14 +186,18 @@ def call_script(name: str, *arguments: str, cwd: Path) -> int:
 def configurations_are_read_and_composed_once() -> Iterator[None]:
     """Saves half of the time of the hundreds of commands that tests run in this process.
 
-    Parsed YAML files are kept. And Hydra composes the configuration of every command first to look for `hydra.mode`,
-    ignoring errors.
+    Parsed YAML files are kept, and what Hydra makes of a list of the project's files before it applies values. And
+    Hydra composes the configuration of every command first to look for `hydra.mode`, ignoring errors.
     """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.hydra import Hydra
     from omegaconf import OmegaConf
 
-    load, get_mode = OmegaConf.load, Hydra.get_mode
+    from sppnet.commands.configs import CONFIGS
+
+    load, compose, get_mode = OmegaConf.load, ConfigLoaderImpl._compose_config_from_defaults_list, Hydra.get_mode
     parsed: dict[str, bytes] = {}
+    composed: dict[str, bytes] = {}
 
     def load_once(file: Any) -> Any:
         if not hasattr(file, "read"):
@@ -204,11 +208,20 @@ def configurations_are_read_and_composed_once() -> Iterator[None]:
             parsed[text] = pickle.dumps(load(file))
         return pickle.loads(parsed[text])
 
+    def compose_once(self: ConfigLoaderImpl, defaults: Any, repo: Any) -> Any:
+        places = {source.path for source in repo.get_sources() if source.provider in ("main", "command-line")}
+        if places != {str(CONFIGS)}:
+            return compose(self, defaults, repo)
+        if (files := repr(defaults)) not in composed:
+            composed[files] = pickle.dumps(compose(self, defaults, repo))
+        return pickle.loads(composed[files])
+
     def get_mode_if_set(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
         return get_mode(self, config_name, overrides) if "hydra.mode" in " ".join(overrides) else None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", load_once)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_once)
         patch.setattr(Hydra, "get_mode", get_mode_if_set)
         yield
 

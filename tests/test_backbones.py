@@ -481,8 +481,8 @@ def test_weights_of_a_larger_model_are_refused_and_those_of_another_head_are_not
         ("resnet10t", ("running_mean", "running_var", "bn1.weight", ".bias")),
         ("mobilenetv3_small_050", ("running_", ".bias")),
         ("tf_efficientnet_lite0", ("running_var", ".bias")),
-        ("convnext_atto", (".gamma", "norm.weight", ".bias")),
-        ("vit_tiny_patch16_224", ("norm1.weight", "qkv.bias", "cls_token", "pos_embed")),
+        ("test_convnext", (".gamma", "norm.weight", ".bias")),
+        ("test_vit", ("norm1.weight", "qkv.bias", "cls_token", "pos_embed")),
     ],
 )
 def test_files_that_lack_one_kind_of_weights_are_refused(name, kinds, tmp_path):
@@ -504,8 +504,8 @@ def test_files_that_lack_one_kind_of_weights_are_refused(name, kinds, tmp_path):
         ("resnet10t", {"num_classes": 3}),
         ("mobilenetv3_small_050", {"num_classes": 3}),
         ("tf_efficientnet_lite0", {}),
-        ("convnext_atto", {"num_classes": 0}),
-        ("vit_tiny_patch16_224", {"img_size": 96, "num_classes": 3}),  # timm resamples the position embeddings
+        ("test_convnext", {"num_classes": 0}),
+        ("test_vit", {"img_size": 96, "num_classes": 3}),  # timm resamples the position embeddings
         ("swin_s3_tiny_224", {}),
     ],
 )

@@ -205,8 +205,11 @@ def test_only_the_input_is_kept_for_backward(layer):
 
 
 @pytest.mark.slow
-@BOTH
-@LAYOUTS
+@pytest.mark.parametrize(
+    ("layer", "layout"),
+    [(LocalResponseNorm(), torch.channels_last), (WithinChannelResponseNorm(), torch.contiguous_format)],
+    ids=["across-nhwc", "within-nchw"],
+)
 def test_compiled_equals_eager(layer, layout):
     """In one graph (fullgraph=True raises at a break), keeping the memory format."""
     maps, upstream = activations(2, 20, 7, 9), activations(2, 20, 7, 9, seed=1)

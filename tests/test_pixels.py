@@ -218,15 +218,15 @@ class Files:
 
 def test_the_mean_size_of_few_images_is_exact_without_those_that_cannot_be_read():
     files = [jpeg(np.zeros(shape, np.uint8)) for shape in ((7, 10, 3), (13, 11, 3))]
-    assert mean_pixels(Files([*files, b"no image"]), lambda height, width: height * width) == (70 + 143) / 2
-    assert mean_pixels(Files(files), lambda height, width: height) == 10
-    assert mean_pixels(Files([b"no image"]), lambda height, width: 1) == 0
+    assert mean_pixels(Files([*files, b"no image"])) == (70 + 143) / 2
+    assert mean_pixels(Files(files), shorter_side=14) == (14 * 20 + 17 * 14) / 2  # 13 * 14 / 11 = 16.5, half up
+    assert mean_pixels(Files([b"no image"])) == 0
 
 
 def test_of_many_images_some_from_all_parts_are_read():
     small, large = (jpeg(np.zeros((side, side, 3), np.uint8)) for side in (4, 8))
     files, reads = Files([small] * 500 + [large] * 500), []
     files.read = lambda index: reads.append(index) or files.files[index]
-    assert mean_pixels(files, lambda height, width: height * width) == 40
+    assert mean_pixels(files) == 40
     assert len(reads) < 100
     assert {0, 999} <= set(reads)

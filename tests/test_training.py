@@ -1,10 +1,9 @@
 """Training runs: the input of the network, compilation, and errors in one of several processes."""
 
 import os
-import signal
 import socket
-import subprocess
-import sys
+import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from conftest import jpeg, make_image_folder
+from forks import exit_code, start_process
 from sppnet.classify.machine import Machine
 from sppnet.classify.plan import TrainingPlan
 from sppnet.classify.recipe import Recipe
@@ -170,34 +170,32 @@ def test_the_cores_are_shared_among_the_processes_of_the_run_and_not_among_all_g
     assert len(list((tmp_path / "readers").iterdir())) == 3
 
 
-ONE_OF_TWO = """
-import os, sys
-from pathlib import Path
-
-import torch
-
-from sppnet.classify.plan import TrainingPlan
-from sppnet.classify.machine import Machine
-from sppnet.classify.recipe import Recipe
-from sppnet.classify.schedules import Sizes
-from sppnet.classify.training import train_classifier
-
-plan = TrainingPlan(
-    architecture="zf5", backbone_options={"width": 0.05, "normalization": "none"}, levels=[2, 1], hidden=8,
-    sizes=Sizes(cycle=[48]), source="folder", data_options={"root": sys.argv[1]}, seed=0,
-    recipe=Recipe(epochs=1, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0),
-    machine=Machine(accelerator="cpu", devices=2, strategy="ddp", precision="32-true", workers=0),
-)
-data = plan.open_data()
-network = plan.build_network(data.classes)
-if os.environ["LOCAL_RANK"] == "1":
-    network.register_forward_hook(lambda module, inputs, scores: scores * float("nan"))
-try:
-    train_classifier(plan, network, data, Path(sys.argv[2]))
-except ValueError as error:
-    print(error)
-    os._exit(3)  # without telling the other process
-"""
+def lose_one_of_two(rank, port, folder, run, words):
+    """Trains as one of two processes, the second of which has a loss that is not finite; writes the error to a file."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ.update(address, NODE_RANK="0", LOCAL_RANK=str(rank))
+    warnings.simplefilter("ignore")
+    plan = TrainingPlan(
+        architecture="zf5",
+        backbone_options={"width": 0.05, "normalization": "none"},
+        levels=[2, 1],
+        hidden=8,
+        sizes=Sizes(cycle=[48]),
+        source="folder",
+        data_options={"root": str(folder)},
+        seed=0,
+        recipe=Recipe(epochs=1, batch_size=4, learning_rate=0.01, momentum=0.9, weight_decay=0.0, warmup_epochs=0),
+        machine=Machine(accelerator="cpu", devices=2, strategy="ddp", precision="32-true", workers=0),
+    )
+    data = plan.open_data()
+    network = plan.build_network(data.classes)
+    if rank == 1:
+        network.register_forward_hook(lambda module, inputs, scores: scores * float("nan"))
+    try:
+        train_classifier(plan, network, data, run)
+    except ValueError as error:
+        words.write_text(str(error))
+        os._exit(3)  # without telling the other process
 
 
 @pytest.mark.slow
@@ -205,27 +203,12 @@ def test_a_loss_that_is_not_finite_in_one_of_two_processes_ends_both(tmp_path):
     folder = make_image_folder(tmp_path / "images", train=5, val=3)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-c", ONE_OF_TWO, str(folder), str(tmp_path / "run")]
+        port = free.getsockname()[1]
+    words = [tmp_path / "0.txt", tmp_path / "1.txt"]
     processes = [
-        subprocess.Popen(
-            command,
-            env=os.environ | address | {"NODE_RANK": "0", "LOCAL_RANK": str(rank), "PYTHONWARNINGS": "ignore"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in (0, 1)
+        start_process(partial(lose_one_of_two, rank, port, folder, tmp_path / "run", words[rank])) for rank in (0, 1)
     ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(timeout=10)
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 3, output
-        assert output.splitlines()[-1].startswith("the loss is not finite any more, at the latest in epoch 1, step 0, ")
+    assert [exit_code(process) for process in processes] == [3, 3]
+    for file in words:
+        assert file.read_text().startswith("the loss is not finite any more, at the latest in epoch 1, step 0, ")
     assert not list(Path(tmp_path / "run").rglob("*.ckpt"))

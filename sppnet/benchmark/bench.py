@@ -107,14 +107,20 @@ class Bench:
         """Returns a function that does one training step on a batch. `autocast` None: as training decides."""
         autocast = self.autocast if autocast is None else autocast
         network = network.to(self.device).train()
-        optimizer = torch.optim.SGD(network.parameters(), 0.001, 0.9, weight_decay=5e-4, fused=True)
-        labels = torch.arange(self.batch_size, device=self.device)
+        return training_step(network, torch.arange(self.batch_size, device=self.device), autocast)
 
-        def step(images: Tensor) -> None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
-                loss = F.cross_entropy(network(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
 
-        return step
+def training_step(
+    network: nn.Module, labels: Tensor, autocast: bool, learning_rate: float = 0.001
+) -> Callable[[Tensor], None]:
+    """Returns a function that does one training step on network input with these labels, on their device."""
+    optimizer = torch.optim.SGD(network.parameters(), learning_rate, 0.9, weight_decay=5e-4, fused=True)
+
+    def step(images: Tensor) -> None:
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=autocast):
+            loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sppnet.benchmark.bench import training_step
 from sppnet.benchmark.timing import rate
 from sppnet.classify.augmentation import Augmentation
 from sppnet.classify.datamodule import ClassificationData
@@ -132,7 +132,7 @@ def device_stages(
 
     sizes = list(dict.fromkeys(setup.sizes))
     stages += [Stage(input_name(size), rate(partial(training_input, size), count, seconds), name) for size in sizes]
-    step = _training_step(network, batch["label"], setup.plan.recipe.learning_rate, autocast)
+    step = training_step(network, batch["label"], autocast, setup.plan.recipe.learning_rate)
     for size in sizes:
         work = partial(step, training_input(size))
         stages.append(Stage(step_name(size), rate(work, count, seconds), name))
@@ -141,20 +141,6 @@ def device_stages(
     work = partial(_validate, network, training_input(setup.plan.crop_side), autocast)
     stages.append(Stage(FORWARD, rate(work, count, seconds), name, testing=True))
     return stages
-
-
-def _training_step(network: SPPNet, labels: Tensor, learning_rate: float, autocast: bool) -> Callable[[Tensor], None]:
-    """Returns a function that does one training step on network input with these labels."""
-    optimizer = torch.optim.SGD(network.parameters(), learning_rate, 0.9, fused=True)
-
-    def step(images: Tensor) -> None:
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=autocast):
-            loss = F.cross_entropy(network(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
 
 
 @torch.no_grad()

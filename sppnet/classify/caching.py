@@ -8,7 +8,6 @@ from sppnet.classify.loading import shorter_side_for
 from sppnet.data.images import Images, UnreadableImage, is_encoded_pixels
 from sppnet.data.pixels import PixelCache, bytes_on_disk, mean_pixels
 from sppnet.data.sources import ImageData
-from sppnet.geometry import size_at_shorter_side
 from sppnet.runtime.machine import memory_bytes
 
 _WORTH_A_LINE = 10**8  # bytes
@@ -84,10 +83,5 @@ def _training_bytes(images: Images, side: int, random_crop: bool) -> int:
             return 0
     except UnreadableImage:  # the next may be readable
         pass
-
-    def pixels(height: int, width: int) -> int:
-        if not random_crop:
-            height, width = size_at_shorter_side(height, width, shorter_side_for(side))
-        return height * width
-
-    return bytes_on_disk(mean_pixels(images, pixels)) * len(images)
+    shorter_side = None if random_crop else shorter_side_for(side)
+    return bytes_on_disk(mean_pixels(images, shorter_side)) * len(images)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sppnet.data.images import Images, UnreadableImage, encoded_image_size
+from sppnet.geometry import size_at_shorter_side
 
 # The file is divided evenly among the images, mostly into holes, which take no space. Ext4 allows no larger file if its
 # blocks are small, and 16 TB by default.
@@ -23,19 +24,22 @@ _SIDES = 1 << 31  # a side in pixels is below this
 _SAMPLE = 64  # images, of which the mean size is estimated
 
 
-def mean_pixels(images: Images, count_pixels: Callable[[int, int], int]) -> float:
+def mean_pixels(images: Images, shorter_side: int | None = None) -> float:
     """Estimates the mean number of pixels of decoded images from the headers of some of them.
 
     Args:
         images: encoded images, at least one. Those that cannot be read do not count.
-        count_pixels: from height and width of an upright image to the number of pixels that are kept of it.
+        shorter_side: to which images are resized, in pixels; None: they keep their size.
     """
     counts = []
     for index in np.linspace(0, len(images) - 1, min(len(images), _SAMPLE)).astype(int).tolist():
         try:
-            counts.append(count_pixels(*encoded_image_size(images.read(index), images.name(index))))
+            height, width = encoded_image_size(images.read(index), images.name(index))
         except UnreadableImage:
             continue
+        if shorter_side is not None:
+            height, width = size_at_shorter_side(height, width, shorter_side)
+        counts.append(height * width)
     return float(np.mean(counts)) if counts else 0.0
 
 

@@ -38,7 +38,6 @@ from sppnet.data.shards import (
 from sppnet.data.sources import ImageData
 from sppnet.data.stores import PAGE_FILE, REPORT_FILE, SPLITS_FILE, TRAIN, VALIDATION
 from sppnet.data.survey import survey
-from sppnet.geometry import size_at_shorter_side
 from sppnet.runtime.files import is_temporary, remove_stale_files, write_json
 from sppnet.runtime.names import is_utf8, listing, printable
 from sppnet.runtime.processes import exit_with_parent
@@ -142,12 +141,7 @@ def _check_folder(out: Path, plan: str) -> None:
 
 def _check_space(images: Images, out: Path, short_side: int) -> None:
     """Raises ValueError if the pixels of training images will hardly fit on the disk of `out`."""
-
-    def pixels(height: int, width: int) -> int:
-        height, width = size_at_shorter_side(height, width, short_side)
-        return height * width
-
-    needed = 3 * mean_pixels(images, pixels) * len(images)
+    needed = 3 * mean_pixels(images, short_side) * len(images)
     written = sum(file.stat().st_size for file in out.glob("*/data-*.arrow"))
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free + written

@@ -12,7 +12,7 @@ from sppnet.results.scores import Scores
 from sppnet.results.statistics import gain_interval, spread_of
 from sppnet.results.sweeps import pyramid_order
 
-_SEEDS = (5, 10, 20, 40)  # on each side, for which the smallest gain is shown
+_SEEDS = (5, 10, 20, 40)  # on each side, for which the smallest gain is shown, too
 _GAIN = 0.01  # a point of top-1 error, as the paper's Table 2 has it for ZF-5
 
 
@@ -28,9 +28,9 @@ def power_page(runs: Sequence[Run]) -> Page:
     page.text(
         "Top-1 errors in %: mean ± standard deviation over seeds. Gain: how much lower the error is than that of the "
         "first network by the same views, with its 95 % interval over images and training runs. Then the smallest true "
-        "gain, in points, that the interval of so many seeds on each side tells from 0 with 80 % power, and the seeds "
-        "that one point needs. They are estimates from the spread of these runs, which few seeds know badly; the "
-        "choice of the images stays, however many seeds there are."
+        "gain, in points, that the interval tells from 0 with 80 % power: by as many seeds on each side as there are, "
+        "and by 5 to 40; and the seeds that one point needs. They are estimates from the spread of these runs, which "
+        "few seeds know badly; the choice of the images stays, however many seeds there are."
     )
     groups = sorted(grouped(runs).values(), key=lambda seeds: pyramid_order(seeds[0]))
     rows = []
@@ -40,7 +40,7 @@ def power_page(runs: Sequence[Run]) -> Page:
     if not rows:
         raise NotTested("no two networks were tested by the same views with two seeds or more")
 
-    smallest = [f"smallest gain with {seeds} seeds" for seeds in _SEEDS]
+    smallest = ["smallest gain with these seeds", *(f"smallest gain with {seeds} seeds" for seeds in _SEEDS)]
     page.table(["network", "views", "images", "seeds", "top-1 error", "gain", *smallest, "seeds for 1 point"], rows)
     return page
 
@@ -60,7 +60,7 @@ def _rows(views: str, tested: Sequence[tuple[str, list[Scores]]]) -> list[list[s
         for other in scores:
             check_same_images(tested[0][1][0], other)
     (first, reference), *others = [(name, np.stack(list(map(wrong, scores)))) for name, scores in tested]
-    rows = [[*_error_cells(first, reference, views), *[""] * (len(_SEEDS) + 2)]]
+    rows = [[*_error_cells(first, reference, views), *[""] * (len(_SEEDS) + 3)]]
     return rows + [[*_error_cells(name, other, views), *_gain_cells(reference, other)] for name, other in others]
 
 
@@ -73,6 +73,6 @@ def _error_cells(name: str, mistakes: np.ndarray, views: str) -> list[str]:
 def _gain_cells(reference: np.ndarray, mistakes: np.ndarray) -> list[str]:
     spread = spread_of(reference, mistakes)
     gain = gain_text(reference.mean() - mistakes.mean(), *gain_interval(reference, mistakes))
-    smallest = [percent(spread.shown_gain(seeds)) for seeds in _SEEDS]
+    smallest = [percent(spread.shown_gain(seeds)) for seeds in (min(len(reference), len(mistakes)), *_SEEDS)]
     needed = spread.runs_needed(_GAIN)
     return [gain, *smallest, "more than 1,000" if needed is None else str(needed)]

@@ -206,16 +206,21 @@ def test_only_the_input_is_kept_for_backward(layer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layer", "layout"),
-    [(LocalResponseNorm(), torch.channels_last), (WithinChannelResponseNorm(), torch.contiguous_format)],
-    ids=["across-nhwc", "within-nchw"],
+    ("layer", "layout", "backend"),
+    [
+        (LocalResponseNorm(), torch.channels_last, "inductor"),
+        (LocalResponseNorm(), torch.contiguous_format, "aot_eager"),  # generates no code, which would take long
+        (WithinChannelResponseNorm(), torch.channels_last, "aot_eager"),
+        (WithinChannelResponseNorm(), torch.contiguous_format, "inductor"),
+    ],
+    ids=["across-nhwc", "across-nchw", "within-nhwc", "within-nchw"],
 )
-def test_compiled_equals_eager(layer, layout):
+def test_compiled_equals_eager(layer, layout, backend):
     """In one graph (fullgraph=True raises at a break), keeping the memory format."""
     maps, upstream = activations(2, 20, 7, 9), activations(2, 20, 7, 9, seed=1)
     maps, upstream = (t.contiguous(memory_format=layout) for t in (maps, upstream))
     torch.compiler.reset()
-    compiled = output_and_gradient(torch.compile(layer, fullgraph=True), maps, upstream)
+    compiled = output_and_gradient(torch.compile(layer, backend=backend, fullgraph=True), maps, upstream)
     for a, e in zip(compiled, output_and_gradient(layer, maps, upstream), strict=True):
         assert a.is_contiguous(memory_format=layout)
         assert largest_error(a, e.double()) < 1e-6

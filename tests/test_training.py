@@ -58,9 +58,12 @@ def test_two_sizes_compile_two_graphs_of_the_network_and_two_of_its_input(tmp_pa
     torch.compiler.reset()
     counters.clear()
     with torch.compiler.set_stance("default", force_backend="aot_eager"):  # generates no code, which would take long
-        train(folder, tmp_path / "run", {"cycle": [64, 48]}, compiled=True)
+        compiled = train(folder, tmp_path / "compiled", {"cycle": [64, 48]}, compiled=True)
     assert counters["stats"]["unique_graphs"] == 4
     assert not counters["graph_break"]
+    eager = train(folder, tmp_path / "eager", {"cycle": [64, 48]}, compiled=False)
+    losses = [[epoch.train_loss for epoch in result.history] for result in (compiled, eager)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -179,7 +182,7 @@ def test_the_cores_are_shared_among_the_processes_of_the_run_and_not_among_all_g
     assert len(list((tmp_path / "readers").iterdir())) == 3
 
 
-def lose_one_of_two(rank, port, folder, run, words):
+def train_one_of_two(rank, port, folder, run, message):
     """Trains as one of two processes, the second of which has a loss that is not finite; writes the error to a file."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ.update(address, NODE_RANK="0", LOCAL_RANK=str(rank))
@@ -203,7 +206,7 @@ def lose_one_of_two(rank, port, folder, run, words):
     try:
         train_classifier(plan, network, data, run)
     except ValueError as error:
-        words.write_text(str(error))
+        message.write_text(str(error))
         os._exit(3)  # without telling the other process
 
 
@@ -213,11 +216,12 @@ def test_a_loss_that_is_not_finite_in_one_of_two_processes_ends_both(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    messages = [tmp_path / "0.txt", tmp_path / "1.txt"]
     processes = [
-        start_process(partial(lose_one_of_two, rank, port, folder, tmp_path / "run", words[rank])) for rank in (0, 1)
+        start_process(partial(train_one_of_two, rank, port, folder, tmp_path / "run", messages[rank]))
+        for rank in (0, 1)
     ]
     assert [exit_code(process) for process in processes] == [3, 3]
-    for file in words:
+    for file in messages:
         assert file.read_text().startswith("the loss is not finite any more, at the latest in epoch 1, step 0, ")
     assert not list(Path(tmp_path / "run").rglob("*.ckpt"))

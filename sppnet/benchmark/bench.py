@@ -113,7 +113,10 @@ class Bench:
 def training_step(
     network: nn.Module, labels: Tensor, autocast: bool, learning_rate: float = 0.001
 ) -> Callable[[Tensor], None]:
-    """Returns a function that does one training step on network input with these labels, on their device."""
+    """Returns a function that does one training step on network input, float (B, 3, H, W), on the device of the labels.
+
+    `labels` are int64 (B,), the same in every step.
+    """
     optimizer = torch.optim.SGD(network.parameters(), learning_rate, 0.9, weight_decay=5e-4, fused=True)
 
     def step(images: Tensor) -> None:

@@ -83,5 +83,6 @@ def _training_bytes(images: Images, side: int, random_crop: bool) -> int:
             return 0
     except UnreadableImage:  # the next may be readable
         pass
+
     shorter_side = None if random_crop else shorter_side_for(side)
     return bytes_on_disk(mean_pixels(images, shorter_side)) * len(images)

@@ -12,7 +12,7 @@ from sppnet.results.scores import Scores
 from sppnet.results.statistics import gain_interval, spread_of
 from sppnet.results.sweeps import pyramid_order
 
-_SEEDS = (5, 10, 20, 40)  # on each side, for which the smallest gain is shown, too
+_SEEDS = (5, 10, 20, 40)  # on each side, for which the smallest gain is shown besides those of the runs
 _GAIN = 0.01  # a point of top-1 error, as the paper's Table 2 has it for ZF-5
 
 

@@ -121,6 +121,8 @@ def first_job(word):
         return f"{key}={sorted((PROJECT / 'configs' / key).glob(value[5:-1] + '.yaml'))[0].stem}"
     if value.startswith("tag("):
         return f"{key}=0.01"
+    if value.startswith("range("):
+        return f"{key}=0"
     depth, end = 0, len(value)
     for i, letter in enumerate(value):
         depth += (letter in "[{") - (letter in "]}")

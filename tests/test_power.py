@@ -1,5 +1,7 @@
 """What comparisons of runs can show, from made-up runs."""
 
+import statistics
+
 import numpy as np
 import pytest
 import yaml
@@ -9,7 +11,7 @@ from sppnet.results.comparisons import NotTested
 from sppnet.results.power_page import power_page
 from sppnet.results.runs import read_runs
 from sppnet.results.scores import write_scores
-from sppnet.results.statistics import spread_of
+from sppnet.results.statistics import gain_interval, spread_of
 
 WRONG = {"none": (120, 128, 131), "single": (111, 118, 107), "alternate": (126, 109, 121)}
 
@@ -29,20 +31,53 @@ def mistakes(counts):
 def test_every_network_is_compared_with_the_one_without_a_pyramid(tmp_path):
     page = power_page(runs(tmp_path))
     spread = spread_of(mistakes(WRONG["none"]), mistakes(WRONG["single"]))
-    row = row_of(page, "| folder-single")
+    row = row_of(page, "| folder-single", "28.00 ± 1.39")
     assert row[1:5] == ["ten_crop", "400", "3", "28.00 ± 1.39"]
     assert row[5].startswith("+3.58 (")
     assert row[6:11] == [f"{100 * spread.shown_gain(seeds):.2f}" for seeds in (3, 5, 10, 20, 40)]
     assert row[11] == "more than 1,000"
     assert row_of(page, "| folder-none")[4:] == ["31.58 ± 1.42", *[""] * 7]
-    assert row_of(page, "| folder-alternate")[3] == "3"
+    assert row_of(page, "| folder-alternate", "400")[3] == "3"
+
+
+def test_networks_are_also_compared_seed_by_seed(tmp_path):
+    page = power_page(runs(tmp_path))
+    reference, single = mistakes(WRONG["none"]), mistakes(WRONG["single"])
+    low, high = (100 * end for end in gain_interval(reference, single, same_runs=True))
+    smallest = spread_of(reference, single, same_runs=True).shown_gain(3)
+    assert f"{statistics.correlation(WRONG['none'], WRONG['single']):+.2f}" == "-0.11"
+    row = row_of(page, "| folder-single", "-0.11")
+    assert row[1:] == ["ten_crop", "3", "-0.11", f"+3.58 ({low:+.2f} to {high:+.2f})", f"{100 * smallest:.2f}"]
+
+
+def test_runs_whose_errors_rise_and_fall_together_show_smaller_gains_seed_by_seed(tmp_path):
+    page = power_page(runs(tmp_path, {"none": (100, 120, 140, 110), "single": (96, 117, 135, 106)}))
+    alone, by_seed = row_of(page, "| folder-single", "400"), row_of(page, "| folder-single", "+1.00 |")
+    assert float(by_seed[5]) < 0.5 * float(alone[6])
+    assert by_seed[4].split(" (")[0] == alone[5].split(" (")[0]
+
+
+def test_only_shared_seeds_are_compared_seed_by_seed(tmp_path):
+    for seed, count in ((0, 100), (1, 120), (2, 140), (3, 300)):
+        make_run(tmp_path, "none", seed, n=400, wrong={"ten_crop": count})
+    for seed, count in ((1, 96), (2, 110), (4, 20), (0, 90)):
+        make_run(tmp_path, "single", seed, n=400, wrong={"ten_crop": count})
+    row = row_of(power_page(read_runs([str(tmp_path)])), "| folder-single", "+5.33")
+    assert row[2:4] == ["3", f"{statistics.correlation((100, 120, 140), (90, 96, 110)):+.2f}"]
+
+
+@pytest.mark.parametrize(("wrong", "correlation"), [({"none": (90, 99)}, None), ({"none": (90, 90, 90)}, "")])
+def test_two_seeds_have_no_correlation_and_neither_have_equal_errors(tmp_path, wrong, correlation):
+    page = power_page(runs(tmp_path, WRONG | wrong))
+    rows = [line for line in page.markdown().splitlines() if line.startswith("| folder-single")]
+    assert [row.split("|")[4].strip() for row in rows[1:]] == ([] if correlation is None else [correlation])
 
 
 def test_the_seeds_that_one_point_needs(tmp_path):
     wrong = {"none": (10, 11, 10), "single": (10, 9, 11)}
     needed = spread_of(*map(mistakes, wrong.values())).runs_needed(0.01)
     assert 2 < needed < 100
-    assert row_of(power_page(runs(tmp_path, wrong)), "| folder-single")[11] == str(needed)
+    assert row_of(power_page(runs(tmp_path, wrong)), "| folder-single", "400")[11] == str(needed)
 
 
 def test_without_a_network_without_a_pyramid_the_first_is_the_reference(tmp_path):

@@ -377,6 +377,12 @@ def test_the_runs_that_are_needed_are_those_of_the_tables_of_students_test(effec
     assert Spread(images=0, run=2e-4).runs_needed(effect / 100) == runs
 
 
+@pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
+def test_the_pairs_that_are_needed_are_those_of_students_paired_test(effect, pairs):
+    """G*Power 3.1, "t tests: difference between two dependent means", 5 % two-sided, 80 % power."""
+    assert Spread(images=0, run=1, sides=1).runs_needed(effect) == pairs
+
+
 def test_images_put_a_limit_to_what_more_runs_show():
     spread = Spread(images=0.01**2, run=0.02**2)
     assert spread.runs_needed(0.02, most=300) is None
@@ -408,12 +414,14 @@ def test_the_smallest_gain_is_shown_with_the_power_that_was_asked_for(images, ru
     assert needed <= runs
 
 
+@pytest.mark.parametrize("same_runs", [False, True])
 @pytest.mark.parametrize("run", [ALIKE, APART])
-def test_the_power_is_the_share_of_intervals_that_show_the_gain(run):
+def test_the_power_is_the_share_of_intervals_that_show_the_gain(run, same_runs):
     runs = 5
     first, second, truth, _ = made_up_outcomes(np.random.default_rng(7), (runs, runs), run)
-    shown = np.mean([gain_interval(a, b)[0] > 0 for a, b in zip(first, second, strict=True)])
-    spreads = np.array([spread_of(a, b) for a, b in zip(first[:300], second[:300], strict=True)])
+    shown = np.mean([gain_interval(a, b, same_runs=same_runs)[0] > 0 for a, b in zip(first, second, strict=True)])
+    both = zip(first[:300], second[:300], strict=True)
+    spreads = np.array([spread_of(a, b, same_runs=same_runs) for a, b in both])
     spread = Spread(*spreads.mean(axis=0))
     assert 0.2 < shown < 0.95  # where a wrong formula would be seen
     assert spread.power(float(truth), runs) == pytest.approx(shown, abs=0.06)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,25 +29,46 @@ def power_page(runs: Sequence[Run]) -> Page:
     page.text(
         "Top-1 errors in %: mean ± standard deviation over seeds. Gain: how much lower the error is than that of the "
         "first network by the same views, with its 95 % interval over images and training runs. Then the smallest true "
-        "gain, in points, that the interval tells from 0 with 80 % power: by as many seeds on each side as there are, "
-        "and by 5 to 40; and the seeds that one point needs. They are estimates from the spread of these runs, which "
-        "few seeds know badly; the choice of the images stays, however many seeds there are."
+        "gain, in points, whose interval would exclude 0 in 80 % of repetitions: with as many seeds on each side as "
+        "there are, and with 5 to 40; and the seeds that one point needs. They are estimates from the spread of these "
+        "runs, which few seeds know badly; the choice of the images stays, however many seeds there are."
     )
     groups = sorted(grouped(runs).values(), key=lambda seeds: pyramid_order(seeds[0]))
-    rows = []
+    rows, rows_by_seed = [], []
     for views in sorted({views for run in runs for views in run.scores}):
-        tested = [(_name(seeds[0]), scores) for seeds in groups if len(scores := _scores(seeds, views)) > 1]
-        rows += _rows(views, tested) if len(tested) > 1 else []
+        tested = [_Tested(_name(seeds[0]), scores) for seeds in groups if len(scores := _scores(seeds, views)) > 1]
+        if len(tested) > 1:
+            rows += _rows(views, tested)
+            rows_by_seed += _rows_by_seed(views, tested)
     if not rows:
         raise NotTested("no two networks were tested by the same views with two seeds or more")
 
     smallest = ["smallest gain with these seeds", *(f"smallest gain with {seeds} seeds" for seeds in _SEEDS)]
     page.table(["network", "views", "images", "seeds", "top-1 error", "gain", *smallest, "seeds for 1 point"], rows)
+    if rows_by_seed:
+        page.text(
+            "The gains above take the runs for independent. Networks of equal shape start from the same weights with "
+            "the same seed, so their errors may rise and fall together; then comparing seed by seed, as below, tells "
+            "more. Decide which of the two counts before looking at either."
+        )
+        shown = ["shared seeds", "correlation of errors", "gain, seed by seed", "smallest gain with these seeds"]
+        page.table(["network", "views", *shown], rows_by_seed)
     return page
 
 
-def _scores(seeds: Sequence[Run], views: str) -> list[Scores]:
-    return [run.scores[views] for run in seeds if views in run.scores]
+class _Tested(NamedTuple):
+    """A network and its tests by one protocol, by seed."""
+
+    name: str  # without the seed
+    scores: dict[int, Scores]
+
+    def mistakes(self, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Returns which images each run got wrong, bool (runs, n), for all seeds or for `seeds`."""
+        return np.stack([wrong(self.scores[seed]) for seed in seeds or self.scores])
+
+
+def _scores(seeds: Sequence[Run], views: str) -> dict[int, Scores]:
+    return {int(run.config["seed"]): run.scores[views] for run in seeds if views in run.scores}
 
 
 def _name(run: Run) -> str:
@@ -54,14 +76,36 @@ def _name(run: Run) -> str:
     return re.sub(r"-seed\d+(?=-|$)", "", run.path.name)
 
 
-def _rows(views: str, tested: Sequence[tuple[str, list[Scores]]]) -> list[list[str]]:
-    """Returns a row for each network by its name and the scores of its runs; the first is the reference."""
-    for _, scores in tested:
-        for other in scores:
-            check_same_images(tested[0][1][0], other)
-    (first, reference), *others = [(name, np.stack(list(map(wrong, scores)))) for name, scores in tested]
-    rows = [[*_error_cells(first, reference, views), *[""] * (len(_SEEDS) + 3)]]
-    return rows + [[*_error_cells(name, other, views), *_gain_cells(reference, other)] for name, other in others]
+def _rows(views: str, tested: Sequence[_Tested]) -> list[list[str]]:
+    """Returns a row for each network; the first is the reference."""
+    first, *others = tested
+    for network in tested:
+        for scores in network.scores.values():
+            check_same_images(next(iter(first.scores.values())), scores)
+    reference = first.mistakes()
+    rows = [[*_error_cells(first.name, reference, views), *[""] * (len(_SEEDS) + 3)]]
+    for network in others:
+        mistakes = network.mistakes()
+        rows.append([*_error_cells(network.name, mistakes, views), *_gain_cells(reference, mistakes)])
+    return rows
+
+
+def _rows_by_seed(views: str, tested: Sequence[_Tested]) -> list[list[str]]:
+    """Returns a row for each network that shares three seeds or more with the first, compared seed by seed."""
+    first, *others = tested
+    rows = []
+    for network in others:
+        seeds = sorted(first.scores.keys() & network.scores.keys())
+        if len(seeds) < 3:  # the correlation of two is always 1 or -1
+            continue
+        reference, mistakes = first.mistakes(seeds), network.mistakes(seeds)
+        errors = reference.mean(axis=1), mistakes.mean(axis=1)
+        correlation = f"{np.corrcoef(*errors)[0, 1]:+.2f}" if all(side.std() for side in errors) else ""
+        interval = gain_interval(reference, mistakes, same_runs=True)
+        smallest = spread_of(reference, mistakes, same_runs=True).shown_gain(len(seeds))
+        gain = gain_text(reference.mean() - mistakes.mean(), *interval)
+        rows.append([network.name, views, str(len(seeds)), correlation, gain, percent(smallest)])
+    return rows
 
 
 def _error_cells(name: str, mistakes: np.ndarray, views: str) -> list[str]:

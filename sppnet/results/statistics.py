@@ -96,8 +96,9 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
 
     Args:
         baseline, other: bool (runs, n), which images each run got wrong; n agrees.
-        same_runs: row i of both is the same training run, tested by two protocols. Otherwise the sides were trained
-            independently, even if they share seeds, and the number of runs need not agree.
+        same_runs: row i of both is the same training run, tested by two protocols, or both were trained with the same
+            seed. Otherwise the runs are taken to be independent, even if they share seeds, and their numbers need not
+            agree.
 
     Raises ValueError unless the shapes fit.
     """
@@ -126,6 +127,7 @@ class Spread(NamedTuple):
 
     images: float  # by the choice of the images; more runs do not lower it
     run: float  # by the training runs, with one run on each side; n on each side divide it by n
+    sides: int = 2  # that were trained independently; 1: run i of one side is compared with run i of the other
 
     def power(self, gain: float, runs: int) -> float:
         """Returns the probability that the 95 % interval of `gain_interval` shows a true gain above 0: not zero.
@@ -138,7 +140,7 @@ class Spread(NamedTuple):
 
         from_runs = self.run / runs
         variance = self.images + from_runs
-        degrees = 2 * (runs - 1) * variance / from_runs if from_runs else math.inf
+        degrees = self.sides * (runs - 1) * variance / from_runs if from_runs else math.inf
         return float(nct.sf(t.ppf(0.975, degrees), degrees, gain / math.sqrt(variance)))
 
     def shown_gain(self, runs: int, power: float = 0.8) -> float:
@@ -153,16 +155,18 @@ class Spread(NamedTuple):
         return next((runs for runs in range(2, most + 1) if self.power(gain, runs) >= power), None)
 
 
-def spread_of(baseline: np.ndarray, other: np.ndarray) -> Spread:
-    """Estimates the spread of the gain of independently trained runs, as `gain_interval` does.
+def spread_of(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = False) -> Spread:
+    """Estimates the spread of a gain, as `gain_interval` does.
 
     Args:
         baseline, other: bool (runs, n), which images each run got wrong, two or more runs on each side; n agrees.
+        same_runs: as in `gain_interval`.
     """
-    sides = [baseline.astype(float), -other.astype(float)]
+    gains, losses = baseline.astype(float), -other.astype(float)
+    sides = [gains + losses] if same_runs else [gains, losses]
     from_images, _, _ = _variances(sides)
     run = sum(float(side.mean(axis=1).var(ddof=1)) for side in sides)
-    return Spread(max(from_images, 2 / baseline.shape[1] ** 2), run)
+    return Spread(max(from_images, 2 / baseline.shape[1] ** 2), run, len(sides))
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ _GAIN = 0.01  # a point of top-1 error, as the paper's Table 2 has it for ZF-5
 def power_page(runs: Sequence[Run]) -> Page:
     """Makes a page of how many seeds show which gain, for each network against the first one.
 
-    The first one is the network without a pyramid, if there is one. They may differ in anything.
+    The first one is the network without a pyramid, if it was tested by the same views. They may differ in anything.
 
     Raises NotTested if no two networks were tested by one protocol with two seeds or more, and ValueError if they were
     tested on different images.
@@ -100,7 +100,7 @@ def _rows_by_seed(views: str, tested: Sequence[_Tested]) -> list[list[str]]:
             continue
         reference, mistakes = first.mistakes(seeds), network.mistakes(seeds)
         errors = reference.mean(axis=1), mistakes.mean(axis=1)
-        correlation = f"{np.corrcoef(*errors)[0, 1]:+.2f}" if all(side.std() for side in errors) else ""
+        correlation = f"{np.corrcoef(*errors)[0, 1]:+.2f}" if all(np.ptp(side) for side in errors) else ""
         interval = gain_interval(reference, mistakes, same_runs=True)
         smallest = spread_of(reference, mistakes, same_runs=True).shown_gain(len(seeds))
         gain = gain_text(reference.mean() - mistakes.mean(), *interval)

@@ -154,7 +154,7 @@ def test_the_page_has_goals_what_was_reached_and_what_bounds_misses():
     lines = [" ".join(line.replace("|", " ").split()) for line in page.splitlines()]
     assert [line for line in lines if line.startswith("## ")] == ["## Loading", "## Step"]
     assert "ours against setting of the reference goal reached rounds goal met" in lines
-    assert "a: b tensors 2.00 2.10 1.50 to 2.50 yes" in lines
+    assert "a: b tensors 2.00 2.10 1.50 to 2.50 yes (2 of 3)" in lines
     assert "c: d 4.00 3.00 3.00 to 3.00 no" in lines
     assert "e: f 1.00 1.00 to 1.00" in lines
     assert [line for line in lines if "mm 60 %" in line] == ["c: d mm 60 %"]

@@ -14,7 +14,8 @@ def references_page(title: str, measured: Sequence[Measured], parts: Sequence[Pa
     page = Page(title)
     page.text(
         "How many times as fast as the reference, or which share of a limit. Medians over rounds in one process, in "
-        "turn; both sides do the same work on the same device."
+        "turn; both sides do the same work on the same device. Goal met: by the median; in brackets how many rounds "
+        "met it, where not all agree."
     )
     for group in measured:
         page.heading(group.group.capitalize())
@@ -51,8 +52,15 @@ def references_record(measured: Sequence[Measured], parts: Sequence[Parts]) -> d
 def _cells(row: Row) -> list[str]:
     goal = "" if row.goal is None else f"{row.goal:.2f}"
     rounds = f"{min(row.ratio.rounds):.2f} to {max(row.ratio.rounds):.2f}"
-    verdict = {None: "", True: "yes", False: "no"}[row.is_reached]
-    return [row.name, row.setting, goal, f"{row.ratio.median:.2f}", rounds, verdict]
+    return [row.name, row.setting, goal, f"{row.ratio.median:.2f}", rounds, _verdict(row)]
+
+
+def _verdict(row: Row) -> str:
+    if row.goal is None:
+        return ""
+    met = [ratio >= row.goal for ratio in row.ratio.rounds]
+    doubt = "" if len(set(met)) == 1 else f" ({sum(met)} of {len(met)})"
+    return ("yes" if row.is_reached else "no") + doubt
 
 
 def _milliseconds(parts: Parts) -> list[str]:

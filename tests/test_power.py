@@ -43,8 +43,8 @@ def test_every_network_is_compared_with_the_one_without_a_pyramid(tmp_path):
 def test_networks_are_also_compared_seed_by_seed(tmp_path):
     page = power_page(runs(tmp_path))
     reference, single = mistakes(WRONG["none"]), mistakes(WRONG["single"])
-    low, high = (100 * end for end in gain_interval(reference, single, same_runs=True))
-    smallest = spread_of(reference, single, same_runs=True).shown_gain(3)
+    low, high = (100 * end for end in gain_interval(reference, single, paired=True))
+    smallest = spread_of(reference, single, paired=True).shown_gain(3)
     assert f"{statistics.correlation(WRONG['none'], WRONG['single']):+.2f}" == "-0.11"
     row = row_of(page, "| folder-single", "-0.11")
     assert row[1:] == ["ten_crop", "3", "-0.11", f"+3.58 ({low:+.2f} to {high:+.2f})", f"{100 * smallest:.2f}"]

@@ -166,11 +166,11 @@ DIFFICULTY, SIDE, REST = 1.0, 0.3, 0.7  # standard deviations of what decides wh
 ALIKE, APART = 0.03, 0.15  # the same of the quality of runs: their errors differ by about 1 and 4 points
 
 
-def made_up_outcomes(random, runs, run, same_runs=False):
+def made_up_outcomes(random, runs, run, paired=False):
     """Simulates REPETITIONS experiments: which images each run of both sides got wrong, and the true gain.
 
     An image is wrong if a sum is above 0: difficulty of the image, the same for all; its difficulty for this side; the
-    quality of the run; the rest, of this run on this image. With `same_runs` the sides share most of the last two.
+    quality of the run; the rest, of this run on this image. With `paired` the sides share most of the last two.
 
     Args:
         runs: number of runs on each side.
@@ -185,11 +185,11 @@ def made_up_outcomes(random, runs, run, same_runs=False):
 
     shared = DIFFICULTY * normal(1, IMAGES)
     side_run, side_rest = run, REST
-    if same_runs:
+    if paired:
         shared = shared + run * normal(runs[0], 1) + REST * normal(runs[0], IMAGES)
         side_run, side_rest = run / 4, REST / 3
-    spread = math.sqrt(DIFFICULTY**2 + SIDE**2 + REST**2 + (side_rest**2 if same_runs else 0))
-    run_spread = math.sqrt(run**2 + (side_run**2 if same_runs else 0))
+    spread = math.sqrt(DIFFICULTY**2 + SIDE**2 + REST**2 + (side_rest**2 if paired else 0))
+    run_spread = math.sqrt(run**2 + (side_run**2 if paired else 0))
     outcomes, rates, rates_of_run = [], [], []
     for offset, count in zip(OFFSETS, runs, strict=True):
         quality = offset + side_run * normal(count, 1)
@@ -203,9 +203,9 @@ def normal_below(z):
     return torch.special.ndtr(torch.as_tensor(z, dtype=torch.float64)).numpy()
 
 
-def coverage(first, second, truth, same_runs):
+def coverage(first, second, truth, paired):
     """Returns the share of intervals that contain the truth."""
-    intervals = [gain_interval(a, b, same_runs=same_runs) for a, b in zip(first, second, strict=True)]
+    intervals = [gain_interval(a, b, paired=paired) for a, b in zip(first, second, strict=True)]
     low, high = np.array(intervals).T
     return np.mean((low <= truth) & (truth <= high))
 
@@ -214,25 +214,25 @@ def coverage(first, second, truth, same_runs):
 @pytest.mark.parametrize("runs", [(3, 3), (5, 5), (3, 5)])
 def test_intervals_of_different_networks_cover_the_truth_in_95_of_100_cases(runs, run):
     first, second, truth, _ = made_up_outcomes(np.random.default_rng(1), runs, run)
-    assert 0.93 <= coverage(first, second, truth, same_runs=False) <= 0.97
+    assert 0.93 <= coverage(first, second, truth, paired=False) <= 0.97
 
 
 @pytest.mark.parametrize("run", [ALIKE, APART])
 @pytest.mark.parametrize("runs", [3, 5])
-def test_intervals_of_two_protocols_of_the_same_runs_cover_the_truth_in_95_of_100_cases(runs, run):
-    first, second, truth, _ = made_up_outcomes(np.random.default_rng(2), (runs, runs), run, same_runs=True)
-    assert 0.93 <= coverage(first, second, truth, same_runs=True) <= 0.97
+def test_intervals_of_two_protocols_of_the_paired_cover_the_truth_in_95_of_100_cases(runs, run):
+    first, second, truth, _ = made_up_outcomes(np.random.default_rng(2), (runs, runs), run, paired=True)
+    assert 0.93 <= coverage(first, second, truth, paired=True) <= 0.97
 
 
 def test_runs_of_two_protocols_taken_for_different_ones_give_intervals_that_are_too_wide():
-    first, second, truth, _ = made_up_outcomes(np.random.default_rng(2), (3, 3), APART, same_runs=True)
-    assert coverage(first, second, truth, same_runs=False) > 0.98
+    first, second, truth, _ = made_up_outcomes(np.random.default_rng(2), (3, 3), APART, paired=True)
+    assert coverage(first, second, truth, paired=False) > 0.98
 
 
 def test_intervals_of_one_run_are_over_images_only():
     first, second, truth, truth_of_run = made_up_outcomes(np.random.default_rng(3), (1, 1), APART)
-    assert 0.93 <= coverage(first, second, truth_of_run, same_runs=False) <= 0.97
-    assert coverage(first, second, truth, same_runs=False) < 0.7  # for other runs of the same networks it says too much
+    assert 0.93 <= coverage(first, second, truth_of_run, paired=False) <= 0.97
+    assert coverage(first, second, truth, paired=False) < 0.7  # for other runs of the same networks it says too much
 
 
 def test_intervals_with_one_run_on_one_side_are_over_images_only():
@@ -261,7 +261,7 @@ def test_intervals_of_several_runs_are_those_of_a_two_way_analysis_of_variance()
     runs, images = of_runs / 360, max(0, (of_images - rest) / 360)
     degrees = (5 - 2) * (runs + images) / runs
     spread = stats.t.ppf(0.975, degrees) * math.sqrt(runs + images)
-    assert gain_interval(wrong, never, same_runs=True) == pytest.approx((mean - spread, mean + spread), abs=1e-12)
+    assert gain_interval(wrong, never, paired=True) == pytest.approx((mean - spread, mean + spread), abs=1e-12)
 
 
 def test_the_interval_of_a_gain_contains_it_and_narrows_with_images():
@@ -288,7 +288,7 @@ def test_the_interval_of_a_gain_widens_with_the_spread_of_the_seeds():
     with pytest.raises(ValueError, match="the same ones"):
         gain_interval(alike, none[:, 1:])
     with pytest.raises(ValueError, match="3 and 2 runs: must be the same ones"):
-        gain_interval(alike, none[1:], same_runs=True)
+        gain_interval(alike, none[1:], paired=True)
 
 
 def test_runs_that_agree_on_every_image_leave_the_uncertainty_of_the_images():
@@ -297,13 +297,13 @@ def test_runs_that_agree_on_every_image_leave_the_uncertainty_of_the_images():
     assert several == pytest.approx(paired_test(first, second)[4:6], abs=1e-9)
 
 
-def test_a_gain_that_every_run_shares_is_certain_only_for_the_same_runs():
+def test_a_gain_that_every_run_shares_is_certain_only_for_the_paired():
     # Each run is better by the same 5 points with the second protocol, but the runs differ by 10.
     baseline, other = np.zeros((2, 3, 1000), bool)
     for i in range(3):
         baseline[i, : 300 + 100 * i] = other[i, : 300 + 100 * i] = True
         other[i, :50] = False
-    low, high = gain_interval(baseline, other, same_runs=True)
+    low, high = gain_interval(baseline, other, paired=True)
     assert 0.03 < low < 0.05 < high < 0.07
     low, high = gain_interval(baseline, other)
     assert low < -0.1
@@ -414,14 +414,14 @@ def test_the_smallest_gain_is_shown_with_the_power_that_was_asked_for(images, ru
     assert needed <= runs
 
 
-@pytest.mark.parametrize("same_runs", [False, True])
+@pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("run", [ALIKE, APART])
-def test_the_power_is_the_share_of_intervals_that_show_the_gain(run, same_runs):
+def test_the_power_is_the_share_of_intervals_that_show_the_gain(run, paired):
     runs = 5
     first, second, truth, _ = made_up_outcomes(np.random.default_rng(7), (runs, runs), run)
-    shown = np.mean([gain_interval(a, b, same_runs=same_runs)[0] > 0 for a, b in zip(first, second, strict=True)])
+    shown = np.mean([gain_interval(a, b, paired=paired)[0] > 0 for a, b in zip(first, second, strict=True)])
     both = zip(first[:300], second[:300], strict=True)
-    spreads = np.array([spread_of(a, b, same_runs=same_runs) for a, b in both])
+    spreads = np.array([spread_of(a, b, paired=paired) for a, b in both])
     spread = Spread(*spreads.mean(axis=0))
     assert 0.2 < shown < 0.95  # where a wrong formula would be seen
     assert spread.power(float(truth), runs) == pytest.approx(shown, abs=0.06)

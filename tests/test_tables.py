@@ -180,7 +180,7 @@ def test_gains_between_networks_treat_their_runs_as_independent(uneven_runs):
 def test_gains_between_protocols_pair_the_same_runs(uneven_runs):
     folder, wrong = uneven_runs
     page = table_page("table3", read_runs([str(folder)]))
-    expected = gain_interval(wrong["single", "center"], wrong["single", "full"], same_runs=True)
+    expected = gain_interval(wrong["single", "center"], wrong["single", "full"], paired=True)
     assert expected != pytest.approx(gain_interval(wrong["single", "center"], wrong["single", "full"]), abs=0.01)
     assert interval_in(row_of(page, "SPP, one size", "| full")[5]) == pytest.approx(expected, abs=1e-4)
 

@@ -101,8 +101,8 @@ def _rows_by_seed(views: str, tested: Sequence[_Tested]) -> list[list[str]]:
         reference, mistakes = first.mistakes(seeds), network.mistakes(seeds)
         errors = reference.mean(axis=1), mistakes.mean(axis=1)
         correlation = f"{np.corrcoef(*errors)[0, 1]:+.2f}" if all(np.ptp(side) for side in errors) else ""
-        interval = gain_interval(reference, mistakes, same_runs=True)
-        smallest = spread_of(reference, mistakes, same_runs=True).shown_gain(len(seeds))
+        interval = gain_interval(reference, mistakes, paired=True)
+        smallest = spread_of(reference, mistakes, paired=True).shown_gain(len(seeds))
         gain = gain_text(reference.mean() - mistakes.mean(), *interval)
         rows.append([network.name, views, str(len(seeds)), correlation, gain, percent(smallest)])
     return rows

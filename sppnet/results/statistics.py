@@ -33,7 +33,7 @@ def error_interval(wrong: np.ndarray) -> tuple[float, float]:
     """
     if len(wrong) == 1:
         return wilson_interval(int(wrong.sum()), wrong.shape[1])
-    low, high = gain_interval(wrong, np.zeros_like(wrong), same_runs=True)
+    low, high = gain_interval(wrong, np.zeros_like(wrong), paired=True)
     return max(0.0, low), high
 
 
@@ -83,7 +83,7 @@ def paired_test(first: np.ndarray, second: np.ndarray) -> PairedTest:
     return PairedTest(a, b, n, (a - b) / n, low, high, p)
 
 
-def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = False) -> tuple[float, float]:
+def gain_interval(baseline: np.ndarray, other: np.ndarray, *, paired: bool = False) -> tuple[float, float]:
     """Returns the 95 % interval of mean error of `baseline` minus that of `other`, as fractions in -1..1.
 
     With two or more runs on each side it covers the choice of images and of training runs; with one run on either side
@@ -96,7 +96,7 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
 
     Args:
         baseline, other: bool (runs, n), which images each run got wrong; n agrees.
-        same_runs: row i of both is the same training run, tested by two protocols, or both were trained with the same
+        paired: row i of both is the same training run, tested by two protocols, or both were trained with the same
             seed. Otherwise the runs are taken to be independent, even if they share seeds, and their numbers need not
             agree.
 
@@ -104,12 +104,12 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = 
     """
     if baseline.shape[1] != other.shape[1]:
         raise ValueError(f"{baseline.shape[1]} and {other.shape[1]} images: must be the same ones")
-    if same_runs and len(baseline) != len(other):
+    if paired and len(baseline) != len(other):
         raise ValueError(f"{len(baseline)} and {len(other)} runs: must be the same ones")
     from scipy.special import stdtrit
 
     gains, losses = baseline.astype(float), -other.astype(float)
-    sides = [gains + losses] if same_runs else [gains, losses]  # independent apart from the images
+    sides = [gains + losses] if paired else [gains, losses]  # independent apart from the images
     from_images, from_runs, degrees = _variances(sides)
 
     # At least the variance of two images, each wrong on another side, which Bonett and Price (2012) add: if all images
@@ -155,15 +155,15 @@ class Spread(NamedTuple):
         return next((runs for runs in range(2, most + 1) if self.power(gain, runs) >= power), None)
 
 
-def spread_of(baseline: np.ndarray, other: np.ndarray, *, same_runs: bool = False) -> Spread:
+def spread_of(baseline: np.ndarray, other: np.ndarray, *, paired: bool = False) -> Spread:
     """Estimates the spread of a gain, as `gain_interval` does.
 
     Args:
         baseline, other: bool (runs, n), which images each run got wrong, two or more runs on each side; n agrees.
-        same_runs: as in `gain_interval`.
+        paired: as in `gain_interval`.
     """
     gains, losses = baseline.astype(float), -other.astype(float)
-    sides = [gains + losses] if same_runs else [gains, losses]
+    sides = [gains + losses] if paired else [gains, losses]
     from_images, _, _ = _variances(sides)
     run = sum(float(side.mean(axis=1).var(ddof=1)) for side in sides)
     return Spread(max(from_images, 2 / baseline.shape[1] ** 2), run, len(sides))

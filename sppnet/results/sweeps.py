@@ -182,5 +182,5 @@ def _closeness(views: str, runs: Sequence[Run]) -> list[str]:
         f"{np.mean(divergences):.4f}",
         percent(float(np.mean(agreements))),
         _mean_text([float(run_mistakes.mean()) for run_mistakes in mistakes]),
-        gain_text(gain, *gain_interval(baseline, mistakes, same_runs=True)),
+        gain_text(gain, *gain_interval(baseline, mistakes, paired=True)),
     ]

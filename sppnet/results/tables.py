@@ -227,7 +227,7 @@ def _gain(row: _Row, k: int) -> str:
     # Tests of the same runs are compared run by run, so that runs without the reference do not count.
     compared = row.reference if row.same_runs else row.ours
     ours = np.stack([wrong(row.ours[seed], k) for seed in compared])
-    return gain_text(float(reference.mean() - ours.mean()), *gain_interval(reference, ours, same_runs=row.same_runs))
+    return gain_text(float(reference.mean() - ours.mean()), *gain_interval(reference, ours, paired=row.same_runs))
 
 
 def _mean_text(mistakes: Sequence[np.ndarray]) -> str:

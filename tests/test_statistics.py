@@ -380,7 +380,7 @@ def test_the_runs_that_are_needed_are_those_of_the_tables_of_students_test(effec
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
 def test_the_pairs_that_are_needed_are_those_of_students_paired_test(effect, pairs):
     """G*Power 3.1, "t tests: difference between two dependent means", 5 % two-sided, 80 % power."""
-    assert Spread(images=0, run=1, sides=1).runs_needed(effect) == pairs
+    assert Spread(images=0, run=1, paired=True).runs_needed(effect) == pairs
 
 
 def test_images_put_a_limit_to_what_more_runs_show():

@@ -56,6 +56,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _verdict(row: Row) -> str:
+    """Says whether the median meets the goal, and how many rounds meet it where they do not agree."""
     if row.goal is None:
         return ""
     met = [ratio >= row.goal for ratio in row.ratio.rounds]

@@ -102,15 +102,9 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, paired: bool = Fal
 
     Raises ValueError unless the shapes fit.
     """
-    if baseline.shape[1] != other.shape[1]:
-        raise ValueError(f"{baseline.shape[1]} and {other.shape[1]} images: must be the same ones")
-    if paired and len(baseline) != len(other):
-        raise ValueError(f"{len(baseline)} and {len(other)} runs: must be the same ones")
     from scipy.special import stdtrit
 
-    gains, losses = baseline.astype(float), -other.astype(float)
-    sides = [gains + losses] if paired else [gains, losses]  # independent apart from the images
-    from_images, from_runs, degrees = _variances(sides)
+    from_images, from_runs, degrees = _variances(_sides(baseline, other, paired))
 
     # At least the variance of two images, each wrong on another side, which Bonett and Price (2012) add: if all images
     # agree, the interval must not have width 0.
@@ -118,7 +112,7 @@ def gain_interval(baseline: np.ndarray, other: np.ndarray, *, paired: bool = Fal
     if from_runs:
         degrees *= variance / from_runs
 
-    gain, spread = gains.mean() + losses.mean(), stdtrit(degrees, 0.975) * math.sqrt(variance)
+    gain, spread = baseline.mean() - other.mean(), stdtrit(degrees, 0.975) * math.sqrt(variance)
     return max(-1.0, float(gain - spread)), min(1.0, float(gain + spread))
 
 
@@ -127,7 +121,7 @@ class Spread(NamedTuple):
 
     images: float  # by the choice of the images; more runs do not lower it
     run: float  # by the training runs, with one run on each side; n on each side divide it by n
-    sides: int = 2  # that were trained independently; 1: run i of one side is compared with run i of the other
+    paired: bool = False  # run i of one side is compared with run i of the other
 
     def power(self, gain: float, runs: int) -> float:
         """Returns the probability that the 95 % interval of `gain_interval` shows a true gain above 0: not zero.
@@ -140,7 +134,8 @@ class Spread(NamedTuple):
 
         from_runs = self.run / runs
         variance = self.images + from_runs
-        degrees = self.sides * (runs - 1) * variance / from_runs if from_runs else math.inf
+        samples = 1 if self.paired else 2
+        degrees = samples * (runs - 1) * variance / from_runs if from_runs else math.inf
         return float(nct.sf(t.ppf(0.975, degrees), degrees, gain / math.sqrt(variance)))
 
     def shown_gain(self, runs: int, power: float = 0.8) -> float:
@@ -161,12 +156,13 @@ def spread_of(baseline: np.ndarray, other: np.ndarray, *, paired: bool = False) 
     Args:
         baseline, other: bool (runs, n), which images each run got wrong, two or more runs on each side; n agrees.
         paired: as in `gain_interval`.
+
+    Raises ValueError unless the shapes fit.
     """
-    gains, losses = baseline.astype(float), -other.astype(float)
-    sides = [gains + losses] if paired else [gains, losses]
+    sides = _sides(baseline, other, paired)
     from_images, _, _ = _variances(sides)
     run = sum(float(side.mean(axis=1).var(ddof=1)) for side in sides)
-    return Spread(max(from_images, 2 / baseline.shape[1] ** 2), run, len(sides))
+    return Spread(max(from_images, 2 / baseline.shape[1] ** 2), run, paired)
 
 
 def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
@@ -243,6 +239,19 @@ def _over_images_and_runs(mean: float, from_images: float, values: np.ndarray) -
     degrees = (runs - 1) * variance / from_runs if from_runs else math.inf
     spread = float(stdtrit(degrees, 0.975)) * math.sqrt(variance)
     return mean - spread, mean + spread
+
+
+def _sides(baseline: np.ndarray, other: np.ndarray, paired: bool) -> list[np.ndarray]:
+    """Returns what the gain is the sum of, each float (runs, n) and independent of the others apart from the images.
+
+    Raises ValueError unless the shapes fit.
+    """
+    if baseline.shape[1] != other.shape[1]:
+        raise ValueError(f"{baseline.shape[1]} and {other.shape[1]} images: must be the same ones")
+    if paired and len(baseline) != len(other):
+        raise ValueError(f"{len(baseline)} and {len(other)} runs: must be the same ones")
+    gains, losses = baseline.astype(float), -other.astype(float)
+    return [gains + losses] if paired else [gains, losses]
 
 
 def _variances(sides: list[np.ndarray]) -> tuple[float, float, float]:
